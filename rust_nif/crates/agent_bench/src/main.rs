@@ -1,0 +1,2 @@
+//! Load generator and the bare tonic baseline for make bench.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Pure core: native agent state machine, engine tools, canonical hashes, validation. No I/O.

@@ -1,0 +1,1 @@
+//! The gRPC front: decoding, limits, rich errors, health, reflection.

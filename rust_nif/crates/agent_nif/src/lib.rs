@@ -1,0 +1,1 @@
+//! The only crate with rustler: decode, enqueue, reply.

@@ -1,0 +1,1 @@
+//! Generated protobuf types of the public and the worker protocol, and their descriptor set.

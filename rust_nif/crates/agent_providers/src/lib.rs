@@ -1,0 +1,1 @@
+//! Provider calls: OpenAI-compatible HTTP, the embedded local server, echo.

@@ -1,0 +1,2 @@
+//! The guardian program between the node and each worker process tree.
+fn main() {}
