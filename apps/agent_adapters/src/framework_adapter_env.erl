@@ -1,0 +1,147 @@
+%% @doc Where a framework's Python environment lies, and the command lines of its zygote and workers.
+%%
+%% Reads files and configuration only. Environments are built by the set-up (`<environments>/<name>'); each holds its
+%% lock's hash in `singularity-lock.sha256', which attempts record.
+-module(framework_adapter_env).
+
+-export([environment/1]).
+-export([known/0]).
+-export([available/1]).
+-export([lock_hash/1]).
+-export([zygote_args/2]).
+-export([worker_args/1]).
+-export([runtime_dir/0]).
+-export([prepare_runtime_dir/0]).
+
+%% Length of a Unix socket's path is at most 107 bytes; a name below the folder takes up to 44.
+-define(MAX_RUNTIME_DIR, 60).
+
+%% @doc The environment that a framework runs in: `custom:NAME' shares one.
+-spec environment(binary()) -> binary().
+environment(<<"custom:", _/binary>>) -> <<"custom">>;
+environment(Framework) -> Framework.
+
+%% @doc Frameworks that have an adapter in this version.
+-spec known() -> [binary()].
+known() ->
+    [<<"langchain">>, <<"custom">>].
+
+%% @doc Whether the environment of a framework is there.
+-spec available(binary()) -> ok | {error, agent_error:t()}.
+available(Framework) ->
+    Env = environment(Framework),
+    case lists:member(Env, known()) of
+        false ->
+            {error, agent_error:new(framework_unavailable,
+                                    <<"framework ", Framework/binary, " has no adapter in this version">>,
+                                    #{<<"framework">> => Framework,
+                                      <<"available">> => lists:join(<<", ">>, known())})};
+        true ->
+            case filelib:is_regular(python(Env)) of
+                true ->
+                    ok;
+                false ->
+                    {error, agent_error:new(framework_unavailable,
+                                            <<"the Python environment of ", Env/binary, " is not installed; "
+                                              "run: make setup">>,
+                                            #{<<"framework">> => Framework})}
+            end
+    end.
+
+%% @doc SHA-256 of the environment's lock as hexadecimal text, empty where unknown.
+-spec lock_hash(binary()) -> binary().
+lock_hash(Framework) ->
+    case file:read_file(filename:join(dir(environment(Framework)), "singularity-lock.sha256")) of
+        {ok, Hash} -> string:trim(Hash);
+        {error, _} -> <<>>
+    end.
+
+%% @doc Arguments of `port_guard run' for the zygote of an environment.
+-spec zygote_args(binary(), file:filename()) -> [string() | binary()].
+zygote_args(Env, Socket) ->
+    env_args(Env) ++ ["--", python(Env), "-P", "-m", "singularity_agents.worker.zygote",
+                      "--socket", Socket, "--framework", Env].
+
+%% @doc Arguments of `port_guard worker'.
+-spec worker_args(#{framework := binary(), worker_id := binary(), data := file:filename(), zygote := file:filename(),
+                    dir := file:filename(), project => binary()}) -> [string() | binary()].
+worker_args(#{framework := Framework, worker_id := Id, data := Data, zygote := Zygote, dir := Dir} = Spec) ->
+    Env = environment(Framework),
+    Project = maps:get(project, Spec, <<>>),
+    Mode = agent_config:get([workers, isolation], <<"auto">>),
+    ["--data", Data, "--zygote", Zygote, "--worker-id", Id, "--mode", Mode, "--dir", Dir]
+        ++ env_args(Env)
+        ++ ["--max-memory", integer_to_list(agent_config:get([workers, max_memory], 1 bsl 30)),
+            "--max-processes", integer_to_list(agent_config:get([workers, max_processes], 64))]
+        ++ lists:append([["--allow-read", P] || P <- readable(Env, Project)])
+        ++ ["--allow-write", Dir]
+        ++ lists:append([["--allow-connect", integer_to_list(P)] || P <- agent_config:get([workers, allow_connect], [])]).
+
+%% The allow-list of the environment: nothing of the node's own is handed on.
+-spec env_args(binary()) -> [string() | binary()].
+env_args(Env) ->
+    Bin = filename:dirname(python(Env)),
+    Fixed = [{"PATH", Bin ++ ":/usr/local/bin:/usr/bin:/bin"}, {"LANG", "C.UTF-8"}, {"PYTHONUNBUFFERED", "1"},
+             {"PYTHONDONTWRITEBYTECODE", "1"}, {"PYTHONHASHSEED", "0"}, {"OPENBLAS_NUM_THREADS", "1"}],
+    Zone = case os:getenv("TZ") of false -> []; Tz -> [{"TZ", Tz}] end,
+    Path = case python_path() of "" -> []; P -> [{"PYTHONPATH", P}] end,
+    lists:append([["--env", K ++ "=" ++ V] || {K, V} <- Fixed ++ Zone ++ Path]).
+
+-spec readable(binary(), binary()) -> [file:filename() | binary()].
+readable(Env, Project) ->
+    Base = base_prefix(Env),
+    Sources = string:lexemes(python_path(), ":"),
+    [P || P <- [dir(Env) | Base] ++ Sources ++ [Project], P =/= <<>>, P =/= ""].
+
+%% The interpreter that the environment was made from lies elsewhere, and the worker imports from it.
+-spec base_prefix(binary()) -> [file:filename()].
+base_prefix(Env) ->
+    case file:read_file(filename:join(dir(Env), "pyvenv.cfg")) of
+        {ok, Text} ->
+            case re:run(Text, "^home *= *(.+)$", [multiline, {capture, [1], list}]) of
+                {match, [Home]} -> [filename:dirname(string:trim(Home))];
+                nomatch -> []
+            end;
+        {error, _} ->
+            []
+    end.
+
+-spec python(binary()) -> file:filename().
+python(Env) ->
+    filename:join([dir(Env), "bin", "python"]).
+
+-spec dir(binary()) -> file:filename().
+dir(Env) ->
+    filename:join(environments(), binary_to_list(Env)).
+
+-spec environments() -> file:filename().
+environments() ->
+    case agent_config:get([workers, environments], <<>>) of
+        <<>> -> os:getenv("SINGULARITY_ENVS", "_build/venvs");
+        Path -> binary_to_list(Path)
+    end.
+
+%% Source folder of our own Python package, where it is not installed in the environments.
+-spec python_path() -> string().
+python_path() ->
+    os:getenv("SINGULARITY_PYTHONPATH", "").
+
+%% @doc Folder of sockets and of the workers' own folders: 0700, with a short path.
+-spec runtime_dir() -> file:filename().
+runtime_dir() ->
+    Data = binary_to_list(agent_config:get([server, data_dir], <<"data">>)),
+    Wanted = filename:join(filename:absname(Data), "run"),
+    case length(Wanted) =< ?MAX_RUNTIME_DIR of
+        true -> Wanted;
+        false -> "/tmp/singularity-" ++ integer_to_list(erlang:phash2(Wanted, 1 bsl 32), 36)
+    end.
+
+%% @doc Makes the folder and removes what an earlier run of the node left in it.
+-spec prepare_runtime_dir() -> ok | {error, file:posix()}.
+prepare_runtime_dir() ->
+    Dir = runtime_dir(),
+    _ = file:del_dir_r(Dir),
+    case filelib:ensure_dir(filename:join([Dir, "work", "x"])) of
+        ok -> file:change_mode(Dir, 8#700);
+        Error -> Error
+    end.

@@ -1,0 +1,197 @@
+%% @doc Who gets which worker: the pool's decisions, pure, with effects as data.
+%%
+%% A worker belongs to one key, `{Framework, AgentId, Version, Tenant}', for its life. Requests of a key wait in order. When a
+%% framework is at its maximum, an idle worker of another key is ended to make room; a busy one never is.
+-module(framework_adapter_leases).
+
+-export([new/1]).
+-export([request/3]).
+-export([cancel/2]).
+-export([idle/2]).
+-export([busy/2]).
+-export([ended/3]).
+-export([refuse/3]).
+-export([workers/1]).
+-export([waiting/1]).
+
+-export_type([leases/0, key/0, request/0, effect/0, limits/0]).
+
+%% Failed starts in a row after which the waiting requests of a key are refused.
+-define(MAX_START_FAILURES, 3).
+
+-type key() :: {Framework :: binary(), AgentId :: binary(), Version :: term(), Tenant :: binary()}.
+-type request() :: #{ref := reference(), owner := pid(), task_id := binary(), agent := map()}.
+-type limits() :: #{max_per_framework := pos_integer(), max_waiting := pos_integer()}.
+-type effect() ::
+    {grant, WorkerId :: binary(), request()}
+    | {start, WorkerId :: binary(), key(), Agent :: map()}
+    | {stop, WorkerId :: binary()}
+    | {refuse, request(), queue_full | {worker_start_failed, binary()}}.
+
+-record(w, {key :: key(), state = starting :: starting | idle | leased | stopping}).
+-record(leases, {
+    limits :: limits(),
+    workers = #{} :: #{binary() => #w{}},
+    idle = #{} :: #{key() => [binary()]},
+    queues = #{} :: #{key() => queue:queue(request())},
+    failures = #{} :: #{key() => pos_integer()},
+    waiting = 0 :: non_neg_integer(),
+    last_id = 0 :: non_neg_integer()
+}).
+-opaque leases() :: #leases{}.
+
+%% @doc An empty pool.
+-spec new(limits()) -> leases().
+new(Limits) ->
+    #leases{limits = Limits}.
+
+%% @doc A task wants a worker of `Key'.
+-spec request(key(), request(), leases()) -> {[effect()], leases()}.
+request(Key, Request, L = #leases{idle = Idle, waiting = N, limits = #{max_waiting := Max}}) ->
+    case Idle of
+        #{Key := [Id | Rest]} ->
+            {[{grant, Id, Request}], set(Id, leased, L#leases{idle = put_idle(Key, Rest, Idle)})};
+        #{} when N >= Max ->
+            {[{refuse, Request, queue_full}], L};
+        #{} ->
+            Queue = queue:in(Request, maps:get(Key, L#leases.queues, queue:new())),
+            grow(Key, L#leases{queues = (L#leases.queues)#{Key => Queue}, waiting = N + 1})
+    end.
+
+%% @doc A request that waits is taken back.
+-spec cancel(reference(), leases()) -> leases().
+cancel(Ref, L = #leases{queues = Queues}) ->
+    Queues1 = maps:filtermap(
+        fun(_, Q) ->
+            Q1 = queue:filter(fun(#{ref := R}) -> R =/= Ref end, Q),
+            case queue:is_empty(Q1) of true -> false; false -> {true, Q1} end
+        end, Queues),
+    L#leases{queues = Queues1, waiting = count(Queues1)}.
+
+%% @doc A worker is ready or its task has ended.
+-spec idle(binary(), leases()) -> {[effect()], leases()}.
+idle(Id, L = #leases{workers = Workers, failures = Failures}) ->
+    case Workers of
+        #{Id := #w{key = Key, state = State}} when State =/= stopping ->
+            serve(Id, Key, L#leases{failures = maps:remove(Key, Failures)});
+        #{} ->
+            {[], L}
+    end.
+
+%% @doc A worker runs a task (bookkeeping for views and evictions).
+-spec busy(binary(), leases()) -> leases().
+busy(Id, L) ->
+    set(Id, leased, L).
+
+%% @doc A worker is no more. `start_failed' with a text when it never became ready.
+-spec ended(binary(), normal | {start_failed, binary()}, leases()) -> {[effect()], leases()}.
+ended(Id, How, L = #leases{workers = Workers}) ->
+    case maps:take(Id, Workers) of
+        error ->
+            {[], L};
+        {#w{key = Key}, Workers1} ->
+            Idle = put_idle(Key, lists:delete(Id, maps:get(Key, L#leases.idle, [])), L#leases.idle),
+            after_end(Key, How, L#leases{workers = Workers1, idle = Idle})
+    end.
+
+-spec after_end(key(), normal | {start_failed, binary()}, leases()) -> {[effect()], leases()}.
+after_end(Key, {start_failed, Text}, L = #leases{failures = Failures}) ->
+    case maps:get(Key, Failures, 0) + 1 of
+        N when N >= ?MAX_START_FAILURES ->
+            {Refused, L1} = refuse(Key, {worker_start_failed, Text}, L#leases{failures = maps:remove(Key, Failures)}),
+            {Grown, L2} = grow_all(element(1, Key), L1),
+            {Refused ++ Grown, L2};
+        N ->
+            grow_all(element(1, Key), L#leases{failures = Failures#{Key => N}})
+    end;
+after_end(Key, normal, L) ->
+    grow_all(element(1, Key), L).
+
+%% @doc Refuses what waits for a key.
+-spec refuse(key(), {worker_start_failed, binary()}, leases()) -> {[effect()], leases()}.
+refuse(Key, Why, L = #leases{queues = Queues, waiting = N}) ->
+    Requests = queue:to_list(maps:get(Key, Queues, queue:new())),
+    {[{refuse, R, Why} || R <- Requests],
+     L#leases{queues = maps:remove(Key, Queues), waiting = N - length(Requests)}}.
+
+%% @doc Ids with key and state.
+-spec workers(leases()) -> [{binary(), key(), starting | idle | leased | stopping}].
+workers(#leases{workers = Workers}) ->
+    [{Id, Key, State} || {Id, #w{key = Key, state = State}} <- maps:to_list(Workers)].
+
+%% @doc Requests that wait.
+-spec waiting(leases()) -> non_neg_integer().
+waiting(#leases{waiting = N}) ->
+    N.
+
+-spec serve(binary(), key(), leases()) -> {[effect()], leases()}.
+serve(Id, Key, L = #leases{queues = Queues, waiting = N}) ->
+    case Queues of
+        #{Key := Queue} ->
+            {{value, Request}, Rest} = queue:out(Queue),
+            Queues1 = case queue:is_empty(Rest) of true -> maps:remove(Key, Queues); false -> Queues#{Key => Rest} end,
+            {[{grant, Id, Request}], set(Id, leased, L#leases{queues = Queues1, waiting = N - 1})};
+        #{} ->
+            Idle = maps:update_with(Key, fun(Ids) -> [Id | lists:delete(Id, Ids)] end, [Id], L#leases.idle),
+            grow_all(element(1, Key), set(Id, idle, L#leases{idle = Idle}))
+    end.
+
+%% Every key of the framework that waits may now have room.
+-spec grow_all(binary(), leases()) -> {[effect()], leases()}.
+grow_all(_Framework, L = #leases{queues = Queues}) when map_size(Queues) =:= 0 ->
+    {[], L};
+grow_all(Framework, L = #leases{queues = Queues}) ->
+    Keys = [K || K <- maps:keys(Queues), element(1, K) =:= Framework],
+    lists:foldl(fun(K, {Effects, Acc}) -> {E, Acc1} = grow(K, Acc), {Effects ++ E, Acc1} end, {[], L}, Keys).
+
+%% Starts a worker for a key that waits, or makes room for one.
+-spec grow(key(), leases()) -> {[effect()], leases()}.
+grow(Key, L = #leases{workers = Workers, queues = Queues, limits = #{max_per_framework := Max}}) ->
+    Framework = element(1, Key),
+    Mine = [W || {_, W = #w{key = K}} <- maps:to_list(Workers), element(1, K) =:= Framework],
+    Starting = length([x || #w{key = K, state = starting} <- Mine, K =:= Key]),
+    case queue:len(maps:get(Key, Queues, queue:new())) > Starting of
+        false ->
+            {[], L};
+        true when length(Mine) < Max ->
+            {value, #{agent := Agent}} = queue:peek(maps:get(Key, Queues)),
+            {Id, L1} = new_id(Framework, L),
+            {[{start, Id, Key, Agent}], L1#leases{workers = Workers#{Id => #w{key = Key}}}};
+        true ->
+            evict(Framework, Key, Mine, L)
+    end.
+
+%% "langchain-3": an operator can say it. Numbers are not used again while the node runs.
+-spec new_id(binary(), leases()) -> {binary(), leases()}.
+new_id(Framework, L = #leases{last_id = N}) ->
+    Name = binary:replace(Framework, [<<":">>, <<"/">>], <<"-">>, [global]),
+    {<<Name/binary, "-", (integer_to_binary(N + 1))/binary>>, L#leases{last_id = N + 1}}.
+
+-spec evict(binary(), key(), [#w{}], leases()) -> {[effect()], leases()}.
+evict(Framework, Key, Mine, L = #leases{idle = Idle}) ->
+    Stopping = lists:any(fun(#w{state = S}) -> S =:= stopping end, Mine),
+    Others = [{K, Ids} || {K, Ids = [_ | _]} <- maps:to_list(Idle), element(1, K) =:= Framework, K =/= Key],
+    case Others of
+        [{K, Ids} | _] when not Stopping ->
+            Oldest = lists:last(Ids),
+            L1 = set(Oldest, stopping, L#leases{idle = put_idle(K, lists:delete(Oldest, Ids), Idle)}),
+            {[{stop, Oldest}], L1};
+        _ ->
+            {[], L}
+    end.
+
+-spec set(binary(), starting | idle | leased | stopping, leases()) -> leases().
+set(Id, State, L = #leases{workers = Workers}) ->
+    case Workers of
+        #{Id := #w{state = stopping}} -> L;
+        #{Id := W} -> L#leases{workers = Workers#{Id => W#w{state = State}}};
+        #{} -> L
+    end.
+
+-spec put_idle(key(), [binary()], #{key() => [binary()]}) -> #{key() => [binary()]}.
+put_idle(Key, [], Idle) -> maps:remove(Key, Idle);
+put_idle(Key, Ids, Idle) -> Idle#{Key => Ids}.
+
+-spec count(#{key() => queue:queue(request())}) -> non_neg_integer().
+count(Queues) ->
+    maps:fold(fun(_, Q, N) -> N + queue:len(Q) end, 0, Queues).

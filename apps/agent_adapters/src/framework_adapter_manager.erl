@@ -1,0 +1,277 @@
+%% @doc Manager of the framework workers: leases them, starts and ends them. It never opens a port and never waits.
+%%
+%% Decisions are in {@link framework_adapter_leases}; here its effects are carried out, and the view table is kept, so that
+%% views read without asking anybody.
+-module(framework_adapter_manager).
+-behaviour(gen_server).
+
+
+%% API
+-export([start_link/0]).
+-export([lease/1]).
+-export([cancel_lease/1]).
+-export([restart_workers/1]).
+
+%% gen_server
+-export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, format_status/1]).
+
+%% Failed imports in a row after which a framework counts as unavailable and waiting tasks are refused.
+-define(ZYGOTE_FAILURES, 3).
+%% Length of the id in a runtime path is bounded (a Unix socket's path is at most 107 bytes).
+-define(MAX_FRAMEWORK_NAME, 32).
+
+-record(zygote, {state = starting :: starting | up | down, failures = 0 :: non_neg_integer(), restarts = 0 :: non_neg_integer(),
+                 reason = <<>> :: binary(), os_pid = 0 :: non_neg_integer(), info = <<>> :: binary()}).
+-record(manager, {
+    leases :: framework_adapter_leases:leases(),
+    pids = #{} :: #{binary() => {pid(), reference()}},
+    monitors = #{} :: #{reference() => binary()},
+    zygotes = #{} :: #{binary() => #zygote{}},
+    %% Starts that wait for their zygote.
+    starts = #{} :: #{binary() => [{binary(), framework_adapter_leases:key(), map()}]},
+    owners = #{} :: #{reference() => reference()}
+}).
+
+%% @doc Starts the manager.
+-spec start_link() -> gen_server:start_ret().
+start_link() ->
+    gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+
+%% @doc Asks for a worker; the answer is a message, see `docs/internal_api.md'.
+-spec lease(map()) -> {ok, reference()}.
+lease(Request) ->
+    Ref = make_ref(),
+    gen_server:cast(?MODULE, {lease, Ref, Request}),
+    {ok, Ref}.
+
+%% @doc Takes a lease request back that has not been granted.
+-spec cancel_lease(reference()) -> ok.
+cancel_lease(Ref) ->
+    gen_server:cast(?MODULE, {cancel, Ref}).
+
+%% @doc Ends the idle workers of a framework and, as they finish, the busy ones; gives the number of idle ones ended.
+-spec restart_workers(binary()) -> {ok, non_neg_integer()}.
+restart_workers(Framework) ->
+    gen_server:call(?MODULE, {restart_workers, Framework}).
+
+-spec init([]) -> {ok, #manager{}, {continue, start}}.
+init([]) ->
+    Limits = #{max_per_framework => agent_config:get([workers, max_per_framework], 4),
+               max_waiting => agent_config:get([workers, max_waiting], 10000)},
+    {ok, #manager{leases = framework_adapter_leases:new(Limits)}, {continue, start}}.
+
+-spec handle_continue(start, #manager{}) -> {noreply, #manager{}}.
+handle_continue(start, M) ->
+    %% A manager that was restarted takes over nobody: workers of the former one end with it (`rest_for_one').
+    true = ets:delete_all_objects(framework_adapter_pool:table()),
+    Warm = agent_config:get([workers, warm_frameworks], []),
+    {noreply, lists:foldl(fun(F, Acc) -> ensure_zygote(framework_adapter_env:environment(F), Acc) end, M, Warm)}.
+
+-spec handle_call({restart_workers, binary()}, gen_server:from(), #manager{}) -> {reply, {ok, non_neg_integer()}, #manager{}}.
+handle_call({restart_workers, Framework}, _From, M = #manager{leases = Leases, pids = Pids}) ->
+    Idle = [Id || {Id, Key, idle} <- framework_adapter_leases:workers(Leases), element(1, Key) =:= Framework],
+    lists:foreach(fun(Id) -> {Pid, _} = maps:get(Id, Pids), framework_adapter_worker:stop(Pid) end, Idle),
+    {reply, {ok, length(Idle)}, M}.
+
+-spec handle_cast(term(), #manager{}) -> {noreply, #manager{}}.
+handle_cast({lease, Ref, #{framework := F, agent := Agent, tenant := Tenant, task_id := TaskId, owner := Owner}}, M) ->
+    Request = #{ref => Ref, owner => Owner, task_id => TaskId, agent => Agent},
+    case usable(F, M) of
+        ok ->
+            Key = {F, maps:get(id, Agent, <<>>), maps:get(version, Agent, 0), Tenant},
+            Mon = monitor(process, Owner),
+            M1 = M#manager{owners = (M#manager.owners)#{Ref => Mon}},
+            {noreply, run(framework_adapter_leases:request(Key, Request, M#manager.leases), M1)};
+        {error, Error} ->
+            Owner ! {adapter, Ref, {refused, Error}},
+            {noreply, M}
+    end;
+handle_cast({cancel, Ref}, M = #manager{leases = Leases}) ->
+    {noreply, forget_owner(Ref, M#manager{leases = framework_adapter_leases:cancel(Ref, Leases)})}.
+
+-spec handle_info(term(), #manager{}) -> {noreply, #manager{}}.
+handle_info({worker, Id, {ready, View}}, M) ->
+    view(Id, View#{state => idle}),
+    {noreply, run(framework_adapter_leases:idle(Id, M#manager.leases), M)};
+handle_info({worker, Id, {idle, View}}, M) ->
+    view(Id, View#{state => idle, task_id => <<>>}),
+    {noreply, run(framework_adapter_leases:idle(Id, M#manager.leases), M)};
+handle_info({worker, Id, {busy, TaskId}}, M) ->
+    view(Id, #{state => busy, task_id => TaskId, since_ms => erlang:system_time(millisecond)}),
+    {noreply, M};
+handle_info({worker, Id, {killing, _Why}}, M) ->
+    view(Id, #{state => killing}),
+    {noreply, M};
+handle_info({zygote, Env, {up, #{os_pid := OsPid, info := Info, restarts := Restarts}}}, M) ->
+    Z = #zygote{state = up, os_pid = OsPid, info = Info, restarts = Restarts},
+    {Starts, Waiting} = take_starts(Env, M),
+    M1 = zygote(Env, Z, M#manager{starts = Waiting}),
+    {noreply, lists:foldl(fun start/2, M1, Starts)};
+handle_info({zygote, Env, {down, #{reason := Reason, log := Log}}}, M) ->
+    {noreply, zygote_down(Env, Reason, Log, M)};
+handle_info({'DOWN', Mon, process, _, Reason}, M = #manager{monitors = Monitors}) ->
+    case maps:take(Mon, Monitors) of
+        {Id, Monitors1} -> {noreply, worker_down(Id, Reason, M#manager{monitors = Monitors1})};
+        error -> {noreply, owner_down(Mon, M)}
+    end;
+handle_info(_, M) ->
+    {noreply, M}.
+
+%% ---- leases
+
+-spec run({[framework_adapter_leases:effect()], framework_adapter_leases:leases()}, #manager{}) -> #manager{}.
+run({Effects, Leases}, M) ->
+    lists:foldl(fun effect/2, M#manager{leases = Leases}, Effects).
+
+-spec effect(framework_adapter_leases:effect(), #manager{}) -> #manager{}.
+effect({grant, Id, #{ref := Ref, owner := Owner}}, M = #manager{pids = Pids}) ->
+    {Pid, _} = maps:get(Id, Pids),
+    framework_adapter_worker:lease(Pid, Ref, Owner),
+    forget_owner(Ref, M);
+effect({stop, Id}, M = #manager{pids = Pids}) ->
+    case Pids of
+        #{Id := {Pid, _}} -> framework_adapter_worker:stop(Pid);
+        #{} -> ok
+    end,
+    M;
+effect({refuse, #{ref := Ref, owner := Owner}, Why}, M) ->
+    Owner ! {adapter, Ref, {refused, refusal(Why)}},
+    forget_owner(Ref, M);
+effect({start, Id, Key, Agent}, M) ->
+    Env = framework_adapter_env:environment(element(1, Key)),
+    case M#manager.zygotes of
+        #{Env := #zygote{state = up}} ->
+            start({Id, Key, Agent}, M);
+        _ ->
+            Starts = maps:update_with(Env, fun(L) -> L ++ [{Id, Key, Agent}] end, [{Id, Key, Agent}], M#manager.starts),
+            ensure_zygote(Env, M#manager{starts = Starts})
+    end.
+
+-spec start({binary(), framework_adapter_leases:key(), map()}, #manager{}) -> #manager{}.
+start({Id, {Framework, AgentId, _, Tenant}, Agent}, M = #manager{pids = Pids, monitors = Monitors}) ->
+    Spec = #{id => Id, framework => Framework, agent => Agent, tenant => Tenant, manager => self(),
+             block_grace_ms => agent_config:get([workers, block_grace_ms], 10000),
+             recycle_after => agent_config:get([workers, recycle_after], 100)},
+    true = ets:insert(framework_adapter_pool:table(),
+                      {Id, #{worker => Id, framework => Framework, agent_id => AgentId, state => starting,
+                             task_id => <<>>, started_ms => erlang:system_time(millisecond)}}),
+    case framework_adapter_worker_sup:start_worker(Spec) of
+        {ok, Pid} ->
+            Mon = monitor(process, Pid),
+            M#manager{pids = Pids#{Id => {Pid, Mon}}, monitors = Monitors#{Mon => Id}};
+        {error, Reason} ->
+            worker_down(Id, Reason, M)
+    end.
+
+-spec worker_down(binary(), term(), #manager{}) -> #manager{}.
+worker_down(Id, Reason, M = #manager{pids = Pids, leases = Leases}) ->
+    true = ets:delete(framework_adapter_pool:table(), Id),
+    M1 = M#manager{pids = maps:remove(Id, Pids)},
+    How = case Reason of
+              {shutdown, {worker_start_failed, Detail}} -> {start_failed, Detail};
+              _ -> normal
+          end,
+    count_restart(Id, Reason, Leases),
+    run(framework_adapter_leases:ended(Id, How, Leases), M1).
+
+-spec count_restart(binary(), term(), framework_adapter_leases:leases()) -> ok.
+count_restart(_, {shutdown, Normal}, _) when Normal =:= stopped; Normal =:= recycled ->
+    ok;
+count_restart(Id, _, Leases) ->
+    case lists:keyfind(Id, 1, framework_adapter_leases:workers(Leases)) of
+        {_, Key, _} ->
+            _ = ets:update_counter(framework_adapter_pool:table(), {restarts, element(1, Key)}, 1,
+                                   {{restarts, element(1, Key)}, 0}),
+            ok;
+        false ->
+            ok
+    end.
+
+%% ---- zygotes
+
+-spec usable(binary(), #manager{}) -> ok | {error, agent_error:t()}.
+usable(Framework, _) when byte_size(Framework) > ?MAX_FRAMEWORK_NAME ->
+    {error, agent_error:new(framework_unavailable, <<"a framework's name has at most 32 characters">>)};
+usable(Framework, #manager{zygotes = Zygotes}) ->
+    Env = framework_adapter_env:environment(Framework),
+    case Zygotes of
+        #{Env := #zygote{state = up}} ->
+            ok;
+        #{Env := #zygote{failures = N, reason = Reason}} when N >= ?ZYGOTE_FAILURES ->
+            {error, agent_error:new(framework_unavailable, Reason, #{<<"framework">> => Framework})};
+        _ ->
+            framework_adapter_env:available(Framework)
+    end.
+
+-spec ensure_zygote(binary(), #manager{}) -> #manager{}.
+ensure_zygote(Env, M = #manager{zygotes = Zygotes}) when is_map_key(Env, Zygotes) ->
+    M;
+ensure_zygote(Env, M) ->
+    case framework_adapter_zygote_sup:ensure(Env, self()) of
+        {ok, _} -> zygote(Env, #zygote{}, M);
+        {error, Reason} -> zygote_down(Env, iolist_to_binary(io_lib:format("~0p", [Reason])), [], M)
+    end.
+
+-spec zygote_down(binary(), binary(), [binary()], #manager{}) -> #manager{}.
+zygote_down(Env, Reason, Log, M = #manager{zygotes = Zygotes}) ->
+    #zygote{failures = N, restarts = R} = maps:get(Env, Zygotes, #zygote{}),
+    Text = iolist_to_binary([Reason, case Log of [] -> []; _ -> [": ", lists:last(Log)] end]),
+    M1 = zygote(Env, #zygote{state = down, failures = N + 1, restarts = R + 1, reason = Text}, M),
+    case N + 1 >= ?ZYGOTE_FAILURES of
+        false ->
+            M1;
+        true ->
+            {Starts, Waiting} = take_starts(Env, M1),
+            lists:foldl(fun({Id, Key, _}, Acc) ->
+                            {Refused, L} = framework_adapter_leases:refuse(Key, {worker_start_failed, Text}, Acc#manager.leases),
+                            {Ended, L1} = framework_adapter_leases:ended(Id, normal, L),
+                            run({Refused ++ Ended, L1}, Acc)
+                        end, M1#manager{starts = Waiting}, Starts)
+    end.
+
+-spec take_starts(binary(), #manager{}) -> {[{binary(), framework_adapter_leases:key(), map()}], map()}.
+take_starts(Env, #manager{starts = Starts}) ->
+    {maps:get(Env, Starts, []), maps:remove(Env, Starts)}.
+
+-spec zygote(binary(), #zygote{}, #manager{}) -> #manager{}.
+zygote(Env, Z = #zygote{state = State, restarts = R, reason = Reason, os_pid = OsPid, info = Info}, M) ->
+    true = ets:insert(framework_adapter_pool:table(),
+                      {{zygote, Env}, #{state => State, restarts => R, reason => Reason, os_pid => OsPid, info => Info}}),
+    M#manager{zygotes = (M#manager.zygotes)#{Env => Z}}.
+
+%% ---- owners
+
+-spec forget_owner(reference(), #manager{}) -> #manager{}.
+forget_owner(Ref, M = #manager{owners = Owners}) ->
+    case maps:take(Ref, Owners) of
+        {Mon, Owners1} -> true = demonitor(Mon, [flush]), M#manager{owners = Owners1};
+        error -> M
+    end.
+
+-spec owner_down(reference(), #manager{}) -> #manager{}.
+owner_down(Mon, M = #manager{owners = Owners, leases = Leases}) ->
+    case [Ref || {Ref, Mo} <- maps:to_list(Owners), Mo =:= Mon] of
+        [Ref] -> M#manager{owners = maps:remove(Ref, Owners), leases = framework_adapter_leases:cancel(Ref, Leases)};
+        [] -> M
+    end.
+
+-spec refusal(queue_full | {worker_start_failed, binary()}) -> agent_error:t().
+refusal(queue_full) ->
+    agent_error:new(queue_full, <<"too many tasks wait for a worker of this framework">>);
+refusal({worker_start_failed, Text}) ->
+    agent_error:new(worker_start_failed, <<"the worker could not be started: ", Text/binary>>).
+
+-spec view(binary(), map()) -> ok.
+view(Id, Changes) ->
+    case ets:lookup(framework_adapter_pool:table(), Id) of
+        [{_, View}] -> true = ets:insert(framework_adapter_pool:table(), {Id, maps:merge(View, Changes)}), ok;
+        [] -> ok
+    end.
+
+-spec format_status(gen_server:format_status()) -> gen_server:format_status().
+format_status(Status) ->
+    maps:map(fun(state, #manager{pids = Pids, leases = Leases, zygotes = Zygotes}) ->
+                     #{workers => maps:size(Pids), waiting => framework_adapter_leases:waiting(Leases),
+                       zygotes => maps:keys(Zygotes)};
+                (_, Other) -> Other
+             end, Status).

@@ -1,0 +1,678 @@
+%% @doc One framework worker: the Erlang process that owns a guard (control) and a socket (frames).
+%%
+%% Life: `opening -> hello -> binding -> idle <-> busy -> killing -> end'. It is leased by the manager to one owner (the
+%% task's coordinator) at a time and speaks to it only by message, `{adapter, LeaseRef, What}'; it never calls upward. It is
+%% `temporary': after a kill or a loss the manager starts another.
+%%
+%% Longer than most modules: it is the whole lifecycle in one place. The codecs, credit, liveness and calls are modules
+%% of their own.
+-module(framework_adapter_worker).
+-behaviour(gen_statem).
+
+-include_lib("kernel/include/logger.hrl").
+
+%% API
+-export([start_link/1]).
+-export([lease/3]).
+-export([execute/3]).
+-export([cancel/3]).
+-export([kill/2]).
+-export([stop/1]).
+
+%% gen_statem
+-export([init/1, callback_mode/0, handle_event/4, terminate/3, format_status/1]).
+
+-export_type([spec/0]).
+
+%% From the opening of the guard to HELLO, and from INIT to READY, in ms.
+-define(START_TIMEOUT_MS, 10000).
+%% The guard connects at once; this is for a machine under load.
+-define(CONNECT_TIMEOUT_MS, 5000).
+%% TERM to KILL when the grace was used up before.
+-define(TERM_GRACE_MS, 20).
+%% The guard's own deadline for the proof is 1 s; ours is behind it.
+-define(PROOF_TIMEOUT_MS, 2000).
+%% Time for the guard's report after the channel ended.
+-define(REPORT_TIMEOUT_MS, 1500).
+-define(TICK_MS, 500).
+-define(SEND_TIMEOUT_MS, 1000).
+-define(MAX_FRAME_BYTES, 16777216).
+%% Frames taken from the socket before it is asked again.
+-define(ACTIVE, 64).
+-define(LOG_LINES, 50).
+-define(SIGUSR1, 10).
+
+-type spec() :: #{
+    id := binary(),
+    framework := binary(),
+    agent := map(),
+    tenant := binary(),
+    manager := pid(),
+    block_grace_ms := non_neg_integer(),
+    recycle_after := pos_integer()
+}.
+
+-record(lease, {
+    ref :: reference(),
+    owner :: pid(),
+    monitor :: reference(),
+    task_id = <<>> :: binary(),
+    fence = 0 :: non_neg_integer(),
+    gate = open :: open | closed
+}).
+-record(worker, {
+    spec :: spec(),
+    dir :: file:filename(),
+    port = none :: none | port(),
+    guard_pid = 0 :: non_neg_integer(),
+    socket = none :: none | gen_tcp:socket(),
+    host_pid = 0 :: non_neg_integer(),
+    layers = [] :: [binary()],
+    in = framework_adapter_credit:new() :: framework_adapter_credit:credit(),
+    out = framework_adapter_credit:new() :: framework_adapter_credit:credit(),
+    calls = framework_adapter_calls:new() :: framework_adapter_calls:calls(),
+    lease = none :: none | #lease{},
+    live = none :: none | framework_adapter_liveness:liveness(),
+    rss = 0 :: non_neg_integer(),
+    tasks = 0 :: non_neg_integer(),
+    started_ms :: integer(),
+    ready = #{} :: map(),
+    report = #{} :: map(),
+    log = [] :: [binary()],
+    killing = none :: none | #{why := term(), at_us := integer(), signals := [map()], fenced_at_ms => integer()}
+}).
+
+%% ---- API
+
+%% @doc Starts the process; the guard is opened after it has returned.
+-spec start_link(spec()) -> gen_statem:start_ret().
+start_link(Spec) ->
+    gen_statem:start_link(?MODULE, Spec, []).
+
+%% @doc Manager only: gives the worker to an owner.
+-spec lease(pid(), reference(), pid()) -> ok.
+lease(Pid, LeaseRef, Owner) ->
+    gen_statem:cast(Pid, {lease, LeaseRef, Owner}).
+
+%% @doc Runs a task on a leased worker. The owner hears events and one end.
+-spec execute(pid(), reference(), Task) -> ok when
+      Task :: #{task_id := binary(), payload := binary(), attempt := pos_integer(), fence := pos_integer(),
+                stream_text => boolean(), deadline_ms => non_neg_integer(), header => map(), agent => map()}.
+execute(Pid, LeaseRef, Task) ->
+    gen_statem:cast(Pid, {execute, LeaseRef, Task}).
+
+%% @doc Closes the gate, asks for the end, and says `grace_over' to the owner if none came in `GraceMs'.
+-spec cancel(pid(), reference(), non_neg_integer()) -> ok.
+cancel(Pid, LeaseRef, GraceMs) ->
+    gen_statem:cast(Pid, {cancel, LeaseRef, GraceMs}).
+
+%% @doc Kills the worker's process tree; the owner hears `{gone, ProofMap}'.
+-spec kill(pid(), reference()) -> ok.
+kill(Pid, LeaseRef) ->
+    gen_statem:cast(Pid, {kill, LeaseRef}).
+
+%% @doc Manager only: orderly end of an idle worker.
+-spec stop(pid()) -> ok.
+stop(Pid) ->
+    gen_statem:cast(Pid, stop).
+
+%% ---- lifecycle
+
+-spec callback_mode() -> gen_statem:callback_mode_result().
+callback_mode() ->
+    handle_event_function.
+
+-spec init(spec()) -> gen_statem:init_result(opening).
+init(#{id := Id} = Spec) ->
+    process_flag(trap_exit, true),
+    Dir = filename:join([framework_adapter_env:runtime_dir(), "work", binary_to_list(Id)]),
+    W = #worker{spec = Spec, dir = Dir, started_ms = erlang:system_time(millisecond)},
+    {ok, opening, W, [{next_event, internal, open}, {state_timeout, ?START_TIMEOUT_MS, start}]}.
+
+-spec handle_event(gen_statem:event_type(), term(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+handle_event(internal, open, opening, W) ->
+    case open(W) of
+        {ok, W1} -> {next_state, hello, W1, [{state_timeout, ?START_TIMEOUT_MS, start}]};
+        {error, Detail, W1} -> lose(worker_start_failed, Detail, opening, W1)
+    end;
+handle_event(state_timeout, start, State, W) ->
+    lose(worker_start_failed, <<"the worker was not ready in time">>, State, W);
+
+%% frames
+handle_event(info, {tcp, S, Bin}, State, W = #worker{socket = S}) ->
+    case framework_adapter_frame:decode(Bin) of
+        {ok, Frame} -> counted(Frame, byte_size(Bin), State, W);
+        {error, Why} -> protocol_error(io_lib:format("bad frame header: ~0p", [Why]), State, W)
+    end;
+handle_event(info, {tcp_passive, S}, _, #worker{socket = S}) ->
+    _ = inet:setopts(S, [{active, ?ACTIVE}]),
+    keep_state_and_data;
+handle_event(info, {tcp_error, S, emsgsize}, State, W = #worker{socket = S}) ->
+    protocol_error("a frame over 16 MiB", State, W);
+handle_event(info, {tcp_error, S, _}, _, #worker{socket = S}) ->
+    keep_state_and_data;
+handle_event(info, {tcp_closed, S}, State, W = #worker{socket = S}) ->
+    channel_closed(State, W#worker{socket = none});
+
+%% the guard
+handle_event(info, {Port, {data, Bin}}, State, W = #worker{port = Port}) ->
+    control(framework_adapter_guard:decode(Bin), State, W);
+handle_event(info, {Port, {exit_status, Status}}, State, W = #worker{port = Port}) ->
+    guard_ended(Status, State, W);
+handle_event(info, {'EXIT', Port, _}, _, #worker{port = Port}) ->
+    keep_state_and_data;
+handle_event(info, {'EXIT', _, shutdown}, _, W) ->
+    {stop, shutdown, W};
+handle_event(info, {'EXIT', _, _}, _, _) ->
+    keep_state_and_data;
+
+%% answers of the native side
+handle_event(info, {agent_native, Ref, Event, Props}, _, W = #worker{calls = Calls}) ->
+    case framework_adapter_calls:native(Ref, Event, Props, Calls) of
+        unknown -> keep_state_and_data;
+        {Notes, Calls1} -> {keep_state, send_waiting(note(Notes, W#worker{calls = Calls1}))}
+    end;
+
+%% the owner
+handle_event(cast, {lease, Ref, Owner}, idle, W = #worker{lease = none}) ->
+    Lease = #lease{ref = Ref, owner = Owner, monitor = monitor(process, Owner)},
+    Owner ! {adapter, Ref, {leased, self(), lease_info(W)}},
+    {keep_state, W#worker{lease = Lease}};
+handle_event(cast, {execute, Ref, Task}, idle, W = #worker{lease = #lease{ref = Ref}}) ->
+    execute_task(Task, W);
+handle_event(cast, {cancel, Ref, GraceMs}, State, W = #worker{lease = #lease{ref = Ref}}) ->
+    cancel_task(GraceMs, State, W);
+handle_event(cast, {kill, Ref}, State, W = #worker{lease = #lease{ref = Ref}}) ->
+    kill_tree(cancelled, ?TERM_GRACE_MS, State, W);
+handle_event({timeout, grace}, Ref, busy, #worker{lease = #lease{ref = Ref, owner = Owner}}) ->
+    Owner ! {adapter, Ref, grace_over},
+    keep_state_and_data;
+handle_event(info, {'DOWN', Mon, process, _, _}, State, W = #worker{lease = #lease{monitor = Mon}}) ->
+    case State of
+        busy -> kill_tree(owner_down, 0, State, W);
+        _ -> release(State, W)
+    end;
+handle_event(cast, stop, idle, W = #worker{lease = none}) ->
+    _ = send(framework_adapter_frame:encode(goodbye, <<>>), W),
+    kill_tree(stopped, ?TERM_GRACE_MS, idle, W);
+handle_event(cast, {cancel, Ref, _}, _, _) ->
+    not_leased(Ref);
+handle_event(cast, {kill, Ref}, _, _) ->
+    not_leased(Ref);
+
+%% clocks
+handle_event({timeout, tick}, tick, State, W) ->
+    tick(State, W);
+handle_event(state_timeout, proof, killing, W) ->
+    gone(#{proof => unconfirmed, survivors => survivors(W)}, W);
+handle_event(state_timeout, report, _, W) ->
+    lose(worker_crashed, <<"the channel ended and the guard did not report">>, killing, W);
+handle_event(_, _, _, _) ->
+    keep_state_and_data.
+
+%% ---- opening
+
+-spec open(#worker{}) -> {ok, #worker{}} | {error, binary(), #worker{}}.
+open(W = #worker{spec = #{id := Id, framework := Framework, agent := Agent}, dir = Dir}) ->
+    Data = filename:join(framework_adapter_env:runtime_dir(), "d-" ++ binary_to_list(Id)),
+    ok = filelib:ensure_dir(filename:join(Dir, "x")),
+    _ = file:delete(Data),
+    case gen_tcp:listen(0, [{ifaddr, {local, Data}}, binary, {packet, 4}, {packet_size, ?MAX_FRAME_BYTES},
+                            {active, false}, {backlog, 1}, {send_timeout, ?SEND_TIMEOUT_MS},
+                            {send_timeout_close, true}]) of
+        {ok, Listen} ->
+            Args = framework_adapter_env:worker_args(#{
+                framework => Framework, worker_id => Id, data => Data, dir => Dir,
+                zygote => framework_adapter_zygote:socket(framework_adapter_env:environment(Framework)),
+                project => maps:get(project, Agent, <<>>)}),
+            Port = framework_adapter_guard:open(worker, Args),
+            GuardPid = case erlang:port_info(Port, os_pid) of {os_pid, P} -> P; undefined -> 0 end,
+            Accepted = gen_tcp:accept(Listen, ?CONNECT_TIMEOUT_MS),
+            ok = gen_tcp:close(Listen),
+            _ = file:delete(Data),
+            accepted(Accepted, W#worker{port = Port, guard_pid = GuardPid});
+        {error, Reason} ->
+            {error, iolist_to_binary(io_lib:format("cannot listen for the worker: ~0p", [Reason])), W}
+    end.
+
+%% Only the guard that we started may be at the other end (SO_PEERCRED is option 17 of level SOL_SOCKET, 1).
+-spec accepted({ok, gen_tcp:socket()} | {error, term()}, #worker{}) -> {ok, #worker{}} | {error, binary(), #worker{}}.
+accepted({ok, S}, W = #worker{guard_pid = GuardPid}) ->
+    case inet:getopts(S, [{raw, 1, 17, 12}]) of
+        {ok, [{raw, 1, 17, <<GuardPid:32/native, _/binary>>}]} ->
+            ok = inet:setopts(S, [{active, ?ACTIVE}]),
+            {ok, W#worker{socket = S}};
+        _ ->
+            _ = gen_tcp:close(S),
+            {error, <<"a stranger connected to the worker's socket">>, W}
+    end;
+accepted({error, Reason}, W) ->
+    {error, iolist_to_binary(io_lib:format("the guard did not connect: ~0p", [Reason])), W}.
+
+%% ---- frames
+
+-spec counted(framework_adapter_frame:frame(), pos_integer(), atom(), #worker{}) ->
+    gen_statem:event_handler_result(atom()).
+counted(#{type := Type} = Frame, Size, State, W = #worker{in = In}) ->
+    case framework_adapter_frame:counted(Type) of
+        false ->
+            frame(Type, Frame, State, W);
+        true ->
+            case framework_adapter_credit:received(Size, In) of
+                overdrawn ->
+                    protocol_error("frames without credit", State, W);
+                {ok, In1} ->
+                    {In2, Grant} = framework_adapter_credit:consumed(Size, In1),
+                    frame(Type, Frame, State, grant(Grant, W#worker{in = In2}))
+            end
+    end.
+
+-spec frame(framework_adapter_frame:type(), framework_adapter_frame:frame(), atom(), #worker{}) ->
+    gen_statem:event_handler_result(atom()).
+frame(heartbeat, #{payload := P}, State, W = #worker{live = Live}) when Live =/= none ->
+    case framework_adapter_frame:heartbeat(P) of
+        {ok, #{loop_beat := Beat, rss_bytes := Rss}} ->
+            {keep_state, W#worker{live = framework_adapter_liveness:beat(now_ms(), Beat, Live), rss = Rss}};
+        error ->
+            protocol_error("malformed heartbeat", State, W)
+    end;
+frame(heartbeat, _, _, _) ->
+    keep_state_and_data;
+frame(credit, #{call_id := Frames, fence := Bytes}, State, W = #worker{out = Out}) ->
+    case framework_adapter_credit:give(Frames, Bytes, Out) of
+        {ok, Out1} -> {keep_state, send_waiting(W#worker{out = Out1})};
+        error -> protocol_error("more credit granted than was used", State, W)
+    end;
+frame(hello, #{payload := P}, hello, W) ->
+    hello(agent_native:wire_decode(hello, P), W);
+frame(ready, #{payload := P, flags := Flags}, binding, W) ->
+    case lists:member(error, Flags) of
+        true -> refused(P, W);
+        false -> bound(P, W)
+    end;
+frame(event, #{kind := Kind, fence := F, payload := P}, _, W = #worker{lease = #lease{fence = F} = L}) ->
+    Event = case Kind of 1 -> {text, P}; _ -> {worker_event, Kind, P} end,
+    tell({event, Event}, L),
+    {keep_state, W};
+frame(call, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F, gate = Gate} = L, calls = Calls}) ->
+    Ctx = #{task_id => L#lease.task_id, tenant => maps:get(tenant, W#worker.spec), deadline_ms => 0},
+    {Notes, Calls1} = framework_adapter_calls:open(Frame, Gate, Ctx, Calls),
+    {keep_state, send_waiting(note(Notes, W#worker{calls = Calls1}))};
+frame(result, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F}}) ->
+    result(Frame, W);
+frame(Type, _, _, W) when Type =:= event; Type =:= call; Type =:= result; Type =:= goodbye; Type =:= health_reply ->
+    %% Late frames of an attempt that has ended or was fenced: dropped, their credit is given back all the same.
+    {keep_state, W};
+frame(Type, _, State, W) ->
+    protocol_error(io_lib:format("unexpected ~s in state ~s", [Type, State]), State, W).
+
+-spec hello({ok, map()} | {error, map()}, #worker{}) -> gen_statem:event_handler_result(atom()).
+hello({ok, #{worker_id := Id}}, W = #worker{spec = #{id := Id, agent := Agent, tenant := Tenant}, dir = Dir}) ->
+    Init = agent_native:wire_encode(init, #{
+        agent => maps:get(payload, Agent, <<>>), tenant => Tenant,
+        entrypoint => maps:get(entrypoint, Agent, <<>>), project => maps:get(project, Agent, <<>>),
+        tools => maps:get(tools, Agent, []), storage_dir => iolist_to_binary(Dir),
+        engine_version => <<"0.1.0">>, config_json => maps:get(config_json, Agent, <<"{}">>)}),
+    W1 = send(framework_adapter_frame:encode(init, Init), W),
+    {next_state, binding, W1, [{state_timeout, ?START_TIMEOUT_MS, start}]};
+hello(_, W) ->
+    protocol_error("HELLO names another worker", hello, W).
+
+-spec bound(binary(), #worker{}) -> gen_statem:event_handler_result(atom()).
+bound(P, W = #worker{spec = #{id := Id, manager := Manager}}) ->
+    Ready = case agent_native:wire_decode(ready, P) of {ok, R} -> R; {error, _} -> #{} end,
+    %% Read once here: a lease must not touch the file system.
+    Hash = framework_adapter_env:lock_hash(maps:get(framework, W#worker.spec)),
+    W1 = W#worker{ready = Ready#{env_lock_hash => Hash}, live = framework_adapter_liveness:new(now_ms())},
+    Manager ! {worker, Id, {ready, view(W1)}},
+    {next_state, idle, W1, [{{timeout, tick}, ?TICK_MS, tick}]}.
+
+%% The user's code could not be loaded: the same would happen again, so the manager is told the worker's own words.
+-spec refused(binary(), #worker{}) -> gen_statem:event_handler_result(atom()).
+refused(P, W) ->
+    Error = case agent_native:wire_decode(error, P) of
+                {ok, E} -> maps:get(message, E, <<>>);
+                {error, _} -> <<"the agent could not be loaded">>
+            end,
+    lose(worker_start_failed, Error, binding, W).
+
+%% ---- a task
+
+-spec execute_task(map(), #worker{}) -> gen_statem:event_handler_result(atom()).
+execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence := Fence} = Task,
+             W = #worker{lease = Lease, out = Out, spec = #{agent := Agent, id := Id, manager := Manager}}) ->
+    WantText = maps:get(stream_text, Task, true),
+    Header = maps:get(header, Task, #{}),
+    Execute = agent_native:wire_encode(execute, #{
+        task_id => TaskId, task => Payload, attempt => Attempt,
+        deadline_ms => maps:get(deadline_ms, Task, 0), stream_text => WantText,
+        agent => maps:get(payload, Agent, <<>>), engine_tools => engine_tools(Agent, Header),
+        model => model(Agent, Header), start_time_ms => erlang:system_time(millisecond),
+        seed => erlang:phash2(TaskId)}),
+    Flags = [want_text || WantText],
+    Frame = framework_adapter_frame:encode(execute, 0, Flags, {0, 0}, Fence, Execute),
+    %% Nothing else is unacknowledged on an idle worker, so there is credit for any size.
+    Out1 = case framework_adapter_credit:take(iolist_size(Frame), Out) of {ok, O} -> O; wait -> Out end,
+    Manager ! {worker, Id, {busy, TaskId}},
+    W1 = W#worker{lease = Lease#lease{task_id = TaskId, fence = Fence, gate = open}, out = Out1,
+                  tasks = W#worker.tasks + 1, log = [],
+                  live = framework_adapter_liveness:new(now_ms())},
+    {next_state, busy, send(Frame, W1)}.
+
+%% Names of tools in the agent or the task that the engine itself serves.
+-spec engine_tools(map(), map()) -> [binary()].
+engine_tools(Agent, Header) ->
+    Wanted = case maps:get(tools, Header, []) of [] -> maps:get(tools, Agent, []); Tools -> Tools end,
+    [T || T <- Wanted, T =:= <<"now">> orelse T =:= <<"calculate">>].
+
+-spec model(map(), map()) -> binary().
+model(Agent, Header) ->
+    case maps:get(model, Header, <<>>) of
+        <<>> -> maps:get(model, Agent, <<"default">>);
+        Model -> Model
+    end.
+
+-spec result(framework_adapter_frame:frame(), #worker{}) -> gen_statem:event_handler_result(atom()).
+result(#{kind := Kind, payload := P}, W = #worker{lease = Lease, calls = Calls}) ->
+    case {result_kind(Kind), agent_native:wire_decode(result, P)} of
+        {Status, {ok, Props}} when Status =/= unknown ->
+            tell({result, Status, result_props(Props, W)}, Lease),
+            framework_adapter_calls:forget(Calls),
+            release(busy, W#worker{calls = framework_adapter_calls:new()});
+        _ ->
+            protocol_error("malformed RESULT", busy, W)
+    end.
+
+-spec result_props(map(), #worker{}) -> map().
+result_props(Props, #worker{rss = 0}) -> Props;
+result_props(Props, #worker{rss = Rss}) -> Props#{rss_bytes => Rss}.
+
+-spec result_kind(byte()) -> framework_adapter_frame:result_kind() | unknown.
+result_kind(1) -> succeeded;
+result_kind(2) -> failed;
+result_kind(3) -> cancelled;
+result_kind(4) -> input_requested;
+result_kind(_) -> unknown.
+
+%% Back to the pool, or to an end if it has run enough.
+-spec release(atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+release(_State, W = #worker{spec = #{id := Id, manager := Manager, recycle_after := Max}, tasks = Tasks}) ->
+    W1 = unlease(W),
+    case Tasks >= Max of
+        true ->
+            kill_tree(recycled, ?TERM_GRACE_MS, idle, W1);
+        false ->
+            Manager ! {worker, Id, {idle, view(W1)}},
+            {next_state, idle, W1, [{{timeout, grace}, infinity, none}]}
+    end.
+
+-spec unlease(#worker{}) -> #worker{}.
+unlease(W = #worker{lease = none}) ->
+    W;
+unlease(W = #worker{lease = #lease{monitor = Mon}}) ->
+    true = demonitor(Mon, [flush]),
+    W#worker{lease = none}.
+
+%% ---- cancel and kill
+
+-spec cancel_task(non_neg_integer(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+cancel_task(0, busy, W = #worker{lease = Lease}) ->
+    tell(grace_over, Lease),
+    {keep_state, close_gate(W)};
+cancel_task(GraceMs, busy, W = #worker{lease = #lease{ref = Ref, fence = Fence}}) ->
+    W1 = close_gate(W),
+    Frame = framework_adapter_frame:encode(cancel, 0, [], {0, GraceMs}, Fence, <<>>),
+    {keep_state, send(Frame, W1), [{{timeout, grace}, GraceMs, Ref}]};
+cancel_task(_, _, #worker{lease = Lease}) ->
+    tell(grace_over, Lease),
+    keep_state_and_data.
+
+-spec close_gate(#worker{}) -> #worker{}.
+close_gate(W = #worker{lease = Lease, calls = Calls}) ->
+    Error = agent_error:new(task_cancelled, <<"the task is being cancelled">>),
+    send_waiting(W#worker{lease = Lease#lease{gate = closed},
+                          calls = framework_adapter_calls:abort_all(Error, Calls)}).
+
+-spec kill_tree(term(), non_neg_integer(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+kill_tree(_, _, killing, _) ->
+    keep_state_and_data;
+kill_tree(Why, GraceMs, State, W = #worker{calls = Calls, port = Port, spec = #{id := Id, manager := Manager}}) ->
+    framework_adapter_calls:forget(Calls),
+    Manager ! {worker, Id, {killing, Why}},
+    Now = erlang:system_time(millisecond),
+    Signals = [#{name => <<"TERM">>, at_ms => Now} || GraceMs > 0]
+        ++ [#{name => <<"KILL">>, at_ms => Now + GraceMs}],
+    W1 = W#worker{calls = framework_adapter_calls:new(),
+                  killing = #{why => Why, at_us => erlang:monotonic_time(microsecond), signals => Signals}},
+    Gone = Port =:= none orelse State =:= opening orelse framework_adapter_guard:kill(Port, GraceMs) =:= gone,
+    case {Gone, maps:find(gone, W#worker.report)} of
+        {_, {ok, Proof}} -> gone(Proof, W1);
+        {true, error} -> gone(#{proof => unconfirmed, survivors => survivors(W1)}, W1);
+        {false, error} -> {next_state, killing, W1, [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]}
+    end.
+
+%% The end: the proof goes to the owner, a loss to the manager, and the process stops.
+-spec gone(map(), #worker{}) -> gen_statem:event_handler_result(atom()).
+gone(#{proof := Proof, survivors := Survivors},
+     W = #worker{killing = #{why := Why, at_us := At, signals := Signals}, host_pid = HostPid, lease = Lease}) ->
+    case Lease of
+        none ->
+            ok;
+        #lease{} when Why =:= cancelled ->
+            tell({gone, #{witness => Proof, host_pid => HostPid, signals => Signals,
+                          confirmed_dead => Proof =/= unconfirmed, survivors => Survivors,
+                          duration_us => erlang:monotonic_time(microsecond) - At}}, Lease);
+        #lease{} ->
+            tell({lost, lost(Why, Proof, W)}, Lease)
+    end,
+    {stop, {shutdown, ended(Why)}, W#worker{lease = none}}.
+
+-spec lost(term(), framework_adapter_guard:proof(), #worker{}) -> map().
+lost({Cause, Detail}, Proof, #worker{report = Report, log = Log, host_pid = HostPid}) ->
+    #{cause => Cause, detail => iolist_to_binary(Detail), proof => Proof, host_pid => HostPid,
+      stack => maps:get(stack, Report, <<>>), log => lists:reverse(Log),
+      peak_rss => maps:get(peak_rss, Report, 0), cpu_ms => maps:get(cpu_ms, Report, 0)};
+lost(Why, Proof, W) ->
+    lost({worker_crashed, atom_to_binary(Why)}, Proof, W).
+
+-spec ended(term()) -> term().
+ended({Cause, Detail}) -> {Cause, iolist_to_binary(Detail)};
+ended(Why) -> Why.
+
+%% The worker is lost: what is left of its tree is killed, then the owner hears why.
+-spec lose(atom(), iodata(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+lose(Cause, Detail, State, W = #worker{spec = #{id := Id}, host_pid = HostPid}) ->
+    ?LOG_WARNING(#{msg => worker_lost, worker => Id, host_pid => HostPid, cause => Cause,
+                   detail => iolist_to_binary(Detail)}, #{domain => [agent, adapters]}),
+    case State of
+        killing -> gone(maps:get(gone, W#worker.report, #{proof => unconfirmed, survivors => survivors(W)}),
+                        killing_for({Cause, Detail}, W));
+        _ -> kill_tree({Cause, Detail}, 0, State, W)
+    end.
+
+-spec killing_for(term(), #worker{}) -> #worker{}.
+killing_for(Why, W = #worker{killing = none}) ->
+    W#worker{killing = #{why => Why, at_us => erlang:monotonic_time(microsecond), signals => []}};
+killing_for(_, W) ->
+    W.
+
+-spec protocol_error(iodata(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+protocol_error(Detail, killing, W) ->
+    _ = Detail,
+    {keep_state, W};
+protocol_error(Detail, State, W) ->
+    lose(worker_protocol_error, Detail, State, W).
+
+%% The data channel ended: the guard knows more; its report is waited for.
+-spec channel_closed(atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+channel_closed(killing, W) ->
+    {keep_state, W};
+channel_closed(_, W = #worker{report = #{gone := _}}) ->
+    lose(cause(W), detail(W), killing, W);
+channel_closed(_, W) ->
+    {next_state, killing, killing_for({cause(W), detail(W)}, W), [{state_timeout, ?REPORT_TIMEOUT_MS, report}]}.
+
+-spec control(framework_adapter_guard:message(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+control({up, #{host_pid := HostPid, layers := Layers} = Up}, _, W) ->
+    {keep_state, W#worker{host_pid = HostPid, layers = Layers, report = (W#worker.report)#{up => Up}}};
+control({log, Stream, Line}, _, W = #worker{log = Log, lease = Lease}) ->
+    Level = case Stream of stderr -> <<"warning">>; stdout -> <<"info">> end,
+    tell({event, {log, #{level => Level, source => <<"worker">>, message => Line}}}, Lease),
+    {keep_state, W#worker{log = lists:sublist([Line | Log], ?LOG_LINES)}};
+control({stack, Text}, _, W = #worker{report = Report, lease = Lease}) ->
+    tell({event, {log, #{level => <<"warning">>, source => <<"stack">>, message => Text}}}, Lease),
+    {keep_state, W#worker{report = Report#{stack => <<(maps:get(stack, Report, <<>>))/binary, Text/binary>>}}};
+control({limit, Which, Value, Limit} = Message, State, W) ->
+    Report = (W#worker.report)#{limit => {Which, Value, Limit}},
+    case State of
+        killing -> {keep_state, W#worker{report = Report}};
+        _ -> {next_state, killing,
+              killing_for({worker_oom, framework_adapter_guard:cause(Message)}, W#worker{report = Report}),
+              [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]}
+    end;
+control({exited, #{peak_rss := Rss, cpu_ms := Cpu} = Exited} = Message, State, W) ->
+    Report = (W#worker.report)#{exited => Exited, peak_rss => Rss, cpu_ms => Cpu},
+    W1 = W#worker{report = Report},
+    case State of
+        killing -> {keep_state, reason_from(Message, W1)};
+        _ -> {next_state, killing, killing_for({worker_crashed, framework_adapter_guard:cause(Message)}, W1),
+              [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]}
+    end;
+control({gone, Gone}, killing, W) ->
+    gone(Gone, W);
+control({gone, Gone}, _, W) ->
+    lose(cause(W), detail(W), killing, W#worker{report = (W#worker.report)#{gone => Gone}});
+control({failed, _} = Message, State, W) ->
+    lose(worker_start_failed, framework_adapter_guard:cause(Message),
+         case State of killing -> killing; _ -> opening end, W);
+control(_, _, W) ->
+    {keep_state, W}.
+
+%% The channel may end before the guard's report: the report then names the cause.
+-spec reason_from(framework_adapter_guard:message(), #worker{}) -> #worker{}.
+reason_from(Message, W = #worker{killing = #{why := {worker_crashed, _}} = K}) ->
+    W#worker{killing = K#{why => {worker_crashed, framework_adapter_guard:cause(Message)}}};
+reason_from(_, W) ->
+    W.
+
+-spec guard_ended(non_neg_integer(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+guard_ended(Status, State, W0) ->
+    W = W0#worker{port = none},
+    Detail = io_lib:format("the guard ended with status ~b", [Status]),
+    case State of
+        killing -> gone(maps:get(gone, W#worker.report, #{proof => unconfirmed, survivors => survivors(W)}), W);
+        _ when Status =:= 125 -> lose(worker_start_failed, <<"the zygote is not there">>, State, W);
+        _ -> lose(worker_crashed, Detail, State, W)
+    end.
+
+-spec cause(#worker{}) -> atom().
+cause(#worker{report = #{limit := _}}) -> worker_oom;
+cause(_) -> worker_crashed.
+
+-spec detail(#worker{}) -> binary().
+detail(#worker{report = #{limit := {Which, V, L}}}) -> framework_adapter_guard:cause({limit, Which, V, L});
+detail(#worker{report = #{exited := Exited}}) -> framework_adapter_guard:cause({exited, Exited});
+detail(_) -> <<"the worker closed its channel">>.
+
+%% Host pids that still exist after a kill without proof: honest, not complete.
+-spec survivors(#worker{}) -> [pos_integer()].
+survivors(#worker{host_pid = 0}) -> [];
+survivors(#worker{host_pid = Pid}) -> [Pid || not lists:member(framework_adapter_proc:state(Pid), [gone, zombie])].
+
+%% ---- clocks
+
+-spec tick(atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+tick(State, W = #worker{live = Live, host_pid = HostPid, spec = Spec}) when State =:= idle; State =:= busy ->
+    Limits = #{tick_ms => ?TICK_MS, block_grace_ms => maps:get(block_grace_ms, Spec)},
+    {Verdict, Live1} = framework_adapter_liveness:tick(now_ms(), fun() -> framework_adapter_proc:state(HostPid) end,
+                                                       Limits, Live),
+    W1 = W#worker{live = Live1},
+    Again = {{timeout, tick}, ?TICK_MS, tick},
+    case Verdict of
+        ok ->
+            {keep_state, W1, [Again]};
+        dump_stack ->
+            _ = framework_adapter_guard:signal(W#worker.port, ?SIGUSR1),
+            {keep_state, W1, [Again]};
+        {replace, Cause, Detail} ->
+            lose(Cause, Detail, State, W1)
+    end;
+tick(_, _) ->
+    keep_state_and_data.
+
+%% ---- sending
+
+-spec grant(none | {pos_integer(), non_neg_integer()}, #worker{}) -> #worker{}.
+grant(none, W) ->
+    W;
+grant({Frames, Bytes}, W) ->
+    send(framework_adapter_frame:encode(credit, 0, [], {0, Frames}, Bytes, <<>>), W).
+
+-spec send_waiting(#worker{}) -> #worker{}.
+send_waiting(W = #worker{out = Out, calls = Calls}) ->
+    {Frames, Out1, Calls1} = framework_adapter_calls:drain(Out, Calls),
+    lists:foldl(fun send/2, W#worker{out = Out1, calls = Calls1}, Frames).
+
+%% A worker that does not read for a second loses its channel (`send_timeout_close'), and `tcp_closed' ends it.
+-spec send(iodata(), #worker{}) -> #worker{}.
+send(_, W = #worker{socket = none}) ->
+    W;
+send(Frame, W = #worker{socket = S}) ->
+    case gen_tcp:send(S, Frame) of
+        ok ->
+            W;
+        {error, _} ->
+            self() ! {tcp_closed, S},
+            W
+    end.
+
+-spec note([framework_adapter_calls:note()], #worker{}) -> #worker{}.
+note(Notes, W = #worker{lease = Lease}) ->
+    lists:foreach(fun(Note) -> tell(Note, Lease) end, Notes),
+    W.
+
+-spec tell(term(), none | #lease{}) -> ok.
+tell(_, none) ->
+    ok;
+tell(What, #lease{ref = Ref, owner = Owner}) ->
+    Owner ! {adapter, Ref, What},
+    ok.
+
+-spec not_leased(reference()) -> gen_statem:event_handler_result(atom()).
+not_leased(_Ref) ->
+    keep_state_and_data.
+
+-spec lease_info(#worker{}) -> map().
+lease_info(#worker{spec = #{id := Id}, host_pid = HostPid, ready = Ready}) ->
+    #{worker => Id, host_pid => HostPid, env_lock_hash => maps:get(env_lock_hash, Ready, <<>>),
+      unjournaled_tools => maps:get(unjournaled_tools, Ready, [])}.
+
+-spec view(#worker{}) -> map().
+view(#worker{host_pid = HostPid, rss = Rss, tasks = Tasks, layers = Layers, started_ms = Started}) ->
+    #{host_pid => HostPid, rss_bytes => Rss, tasks => Tasks, isolation => Layers, started_ms => Started}.
+
+-spec now_ms() -> integer().
+now_ms() ->
+    erlang:monotonic_time(millisecond).
+
+%% The guard sees the end of its port and takes the tree down; the proof is not waited for when we are shut down.
+-spec terminate(term(), atom(), #worker{}) -> ok.
+terminate(_Reason, _State, #worker{port = Port, socket = S, calls = Calls, dir = Dir, lease = Lease}) ->
+    framework_adapter_calls:forget(Calls),
+    _ = case Lease of none -> ok; _ -> tell({lost, #{cause => worker_crashed, detail => <<"the worker's process ended">>}}, Lease) end,
+    _ = [gen_tcp:close(S) || S =/= none],
+    _ = try Port =/= none andalso erlang:port_close(Port) catch error:badarg -> ok end,
+    _ = file:del_dir_r(Dir),
+    ok.
+
+%% Counts instead of contents: frames, logs and agents may hold prompts.
+-spec format_status(gen_statem:format_status()) -> gen_statem:format_status().
+format_status(Status) ->
+    maps:map(fun(data, W = #worker{spec = Spec, log = Log, report = Report}) ->
+                     W#worker{spec = maps:with([id, framework, tenant], Spec), ready = #{},
+                              calls = framework_adapter_calls:new(), log = [integer_to_binary(length(Log))],
+                              report = maps:without([stack], Report)};
+                (messages, Messages) -> [{count, length(Messages)}];
+                (queue, Queue) -> [{count, length(Queue)}];
+                (_, Other) -> Other
+             end, Status).
