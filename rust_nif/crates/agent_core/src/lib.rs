@@ -1,1 +1,12 @@
-//! Pure core: native agent state machine, engine tools, canonical hashes, validation. No I/O.
+//! Pure core: errors, validation, canonical hashes, engine tools and the native agent's state machine. No I/O, no clock.
+
+pub mod agent;
+pub mod calculate;
+pub mod error;
+pub mod hash;
+pub mod header;
+pub mod json;
+pub mod tools;
+pub mod validate;
+
+pub use error::{AgentError, Reason};

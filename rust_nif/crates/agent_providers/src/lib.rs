@@ -1,1 +1,330 @@
 //! Provider calls: OpenAI-compatible HTTP, the embedded local server, echo.
+//!
+//! [`Providers`] is the one door: it finds the endpoint of a model or alias, bounds what is under way, and gives one normalised answer or one
+//! typed error. Dropping the future of a call aborts its HTTP request.
+
+mod classify;
+mod config;
+mod constrain;
+mod echo;
+mod openai;
+mod sse;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use agent_core::{AgentError, Reason};
+use agent_proto::agents::v1 as pb;
+use parking_lot::RwLock;
+use tokio::sync::mpsc;
+
+pub use config::{Dialect, ProviderConfig, ProvidersConfig, Secret, Timeouts};
+
+/// Where the pieces of a streamed answer go; bounded by its capacity.
+pub type Pieces = mpsc::Sender<pb::StreamChatResponse>;
+
+/// Where an endpoint is now.
+#[derive(Clone, Debug, PartialEq)]
+enum Place {
+    /// Configured or announced.
+    At { base_url: String, key: Option<String> },
+    /// Not there, and why.
+    Nowhere(String),
+}
+
+struct Provider {
+    name: String,
+    config: ProviderConfig,
+    place: RwLock<Place>,
+    in_flight: AtomicU32,
+    calls: AtomicU64,
+    failures: AtomicU64,
+    latency_ms: AtomicU64,
+}
+
+/// All configured providers and models.
+pub struct Providers {
+    providers: BTreeMap<String, Arc<Provider>>,
+    models: BTreeMap<String, config::ModelConfig>,
+    http: reqwest::Client,
+}
+
+struct InFlight<'a>(&'a Provider);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Providers {
+    /// Builds the providers of a checked configuration; secrets are read here and stay here.
+    pub fn new(config: &ProvidersConfig) -> Result<Arc<Self>, AgentError> {
+        let http = openai::client()?;
+        let mut providers = BTreeMap::new();
+        for (name, c) in &config.providers {
+            let place = match (&c.base_url, c.dialect) {
+                (_, Dialect::Echo) => Place::At { base_url: String::new(), key: None },
+                (_, Dialect::Anthropic | Dialect::OpenaiResponses) => Place::Nowhere("this dialect has not come yet".into()),
+                (None, _) => Place::Nowhere("the local model server has not started yet".into()),
+                (Some(url), _) => match c.api_key.as_ref().map(Secret::read).transpose() {
+                    Ok(key) => Place::At { base_url: url.trim_end_matches('/').to_owned(), key },
+                    Err(problem) => Place::Nowhere(problem),
+                },
+            };
+            let provider = Provider {
+                name: name.clone(),
+                config: c.clone(),
+                place: RwLock::new(place),
+                in_flight: AtomicU32::new(0),
+                calls: AtomicU64::new(0),
+                failures: AtomicU64::new(0),
+                latency_ms: AtomicU64::new(0),
+            };
+            providers.insert(name.clone(), Arc::new(provider));
+        }
+        Ok(Arc::new(Self { providers, models: config.models.clone(), http }))
+    }
+
+    /// Says where a provider is now (`Some`), or that it is not there.
+    pub fn set_endpoint(&self, provider: &str, endpoint: Option<(String, Option<String>)>) {
+        if let Some(p) = self.providers.get(provider) {
+            *p.place.write() = match endpoint {
+                Some((base_url, key)) => Place::At { base_url, key },
+                None => Place::Nowhere("the local model server is being restarted".into()),
+            };
+        }
+    }
+
+    /// One model call. With `pieces` the answer is streamed there too; its last piece is the whole answer.
+    pub async fn chat(&self, request: &pb::ChatRequest, deadline: Option<Instant>, pieces: Option<&Pieces>) -> Result<pb::ChatResponse, AgentError> {
+        let (provider, model) = self.resolve(&request.model)?;
+        let _slot = provider.enter()?;
+        let started = Instant::now();
+        let limit = limit_of(request, deadline, provider.config.timeouts.total);
+        let call = self.call(&provider, &model, request, pieces);
+        let result = match tokio::time::timeout(limit, call).await {
+            Ok(result) => result,
+            Err(_) => Err(AgentError::new(Reason::ProviderTimeout, format!("{} did not answer within {} s", provider.name, limit.as_secs_f32())).with("phase", "deadline").with("kind", "timeout")),
+        };
+        provider.record(&result, started.elapsed());
+        let mut response = result.map_err(|e| e.with("provider", &provider.name).with("model", &model))?;
+        let latency = started.elapsed();
+        response.provider.clone_from(&provider.name);
+        response.model = model;
+        #[allow(clippy::cast_possible_wrap, clippy::cast_possible_truncation)]
+        {
+            response.latency = Some(prost_types::Duration { seconds: latency.as_secs() as i64, nanos: latency.subsec_nanos() as i32 });
+        }
+        if let Some(pieces) = pieces {
+            let last = pb::StreamChatResponse { piece: Some(pb::stream_chat_response::Piece::Final(response.clone())) };
+            let _ = pieces.send(last).await;
+        }
+        Ok(response)
+    }
+
+    async fn call(&self, provider: &Provider, model: &str, request: &pb::ChatRequest, pieces: Option<&Pieces>) -> Result<pb::ChatResponse, AgentError> {
+        if provider.config.dialect == Dialect::Echo {
+            return echo::chat(model, request, pieces).await;
+        }
+        let place = provider.place.read().clone();
+        let Place::At { base_url, key } = place else {
+            return Err(AgentError::new(Reason::ProviderUnavailable, format!("{} is not available", provider.name)).with("kind", "connect"));
+        };
+        let endpoint = openai::Endpoint { http: &self.http, base_url: &base_url, key: key.as_deref(), model, timeouts: &provider.config.timeouts };
+        if provider.config.native_tools() || request.tools.is_empty() || request.tool_choice == "none" {
+            openai::chat(&endpoint, request, pieces).await
+        } else {
+            constrain::chat(&endpoint, request, pieces).await
+        }
+    }
+
+    /// Embeddings of texts.
+    pub async fn embed(&self, request: &pb::EmbedRequest, deadline: Option<Instant>) -> Result<pb::EmbedResponse, AgentError> {
+        let (provider, model) = self.resolve(&request.model)?;
+        let _slot = provider.enter()?;
+        if provider.config.dialect == Dialect::Echo {
+            return Ok(echo::embed(&model, request, &provider.name));
+        }
+        let place = provider.place.read().clone();
+        let Place::At { base_url, key } = place else {
+            return Err(AgentError::new(Reason::ProviderUnavailable, format!("{} is not available", provider.name)).with("kind", "connect"));
+        };
+        let endpoint = openai::Endpoint { http: &self.http, base_url: &base_url, key: key.as_deref(), model: &model, timeouts: &provider.config.timeouts };
+        let limit = deadline.map_or(provider.config.timeouts.total, |d| d.saturating_duration_since(Instant::now()));
+        let mut response = tokio::time::timeout(limit, openai::embed(&endpoint, request))
+            .await
+            .unwrap_or_else(|_| Err(AgentError::new(Reason::ProviderTimeout, "no answer in time").with("kind", "timeout")))?;
+        response.provider.clone_from(&provider.name);
+        response.model = model;
+        Ok(response)
+    }
+
+    /// The provider and the model's name there: an alias' first usable endpoint, `provider/model`, a listed model, or a provider that
+    /// lists none and speaks to any.
+    fn resolve(&self, wanted: &str) -> Result<(Arc<Provider>, String), AgentError> {
+        let wanted = if wanted.is_empty() { "default" } else { wanted };
+        let (chosen, candidates) = self.candidates(wanted);
+        if let Some((provider, model)) = chosen {
+            return Ok((provider, model));
+        }
+        match candidates.first() {
+            Some(c) => Err(AgentError::new(Reason::ProviderUnavailable, format!("no provider of \"{}\" is available: {}: {}", clip(wanted), c.provider, c.refused)).with("kind", "connect").retry_after(1000)),
+            None => {
+                let known: Vec<&str> = self.models.keys().map(String::as_str).chain(self.providers.values().flat_map(|p| p.config.models.iter().map(String::as_str))).collect();
+                Err(AgentError::new(Reason::ModelNotFound, format!("there is no model \"{}\"; known are {}", clip(wanted), known.join(", "))).with("model", clip(wanted)))
+            }
+        }
+    }
+
+    fn candidates(&self, wanted: &str) -> (Option<(Arc<Provider>, String)>, Vec<pb::ProviderCandidate>) {
+        let mut found: Vec<(Arc<Provider>, String)> = Vec::new();
+        if let Some(alias) = self.models.get(wanted) {
+            let mut endpoints: Vec<_> = alias.endpoints.iter().collect();
+            endpoints.sort_by_key(|e| e.priority);
+            found.extend(endpoints.iter().filter_map(|e| Some((self.providers.get(&e.provider)?.clone(), e.name.clone()))));
+        }
+        if found.is_empty() {
+            if let Some((provider, model)) = wanted.split_once('/') {
+                found.extend(self.providers.get(provider).map(|p| (p.clone(), model.to_owned())));
+            }
+        }
+        if found.is_empty() {
+            let base = wanted.split('?').next().unwrap_or(wanted);
+            found.extend(self.providers.values().filter(|p| p.serves(base)).map(|p| (p.clone(), wanted.to_owned())));
+        }
+        let mut chosen = None;
+        let mut candidates = Vec::with_capacity(found.len());
+        for (i, (provider, model)) in found.into_iter().enumerate() {
+            let refused = match &*provider.place.read() {
+                Place::At { .. } => String::new(),
+                Place::Nowhere(why) => why.clone(),
+            };
+            #[allow(clippy::cast_precision_loss)]
+            candidates.push(pb::ProviderCandidate { provider: provider.name.clone(), model: model.clone(), score: 1.0 / (1.0 + i as f64), refused: refused.clone() });
+            if chosen.is_none() && refused.is_empty() {
+                chosen = Some((provider, model));
+            }
+        }
+        (chosen, candidates)
+    }
+
+    /// Dry run of the choice, with reasons.
+    pub fn select(&self, req: &pb::TaskRequirements) -> Result<pb::SelectProviderResponse, AgentError> {
+        let wanted = if req.model.is_empty() { "default" } else { &req.model };
+        let (_, mut candidates) = self.candidates(wanted);
+        for c in &mut candidates {
+            if req.denied_providers.contains(&c.provider) {
+                c.refused = "denied by the task".into();
+            } else if !req.allowed_providers.is_empty() && !req.allowed_providers.contains(&c.provider) {
+                c.refused = "not among the allowed providers".into();
+            }
+        }
+        match candidates.iter().find(|c| c.refused.is_empty()).cloned() {
+            Some(c) => Ok(pb::SelectProviderResponse { reason: format!("first usable endpoint of \"{}\" by priority", clip(wanted)), provider: c.provider, model: c.model, candidates }),
+            None if candidates.is_empty() => Err(AgentError::new(Reason::ModelNotFound, format!("there is no model \"{}\"", clip(wanted)))),
+            None => {
+                let mut error = AgentError::new(Reason::NoProviderMatches, "every provider of the model was removed");
+                for c in candidates {
+                    error = error.with(&c.provider, &c.refused);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Every provider as clients see it.
+    pub fn list(&self) -> Vec<pb::Provider> {
+        self.providers.values().map(|p| p.view()).collect()
+    }
+
+    /// Every model and alias.
+    pub fn list_models(&self) -> Vec<pb::Model> {
+        let aliases = self.models.iter().map(|(name, m)| pb::Model {
+            name: name.clone(),
+            endpoints: m.endpoints.iter().map(|e| format!("{}/{}", e.provider, e.name)).collect(),
+            capabilities: vec!["tools".into(), "json_schema".into(), "streaming".into()],
+            ..Default::default()
+        });
+        let listed = self.providers.values().flat_map(|p| {
+            p.config.models.iter().map(|m| pb::Model { name: m.clone(), endpoints: vec![format!("{}/{m}", p.name)], capabilities: vec!["streaming".into()], ..Default::default() })
+        });
+        aliases.chain(listed).collect()
+    }
+}
+
+impl Provider {
+    fn serves(&self, model: &str) -> bool {
+        match self.config.dialect {
+            Dialect::Echo => model == "echo",
+            _ if self.config.models.is_empty() => self.config.dialect == Dialect::Openai,
+            _ => self.config.models.iter().any(|m| m == model),
+        }
+    }
+
+    fn enter(&self) -> Result<InFlight<'_>, AgentError> {
+        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let slot = InFlight(self);
+        if before >= self.config.concurrency {
+            return Err(AgentError::new(Reason::ProviderOverloaded, format!("{} calls of {} are under way", before, self.name)).with("kind", "overloaded").retry_after(200));
+        }
+        Ok(slot)
+    }
+
+    fn record(&self, result: &Result<pb::ChatResponse, AgentError>, took: Duration) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if result.is_err() {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let old = self.latency_ms.load(Ordering::Relaxed);
+        self.latency_ms.store(if old == 0 { ms } else { (old * 7 + ms) / 8 }, Ordering::Relaxed);
+    }
+
+    fn view(&self) -> pb::Provider {
+        let (calls, failures) = (self.calls.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed));
+        let ms = i64::try_from(self.latency_ms.load(Ordering::Relaxed)).unwrap_or(0);
+        #[allow(clippy::cast_precision_loss)]
+        let error_rates = if calls == 0 { BTreeMap::new() } else { [("all".to_owned(), failures as f64 / calls as f64)].into() };
+        pb::Provider {
+            name: self.name.clone(),
+            dialect: self.config.dialect.name().to_owned(),
+            state: match &*self.place.read() {
+                Place::At { .. } => "ready".to_owned(),
+                Place::Nowhere(why) => format!("unavailable: {why}"),
+            },
+            breaker: "closed".into(),
+            in_flight: i32::try_from(self.in_flight.load(Ordering::Relaxed)).unwrap_or(i32::MAX),
+            latency: (calls > 0).then(|| agent_core::header::duration(ms)),
+            error_rates,
+            quarantined_credentials: Vec::new(),
+        }
+    }
+}
+
+fn limit_of(request: &pb::ChatRequest, deadline: Option<Instant>, total: Duration) -> Duration {
+    let mut limit = total;
+    if let Some(t) = &request.timeout {
+        limit = limit.min(Duration::from_millis(u64::try_from(agent_core::header::duration_ms(t)).unwrap_or(0)));
+    }
+    if let Some(d) = deadline {
+        limit = limit.min(d.saturating_duration_since(Instant::now()));
+    }
+    limit
+}
+
+fn clip(name: &str) -> String {
+    name.chars().take(80).collect()
+}
+
+pub(crate) async fn send_text(pieces: Option<&Pieces>, text: &str) {
+    if let Some(pieces) = pieces {
+        if !text.is_empty() {
+            let piece = pb::StreamChatResponse { piece: Some(pb::stream_chat_response::Piece::TextDelta(text.to_owned())) };
+            let _ = pieces.send(piece).await;
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The part of the native configuration that providers need.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// `providers` and `models` of the native configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ProvidersConfig {
+    /// By name.
+    pub providers: BTreeMap<String, ProviderConfig>,
+    /// Aliases by name.
+    pub models: BTreeMap<String, ModelConfig>,
+}
+
+/// How a provider is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dialect {
+    /// Chat completions.
+    Openai,
+    /// Responses.
+    OpenaiResponses,
+    /// Messages.
+    Anthropic,
+    /// The embedded model server: chat completions with constrained tools.
+    Local,
+    /// For tests and benchmarks.
+    Echo,
+}
+
+impl Dialect {
+    /// Name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dialect::Openai => "openai",
+            Dialect::OpenaiResponses => "openai_responses",
+            Dialect::Anthropic => "anthropic",
+            Dialect::Local => "local",
+            Dialect::Echo => "echo",
+        }
+    }
+}
+
+/// One provider.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ProviderConfig {
+    /// Dialect.
+    pub dialect: Dialect,
+    /// Absent for `local` (announced when its server runs) and `echo`.
+    #[serde(default)]
+    pub base_url: Option<String>,
+    /// Where its key is.
+    #[serde(default)]
+    pub api_key: Option<Secret>,
+    /// Models it serves; empty: any.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// Absent: false for `local`, true for others.
+    #[serde(default)]
+    pub native_tools: Option<bool>,
+    /// Calls at once.
+    #[serde(default = "default_concurrency")]
+    pub concurrency: u32,
+    /// Timeouts.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+}
+
+fn default_concurrency() -> u32 {
+    1024
+}
+
+impl ProviderConfig {
+    /// Whether its models call tools by themselves.
+    pub fn native_tools(&self) -> bool {
+        self.native_tools.unwrap_or(self.dialect != Dialect::Local)
+    }
+}
+
+/// Timeouts of one call, in the configuration as `*_ms`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "TimeoutsMs")]
+pub struct Timeouts {
+    /// To the response's head.
+    pub headers: Duration,
+    /// To the first piece of content.
+    pub first_token: Duration,
+    /// Between two bytes.
+    pub idle: Duration,
+    /// Of the whole call.
+    pub total: Duration,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+struct TimeoutsMs {
+    headers_ms: u64,
+    first_token_ms: u64,
+    idle_ms: u64,
+    total_ms: u64,
+}
+
+impl Default for TimeoutsMs {
+    fn default() -> Self {
+        Self { headers_ms: 60_000, first_token_ms: 60_000, idle_ms: 60_000, total_ms: 600_000 }
+    }
+}
+
+impl From<TimeoutsMs> for Timeouts {
+    fn from(t: TimeoutsMs) -> Self {
+        let ms = Duration::from_millis;
+        Self { headers: ms(t.headers_ms), first_token: ms(t.first_token_ms), idle: ms(t.idle_ms), total: ms(t.total_ms) }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        TimeoutsMs::default().into()
+    }
+}
+
+/// Where a key is; never the key itself.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Secret {
+    /// Environment variable.
+    Env(String),
+    /// File.
+    File(String),
+}
+
+impl Secret {
+    /// Reads it. The error names the place, never the content.
+    pub fn read(&self) -> Result<String, String> {
+        let value = match self {
+            Secret::Env(name) => std::env::var(name).map_err(|_| format!("the environment variable {name} is not set"))?,
+            Secret::File(path) => std::fs::read_to_string(path).map_err(|e| format!("the key file {path} cannot be read: {e}"))?,
+        };
+        let value = value.trim().to_owned();
+        if value.is_empty() { Err("the key is empty".into()) } else { Ok(value) }
+    }
+}
+
+/// An alias.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ModelConfig {
+    /// Where it is served.
+    pub endpoints: Vec<EndpointConfig>,
+}
+
+/// One endpoint of an alias.
+#[derive(Clone, Debug, Deserialize)]
+pub struct EndpointConfig {
+    /// Provider.
+    pub provider: String,
+    /// Model as the provider names it.
+    pub name: String,
+    /// Smaller first.
+    #[serde(default)]
+    pub priority: i32,
+}

@@ -1,0 +1,111 @@
+//! The provider `echo`: answers with the text of the last user message, at once; `echo?latency=50ms&tokens=100&fail=503` shapes it.
+//!
+//! `tool=NAME&args=JSON` makes its first answer a call of that tool; the answer to a tool's result is that result. For tests and benchmarks.
+
+use std::time::Duration;
+
+use agent_core::{AgentError, agent::text_message, agent::text_of};
+use agent_proto::agents::v1 as pb;
+
+use crate::{Pieces, classify, send_text};
+
+#[derive(Default)]
+struct Shape<'a> {
+    latency: Option<Duration>,
+    tokens: Option<usize>,
+    fail: Option<u16>,
+    tool: Option<&'a str>,
+    args: Option<String>,
+    each: Option<Duration>,
+}
+
+fn shape(model: &str) -> Shape<'_> {
+    let mut shape = Shape::default();
+    let Some((_, query)) = model.split_once('?') else { return shape };
+    for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        match key {
+            "latency" => shape.latency = millis(value),
+            "each" => shape.each = millis(value),
+            "tokens" => shape.tokens = value.parse().ok().map(|n: usize| n.min(100_000)),
+            "fail" => shape.fail = value.parse().ok(),
+            "tool" => shape.tool = Some(value),
+            "args" => shape.args = Some(value.to_owned()),
+            _ => {}
+        }
+    }
+    shape
+}
+
+fn millis(text: &str) -> Option<Duration> {
+    text.strip_suffix("ms").or(Some(text)).and_then(|n| n.parse().ok()).map(|n: u64| Duration::from_millis(n.min(600_000)))
+}
+
+fn tokens_of(text: &str) -> i64 {
+    i64::try_from(text.split_whitespace().count().max(usize::from(!text.is_empty()))).unwrap_or(i64::MAX)
+}
+
+pub(crate) async fn chat(model: &str, request: &pb::ChatRequest, pieces: Option<&Pieces>) -> Result<pb::ChatResponse, AgentError> {
+    let shape = shape(model);
+    if let Some(latency) = shape.latency {
+        tokio::time::sleep(latency).await;
+    }
+    if let Some(status) = shape.fail {
+        return Err(classify::status(status, None, "echo was asked to fail"));
+    }
+    let last = request.messages.last();
+    let input_tokens = request.messages.iter().map(|m| m.content.iter().map(|p| match &p.part {
+        Some(pb::content_part::Part::Text(t)) => tokens_of(t),
+        _ => 0,
+    }).sum::<i64>()).sum();
+    let is_tool_result = last.is_some_and(|m| m.role() == pb::Role::Tool);
+    if let (Some(tool), false) = (shape.tool, is_tool_result) {
+        let call = pb::ToolCall { id: "call_echo".into(), name: tool.to_owned(), arguments: shape.args.unwrap_or_else(|| "{}".into()) };
+        let message = pb::Message { role: pb::Role::Assistant as i32, tool_calls: vec![call], ..Default::default() };
+        return Ok(answer(message, pb::FinishReason::ToolCalls, "tool_calls", input_tokens, 1));
+    }
+    let source = if is_tool_result { last } else { request.messages.iter().rev().find(|m| m.role() == pb::Role::User) };
+    let mut text = source.map(text_of).unwrap_or_default();
+    if let Some(n) = shape.tokens {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        text = (0..n).map(|i| words.get(i % words.len().max(1)).copied().unwrap_or("echo")).collect::<Vec<_>>().join(" ");
+    }
+    if pieces.is_some() {
+        for token in text.split_inclusive(' ') {
+            if let Some(each) = shape.each {
+                tokio::time::sleep(each).await;
+            }
+            send_text(pieces, token).await;
+        }
+    }
+    let output_tokens = tokens_of(&text);
+    Ok(answer(text_message(pb::Role::Assistant, text), pb::FinishReason::Stop, "stop", input_tokens, output_tokens))
+}
+
+fn answer(message: pb::Message, finish: pb::FinishReason, raw: &str, input_tokens: i64, output_tokens: i64) -> pb::ChatResponse {
+    pb::ChatResponse {
+        message: Some(message),
+        finish_reason: finish as i32,
+        raw_finish_reason: raw.to_owned(),
+        usage: Some(pb::Usage { input_tokens, output_tokens, ..Default::default() }),
+        cost_micros: Some(0),
+        ..Default::default()
+    }
+}
+
+/// A small deterministic vector per text.
+pub(crate) fn embed(model: &str, request: &pb::EmbedRequest, provider: &str) -> pb::EmbedResponse {
+    let n = usize::try_from(request.dimensions).ok().filter(|n| (1..=4096).contains(n)).unwrap_or(8);
+    let embeddings = request.input.iter().map(|text| {
+        let mut values = vec![0f32; n];
+        for (i, byte) in text.bytes().enumerate() {
+            values[i % n] += f32::from(byte) / 255.0;
+        }
+        pb::Embedding { values }
+    });
+    pb::EmbedResponse {
+        embeddings: embeddings.collect(),
+        usage: Some(pb::Usage { input_tokens: request.input.iter().map(|t| tokens_of(t)).sum(), ..Default::default() }),
+        provider: provider.to_owned(),
+        model: model.to_owned(),
+    }
+}
