@@ -1,1 +1,326 @@
-//! The Store trait, its SQLite and in-memory back ends, and the hub of live task events.
+//! The store: tasks, attempts, events and agents, durable in SQLite or ephemeral in memory, behind one facade, and the hub of live events.
+//!
+//! [`TaskStore::write`] takes an operation and answers once it is committed; for an ephemeral task that is at once. Every rule of a
+//! task's life stands in [`record`], which both back ends use.
+
+pub mod filter;
+mod hub;
+mod memory;
+pub mod op;
+pub mod record;
+mod sqlite;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use agent_core::hash::VERSION as HASH_VERSION;
+use agent_core::{AgentError, Reason};
+use agent_proto::agents::v1 as pb;
+
+use filter::Filter;
+use hub::{Behind, Hub, Live};
+use memory::Memory;
+pub use op::{AttemptInfo, Finish, Metrics, Queued, WriteOp, Written};
+use record::{Record, is_terminal};
+
+/// Shortest suffix that names a task.
+const MIN_SUFFIX: usize = 4;
+/// Events read from the disk at once for a watcher.
+const EVENT_PAGE: i64 = 500;
+/// Tasks that one call of ListTasks looks at.
+const LIST_SCAN: usize = 20_000;
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enqueued {
+    /// `done` was called already.
+    Inline,
+    /// `done` will be called once.
+    Queued,
+    /// The queue is full: nothing was done, `done` was dropped.
+    Busy,
+}
+
+/// A page of tasks.
+#[derive(Debug, Default)]
+pub struct ListQuery {
+    /// At most so many.
+    pub page_size: usize,
+    /// From the last page.
+    pub page_token: String,
+    /// See [`filter`].
+    pub filter: String,
+    /// "create_time desc" or "create_time asc".
+    pub order_by: String,
+}
+
+/// The store of one node.
+pub struct TaskStore {
+    hub: Arc<Hub>,
+    memory: Memory,
+    writer: sqlite::Writer,
+    readers: sqlite::Readers,
+    epoch: i64,
+    lock: std::fs::File,
+}
+
+/// Milliseconds since the epoch.
+pub fn now_ms() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}
+
+fn io(path: &Path, e: &std::io::Error) -> AgentError {
+    AgentError::new(Reason::StoreUnavailable, format!("{}: {e}", path.display()))
+}
+
+impl TaskStore {
+    /// Opens the database file, making its folder; `on_end` hears once when the store ends by itself.
+    pub fn open(path: &Path, on_end: Box<dyn FnOnce(String) + Send>) -> Result<Arc<Self>, AgentError> {
+        let dir: PathBuf = path.parent().filter(|p| !p.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+        std::fs::create_dir_all(&dir).map_err(|e| io(&dir, &e))?;
+        let lock_path = dir.join("LOCK");
+        let lock = std::fs::File::create(&lock_path).map_err(|e| io(&lock_path, &e))?;
+        lock.try_lock().map_err(|_| AgentError::new(Reason::StoreUnavailable, format!("{} is in use by another node", dir.display())))?;
+        let (db, epoch) = sqlite::open(path)?;
+        let hub = Arc::new(Hub::new());
+        let writer = sqlite::Writer::start(db, epoch, hub.clone(), now_ms, on_end)?;
+        Ok(Arc::new(Self { hub, memory: Memory::new(), writer, readers: sqlite::Readers::new(path.to_owned()), epoch, lock }))
+    }
+
+    /// Epoch of this boot.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
+    /// Version of the schema.
+    pub fn schema(&self) -> i64 {
+        sqlite::SCHEMA
+    }
+
+    /// Version of SQLite.
+    pub fn sqlite_version(&self) -> &'static str {
+        rusqlite::version()
+    }
+
+    /// Ends the writer after what waits; the file may be opened again afterwards.
+    pub fn stop(&self) {
+        self.writer.stop();
+        let _ = self.lock.unlock();
+    }
+
+    /// For tests of the node: the writer panics.
+    pub fn inject_panic(&self) {
+        self.writer.inject_panic();
+    }
+
+    /// Writes; `done` is called exactly once unless the answer is [`Enqueued::Busy`].
+    pub fn write(&self, op: WriteOp, done: impl FnOnce(Result<Written, AgentError>) + Send + 'static) -> Enqueued {
+        let ephemeral = match &op {
+            WriteOp::Submit { header, .. } => header.ephemeral,
+            other => other.task_id().is_some_and(|id| self.memory.has(id)),
+        };
+        if ephemeral {
+            done(self.write_memory(op));
+            return Enqueued::Inline;
+        }
+        if self.writer.write(op, Box::new(done)) { Enqueued::Queued } else { Enqueued::Busy }
+    }
+
+    fn write_memory(&self, op: WriteOp) -> Result<Written, AgentError> {
+        let now = now_ms();
+        let epoch = self.epoch;
+        match op {
+            WriteOp::Submit { header, spec, run } => {
+                if !header.content_hash.is_empty() {
+                    debug_assert_eq!(header.hash_version, HASH_VERSION);
+                    if let Some(old) = self.memory.find_request(&header.tenant, &header.request_id) {
+                        return sqlite::existing(&old, &header.content_hash, &spec);
+                    }
+                }
+                let (record, events, written) = Record::submitted(&header, *spec, run, epoch, now);
+                self.memory.insert(record);
+                self.hub.publish(&header.task_id, events, false, true);
+                Ok(written)
+            }
+            WriteOp::Claim { id } => self.change_memory(&id, now, |r| r.claim(epoch, now)),
+            WriteOp::Attempt { id, fence, info } => self.change_memory(&id, now, |r| r.attempt(fence, info)),
+            WriteOp::Route { id, fence, route } => self.change_memory(&id, now, |r| r.route(fence, route)),
+            WriteOp::Events { id, fence, events } => self.change_memory(&id, now, |r| r.events(fence, events, now)),
+            WriteOp::Finish { id, fence, finish } => self.change_memory(&id, now, |r| r.finish(fence, *finish, now)),
+            WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, events } => {
+                self.change_memory(&id, now, |r| r.requeue(fence, &outcome, &cause, counts, not_before_ms, events, now))
+            }
+            WriteOp::Wake { id } => self.change_memory(&id, now, |r| r.wake(now)),
+            WriteOp::Fence { id, fence } => self.change_memory(&id, now, |r| r.fence(fence)),
+            WriteOp::CancelRequest { tenant, id } => {
+                self.change_memory(&id, now, |r| if r.tenant == tenant { Ok(r.cancel_request()) } else { Err(sqlite::not_found(&r.task.id)) })
+            }
+            WriteOp::Delete { tenant, id } => {
+                let record = self.memory.get(&tenant, &id).ok_or_else(|| sqlite::not_found(&id))?;
+                if !is_terminal(record.task.state()) {
+                    return Err(AgentError::new(Reason::WrongState, "the task has not ended; cancel it first"));
+                }
+                self.memory.remove(&id);
+                self.hub.forget(&id);
+                Ok(Written::Ok)
+            }
+            WriteOp::PutAgent { .. } | WriteOp::DeleteAgent { .. } | WriteOp::Recover => Ok(Written::Ok),
+        }
+    }
+
+    fn change_memory(&self, id: &str, now: i64, f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>) -> Result<Written, AgentError> {
+        let ((events, written), ended, dropped) = self.memory.change(id, now, f)?;
+        self.hub.publish(id, events, ended, true);
+        for old in dropped {
+            self.hub.forget(&old);
+        }
+        Ok(written)
+    }
+
+    /// The id that a whole id or a unique suffix of at least four characters names.
+    pub fn find(&self, tenant: &str, id: &str) -> Result<String, AgentError> {
+        if id.len() == 36 {
+            return Ok(id.to_owned());
+        }
+        if id.len() < MIN_SUFFIX || !id.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
+            return Err(sqlite::not_found(id));
+        }
+        let mut found = self.memory.by_suffix(tenant, id);
+        found.extend(self.readers.by_suffix(tenant, id)?);
+        found.dedup();
+        match found.as_slice() {
+            [one] => Ok(one.clone()),
+            [] => Err(sqlite::not_found(id)),
+            several => Err(AgentError::field("task_id", format!("\"{id}\" names several tasks: {}", several.join(", ")))),
+        }
+    }
+
+    fn record(&self, tenant: &str, id: &str) -> Result<Record, AgentError> {
+        let id = self.find(tenant, id)?;
+        match self.memory.get(tenant, &id) {
+            Some(record) => Ok(record),
+            None => self.readers.get(tenant, &id)?.ok_or_else(|| sqlite::not_found(&id)),
+        }
+    }
+
+    /// One task, by id or unique suffix.
+    pub fn get(&self, tenant: &str, id: &str) -> Result<pb::Task, AgentError> {
+        Ok(self.record(tenant, id)?.task)
+    }
+
+    /// Attempts of a task.
+    pub fn attempts(&self, tenant: &str, id: &str) -> Result<Vec<pb::Attempt>, AgentError> {
+        Ok(self.record(tenant, id)?.attempts)
+    }
+
+    /// A page of tasks, ephemeral ones included, and the token of the next.
+    pub fn list(&self, tenant: &str, query: &ListQuery) -> Result<(Vec<pb::Task>, String), AgentError> {
+        let filter = Filter::parse(&query.filter)?;
+        let newest_first = match query.order_by.trim() {
+            "" | "create_time desc" => true,
+            "create_time" | "create_time asc" => false,
+            _ => return Err(AgentError::field("order_by", "must be \"create_time desc\" or \"create_time asc\"")),
+        };
+        if !query.page_token.is_empty() && query.page_token.len() != 36 {
+            return Err(AgentError::new(Reason::PageTokenInvalid, "the page token is not one of ours"));
+        }
+        let later = |id: &str, than: &str| than.is_empty() || if newest_first { id < than } else { id > than };
+        let mut found: Vec<pb::Task> = self.memory.tasks(tenant).into_iter().filter(|t| later(&t.id, &query.page_token) && filter.matches(t)).collect();
+        let (mut beyond, mut seen, mut durable) = (query.page_token.clone(), 0, 0);
+        while durable <= query.page_size && seen < LIST_SCAN {
+            let page = self.readers.page(tenant, &beyond, newest_first, 500)?;
+            let Some(last) = page.last() else { break };
+            beyond.clone_from(&last.id);
+            seen += page.len();
+            let full = page.len() == 500;
+            let before = found.len();
+            found.extend(page.into_iter().filter(|t| filter.matches(t)));
+            durable += found.len() - before;
+            if !full {
+                break;
+            }
+        }
+        found.sort_by(|a, b| if newest_first { b.id.cmp(&a.id) } else { a.id.cmp(&b.id) });
+        let more = found.len() > query.page_size;
+        found.truncate(query.page_size);
+        let token = if more { found.last().map(|t| t.id.clone()).unwrap_or_default() } else { String::new() };
+        Ok((found, token))
+    }
+
+    /// Waits for the end of a task, at most so long; gives it as it is then.
+    pub async fn wait_terminal(&self, tenant: &str, id: &str, at_most: Duration) -> Result<pb::Task, AgentError> {
+        let deadline = tokio::time::Instant::now() + at_most;
+        while let Some(live) = self.hub.get(id) {
+            let changed = live.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if live.ended() || tokio::time::timeout_at(deadline, changed).await.is_err() {
+                break;
+            }
+        }
+        self.get(tenant, id)
+    }
+
+    /// Events behind a cursor, at most a page; waits for one if there is none. Empty: the task has ended and nothing is left.
+    pub async fn next_events(&self, tenant: &str, id: &str, after: i64) -> Result<Vec<pb::TaskEvent>, AgentError> {
+        loop {
+            let Some(live) = self.hub.get(id) else {
+                return self.stored(tenant, id, after).await;
+            };
+            if let Some(events) = self.live_events(&live, id, after).await? {
+                return Ok(events);
+            }
+        }
+    }
+
+    // None: something changed, look again.
+    async fn live_events(&self, live: &Live, id: &str, after: i64) -> Result<Option<Vec<pb::TaskEvent>>, AgentError> {
+        let changed = live.changed();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        match live.behind(after) {
+            Behind::TooOld => {
+                let events = self.readers.events(id, after, EVENT_PAGE)?;
+                Ok((!events.is_empty()).then_some(events))
+            }
+            Behind::Events(events, ended) if ended || !events.is_empty() => Ok(Some(events.iter().map(|e| (**e).clone()).collect())),
+            Behind::Events(..) => {
+                changed.await;
+                Ok(None)
+            }
+        }
+    }
+
+    // No live entry: ended, or not touched since the node started.
+    async fn stored(&self, tenant: &str, id: &str, after: i64) -> Result<Vec<pb::TaskEvent>, AgentError> {
+        let poll = Duration::from_millis(200);
+        loop {
+            let events = self.readers.events(id, after, EVENT_PAGE)?;
+            if !events.is_empty() || is_terminal(self.get(tenant, id)?.state()) || self.hub.get(id).is_some() {
+                return Ok(events);
+            }
+            tokio::time::sleep(poll).await;
+        }
+    }
+
+    /// Running tasks of this epoch, with their fences.
+    pub fn running(&self) -> Result<Vec<(String, i64)>, AgentError> {
+        let mut all = self.readers.running(self.epoch)?;
+        all.extend(self.memory.running());
+        Ok(all)
+    }
+
+    /// Waiting tasks whose time has come.
+    pub fn due(&self, now: i64) -> Result<Vec<String>, AgentError> {
+        self.readers.due(now)
+    }
+
+    /// Agents made through the API.
+    pub fn agents(&self) -> Result<Vec<(String, String, Vec<u8>)>, AgentError> {
+        self.readers.agents()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! What can be written to the store, and what comes back.
+
+use agent_core::header::TaskHeader;
+use agent_proto::agents::v1 as pb;
+
+/// How an attempt or task ended, and what it cost.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Finish {
+    pub state: pb::TaskState,
+    pub result: Option<pb::AgentResult>,
+    pub error: Option<pb::TaskError>,
+    pub executor: String,
+    pub metrics: Metrics,
+    pub outcome: String,
+    pub cause: String,
+    pub proof: Option<pb::CancellationProof>,
+    pub events: Vec<pb::task_event::Event>,
+}
+
+/// The engine's own meter.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Metrics {
+    pub queue_ms: i64,
+    pub execution_ms: i64,
+    pub usage: pb::Usage,
+    pub provider_calls: i32,
+    pub tool_calls: i32,
+    pub memory_bytes: Option<i64>,
+    pub cpu_ms: Option<i64>,
+    pub cost_micros: Option<i64>,
+}
+
+/// Facts of an attempt that are known once a worker has it.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs)]
+pub struct AttemptInfo {
+    pub worker: String,
+    pub host_pid: i64,
+    pub env_lock_hash: String,
+    pub executor: String,
+    pub unjournaled_tools: Vec<String>,
+}
+
+/// A write. Everything on a task checks its fence in the same transaction.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum WriteOp {
+    Submit { header: Box<TaskHeader>, spec: Box<pb::AgentTask>, run: bool },
+    Claim { id: String },
+    Attempt { id: String, fence: i64, info: AttemptInfo },
+    Route { id: String, fence: i64, route: pb::Route },
+    Events { id: String, fence: i64, events: Vec<pb::task_event::Event> },
+    Finish { id: String, fence: i64, finish: Box<Finish> },
+    Requeue { id: String, fence: i64, outcome: String, cause: String, counts: bool, not_before_ms: i64, events: Vec<pb::task_event::Event> },
+    Wake { id: String },
+    CancelRequest { tenant: String, id: String },
+    Fence { id: String, fence: i64 },
+    Delete { tenant: String, id: String },
+    PutAgent { tenant: String, id: String, data: Vec<u8> },
+    DeleteAgent { tenant: String, id: String },
+    Recover,
+}
+
+impl WriteOp {
+    /// The task it is about.
+    pub fn task_id(&self) -> Option<&str> {
+        match self {
+            WriteOp::Submit { header, .. } => Some(&header.task_id),
+            WriteOp::Claim { id } | WriteOp::Attempt { id, .. } | WriteOp::Route { id, .. } | WriteOp::Events { id, .. } | WriteOp::Finish { id, .. }
+            | WriteOp::Requeue { id, .. } | WriteOp::Wake { id } | WriteOp::CancelRequest { id, .. } | WriteOp::Fence { id, .. } | WriteOp::Delete { id, .. } => Some(id),
+            WriteOp::PutAgent { .. } | WriteOp::DeleteAgent { .. } | WriteOp::Recover => None,
+        }
+    }
+
+    /// Whether it may use the part of the queue that is reserved for ending what runs.
+    pub fn is_urgent(&self) -> bool {
+        !matches!(self, WriteOp::Submit { .. } | WriteOp::Claim { .. } | WriteOp::PutAgent { .. })
+    }
+}
+
+/// A task that the recovery found waiting for a start.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Queued {
+    pub header: TaskHeader,
+    pub lost: i64,
+}
+
+/// What a write gave.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum Written {
+    Ok,
+    Created { fence: i64, attempt: i32 },
+    Existing { id: String },
+    Claimed { fence: i64, attempt: i32, header: Box<TaskHeader>, spec: Box<pb::AgentTask>, lost: i64 },
+    Sequence(i64),
+    Requeued { lost: i64 },
+    State { state: pb::TaskState, fence: i64 },
+    Fenced(i64),
+    Recovered(Vec<Queued>),
+}

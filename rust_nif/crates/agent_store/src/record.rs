@@ -1,0 +1,296 @@
+//! A task as the store keeps it, and every legal change of it. Pure: both back ends use it, so they behave alike.
+//!
+//! ```text
+//! submit -> QUEUED | RUNNING(attempt 1, fence 1) | WAITING(timer)
+//! claim  : QUEUED -> RUNNING (next attempt, next fence)      wake: WAITING -> QUEUED, never RUNNING
+//! requeue: RUNNING -> QUEUED | WAITING(retry)                fence: RUNNING -> RUNNING (next fence, same attempt)
+//! finish : QUEUED | RUNNING | WAITING -> SUCCEEDED | FAILED | CANCELLED | TIMED_OUT; a terminal task is never left
+//! ```
+
+use agent_core::header::{TaskHeader, duration, header, timestamp};
+use agent_core::{AgentError, Reason};
+use agent_proto::agents::v1 as pb;
+use pb::TaskState as S;
+
+use crate::op::{AttemptInfo, Finish, Metrics, Written};
+
+/// A task with what only the engine knows of it.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    /// As clients see it.
+    pub task: pb::Task,
+    /// Its tenant.
+    pub tenant: String,
+    /// Its attempts, oldest first.
+    pub attempts: Vec<pb::Attempt>,
+    /// Last sequence given to an event.
+    pub sequence: i64,
+    /// Bytes of text in this attempt.
+    pub text_offset: i64,
+    /// Attempts that count towards POISON_TASK.
+    pub lost: i64,
+    /// Epoch of the node that runs it.
+    pub epoch: i64,
+    /// Not before, in ms; 0: now.
+    pub not_before_ms: i64,
+    /// Canonical hash of the content; empty without a request id of the client's.
+    pub hash: Vec<u8>,
+}
+
+/// Whether a state is an end.
+pub fn is_terminal(state: S) -> bool {
+    matches!(state, S::Succeeded | S::Failed | S::Cancelled | S::TimedOut)
+}
+
+fn fenced(given: i64, current: i64) -> AgentError {
+    AgentError::new(Reason::AttemptFenced, "a newer attempt holds the task").with("fence", given).with("current", current)
+}
+
+fn wrong_state(state: S, wanted: &str) -> AgentError {
+    AgentError::new(Reason::WrongState, format!("the task is {}, this needs {wanted}", state.as_str_name().trim_start_matches("TASK_STATE_"))).with("state", state.as_str_name())
+}
+
+impl Record {
+    /// A submitted task.
+    pub fn submitted(header: &TaskHeader, spec: pb::AgentTask, run: bool, epoch: i64, now_ms: i64) -> (Self, Vec<pb::TaskEvent>, Written) {
+        let task = pb::Task {
+            id: header.task_id.clone(),
+            request_id: header.request_id.clone(),
+            spec: Some(spec),
+            retry_of: header.retry_of.clone(),
+            parent_task_id: header.parent_task_id.clone(),
+            create_time: Some(timestamp(now_ms)),
+            durability: if header.ephemeral { pb::Durability::Ephemeral } else { pb::Durability::Durable } as i32,
+            node: node_name().to_owned(),
+            ..Default::default()
+        };
+        let mut r = Self { task, tenant: header.tenant.clone(), not_before_ms: header.not_before_ms, hash: header.content_hash.clone(), ..Default::default() };
+        let mut events = Vec::new();
+        if header.not_before_ms > now_ms {
+            r.task.waiting_for = pb::WaitingFor::Timer as i32;
+            r.enter(S::Waiting, now_ms, &mut events);
+        } else if run {
+            r.begin(epoch, now_ms, &mut events);
+            return (r, events, Written::Created { fence: 1, attempt: 1 });
+        } else {
+            r.enter(S::Queued, now_ms, &mut events);
+        }
+        (r, events, Written::Created { fence: 0, attempt: 0 })
+    }
+
+    /// The header, built again from the spec.
+    pub fn header(&self) -> TaskHeader {
+        let spec = self.task.spec.clone().unwrap_or_default();
+        let created = self.task.create_time.as_ref().map_or(0, agent_core::header::timestamp_ms);
+        let mut h = header(&spec, &self.task.id, &self.task.request_id, &self.tenant, created);
+        h.retry_of.clone_from(&self.task.retry_of);
+        h
+    }
+
+    fn stamp(&mut self, event: pb::task_event::Event, now_ms: i64) -> pb::TaskEvent {
+        self.sequence += 1;
+        let event = match event {
+            pb::task_event::Event::TextDelta(mut delta) => {
+                delta.offset = self.text_offset;
+                self.text_offset += i64::try_from(delta.text.len()).unwrap_or(0);
+                pb::task_event::Event::TextDelta(delta)
+            }
+            other => other,
+        };
+        let step_id = if self.task.attempts > 0 { "main".to_owned() } else { String::new() };
+        pb::TaskEvent { sequence: self.sequence, time: Some(timestamp(now_ms)), attempt: self.task.attempts, step_id, event: Some(event) }
+    }
+
+    fn enter(&mut self, state: S, now_ms: i64, events: &mut Vec<pb::TaskEvent>) {
+        self.task.state = state as i32;
+        if state != S::Waiting {
+            self.task.waiting_for = 0;
+        }
+        let changed = pb::StateChanged { state: state as i32, error: self.task.error.clone() };
+        let event = self.stamp(pb::task_event::Event::StateChanged(changed), now_ms);
+        events.push(event);
+        self.touch();
+    }
+
+    fn touch(&mut self) {
+        self.task.etag = format!("{}-{}", self.task.fencing_token, self.sequence);
+    }
+
+    fn begin(&mut self, epoch: i64, now_ms: i64, events: &mut Vec<pb::TaskEvent>) {
+        self.task.attempts += 1;
+        self.task.fencing_token += 1;
+        self.epoch = epoch;
+        self.text_offset = 0;
+        self.task.worker_pid = 0;
+        if self.task.start_time.is_none() {
+            self.task.start_time = Some(timestamp(now_ms));
+        }
+        self.attempts.push(pb::Attempt {
+            number: self.task.attempts,
+            fence: self.task.fencing_token,
+            node: node_name().to_owned(),
+            node_epoch: epoch,
+            start_time: Some(timestamp(now_ms)),
+            ..Default::default()
+        });
+        self.enter(S::Running, now_ms, events);
+        let started = pb::AttemptStarted { attempt: self.task.attempts, discard_text: self.task.attempts > 1 };
+        let event = self.stamp(pb::task_event::Event::AttemptStarted(started), now_ms);
+        events.push(event);
+    }
+
+    fn running(&self, fence: i64) -> Result<(), AgentError> {
+        match self.task.state() {
+            S::Running if self.task.fencing_token == fence => Ok(()),
+            _ => Err(fenced(fence, self.task.fencing_token)),
+        }
+    }
+
+    /// QUEUED to RUNNING.
+    pub fn claim(&mut self, epoch: i64, now_ms: i64) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+        if self.task.state() != S::Queued {
+            return Err(wrong_state(self.task.state(), "QUEUED"));
+        }
+        let mut events = Vec::new();
+        self.begin(epoch, now_ms, &mut events);
+        let spec = Box::new(self.task.spec.clone().unwrap_or_default());
+        Ok((events, Written::Claimed { fence: self.task.fencing_token, attempt: self.task.attempts, header: Box::new(self.header()), spec, lost: self.lost }))
+    }
+
+    /// Records who has the attempt.
+    pub fn attempt(&mut self, fence: i64, info: AttemptInfo) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+        self.running(fence)?;
+        self.task.worker_pid = info.host_pid;
+        self.task.unjournaled_tools = info.unjournaled_tools;
+        if let Some(a) = self.attempts.last_mut() {
+            a.worker = info.worker;
+            a.host_pid = info.host_pid;
+            a.environment_lock_hash = info.env_lock_hash;
+            a.executor = info.executor;
+        }
+        self.touch();
+        Ok((Vec::new(), Written::Ok))
+    }
+
+    /// Records why it runs where it runs.
+    pub fn route(&mut self, fence: i64, route: pb::Route) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+        self.running(fence)?;
+        self.task.route = Some(route);
+        Ok((Vec::new(), Written::Ok))
+    }
+
+    /// Numbers events of the running attempt.
+    pub fn events(&mut self, fence: i64, new: Vec<pb::task_event::Event>, now_ms: i64) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+        self.running(fence)?;
+        let events: Vec<pb::TaskEvent> = new.into_iter().map(|e| self.stamp(e, now_ms)).collect();
+        self.touch();
+        Ok((events, Written::Sequence(self.sequence)))
+    }
+
+    /// The end. A task that does not run may be ended by a cancel or a clock; its fence is checked all the same.
+    pub fn finish(&mut self, fence: i64, f: Finish, now_ms: i64) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+        if is_terminal(self.task.state()) {
+            return Err(AgentError::new(Reason::TaskAlreadyTerminal, "the task has ended").with("state", self.task.state().as_str_name()));
+        }
+        if self.task.fencing_token != fence {
+            return Err(fenced(fence, self.task.fencing_token));
+        }
+        let mut events: Vec<pb::TaskEvent> = f.events.into_iter().map(|e| self.stamp(e, now_ms)).collect();
+        self.close_attempt(&f.outcome, &f.cause, Some(&f.metrics), now_ms);
+        self.task.end_time = Some(timestamp(now_ms));
+        self.task.cancel_requested |= f.state == S::Cancelled;
+        self.task.cancellation_proof = f.proof;
+        self.task.error = f.error;
+        self.task.result = f.result.map(|mut result| {
+            result.task_id.clone_from(&self.task.id);
+            result.executor.clone_from(&f.executor);
+            result.metrics = Some(metrics(&f.metrics));
+            result
+        });
+        self.enter(f.state, now_ms, &mut events);
+        Ok((events, Written::Ok))
+    }
+
+    /// The attempt is over, the task is not.
+    #[allow(clippy::too_many_arguments)]
+    pub fn requeue(&mut self, fence: i64, outcome: &str, cause: &str, counts: bool, not_before_ms: i64, new: Vec<pb::task_event::Event>, now_ms: i64) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+        self.running(fence)?;
+        let mut events: Vec<pb::TaskEvent> = new.into_iter().map(|e| self.stamp(e, now_ms)).collect();
+        self.close_attempt(outcome, cause, None, now_ms);
+        self.lost += i64::from(counts);
+        self.not_before_ms = not_before_ms;
+        if not_before_ms > now_ms {
+            self.task.waiting_for = pb::WaitingFor::Retry as i32;
+            self.enter(S::Waiting, now_ms, &mut events);
+        } else {
+            self.enter(S::Queued, now_ms, &mut events);
+        }
+        Ok((events, Written::Requeued { lost: self.lost }))
+    }
+
+    /// WAITING to QUEUED.
+    pub fn wake(&mut self, now_ms: i64) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+        if self.task.state() != S::Waiting {
+            return Err(wrong_state(self.task.state(), "WAITING"));
+        }
+        let mut events = Vec::new();
+        self.not_before_ms = 0;
+        self.enter(S::Queued, now_ms, &mut events);
+        Ok((events, Written::Ok))
+    }
+
+    /// Sets the flag; ends nothing.
+    pub fn cancel_request(&mut self) -> (Vec<pb::TaskEvent>, Written) {
+        if !is_terminal(self.task.state()) {
+            self.task.cancel_requested = true;
+            self.touch();
+        }
+        (Vec::new(), Written::State { state: self.task.state(), fence: self.task.fencing_token })
+    }
+
+    /// The next fence without a new attempt: nothing that the attempt says counts any more.
+    pub fn fence(&mut self, fence: i64) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+        self.running(fence)?;
+        self.task.fencing_token += 1;
+        self.touch();
+        Ok((Vec::new(), Written::Fenced(self.task.fencing_token)))
+    }
+
+    /// At the start of a node: an attempt of an older epoch is lost, and does not count.
+    pub fn recover(&mut self, now_ms: i64) -> Vec<pb::TaskEvent> {
+        let lost = pb::WorkerLost { cause: "NODE_LOST".into(), detail: "the node ended while the attempt ran".into() };
+        let mut events = vec![self.stamp(pb::task_event::Event::WorkerLost(lost), now_ms)];
+        self.close_attempt("lost", "NODE_LOST", None, now_ms);
+        self.enter(S::Queued, now_ms, &mut events);
+        events
+    }
+
+    fn close_attempt(&mut self, outcome: &str, cause: &str, m: Option<&Metrics>, now_ms: i64) {
+        if let Some(a) = self.attempts.last_mut().filter(|a| a.end_time.is_none()) {
+            a.end_time = Some(timestamp(now_ms));
+            outcome.clone_into(&mut a.outcome);
+            cause.clone_into(&mut a.cause);
+            a.peak_rss = m.and_then(|m| m.memory_bytes);
+            a.cpu_time = m.and_then(|m| m.cpu_ms).map(duration);
+        }
+    }
+}
+
+fn metrics(m: &Metrics) -> pb::ExecutionMetrics {
+    pb::ExecutionMetrics {
+        queue_time: Some(duration(m.queue_ms)),
+        execution_time: Some(duration(m.execution_ms)),
+        tokens_used: Some(m.usage),
+        provider_calls: m.provider_calls,
+        provider_calls_replayed: 0,
+        tool_calls: m.tool_calls,
+        memory_used: m.memory_bytes,
+        cost_micros: m.cost_micros,
+        cache_hit: false,
+    }
+}
+
+/// Name of this node; one node until clusters come.
+pub fn node_name() -> &'static str {
+    "node1"
+}

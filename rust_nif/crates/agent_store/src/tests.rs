@@ -1,0 +1,221 @@
+//! Behaviour of the facade, the same on both back ends.
+
+use std::sync::mpsc;
+
+use agent_core::header::header;
+
+use super::*;
+
+fn dir(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("singularity-store-{name}-{}-{}", std::process::id(), uuid::Uuid::new_v4()));
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}
+
+fn open(dir: &Path) -> Arc<TaskStore> {
+    TaskStore::open(&dir.join("s.db"), Box::new(|_| {})).unwrap()
+}
+
+fn write(store: &TaskStore, op: WriteOp) -> Result<Written, AgentError> {
+    let (tx, rx) = mpsc::channel();
+    assert_ne!(store.write(op, move |r| tx.send(r).unwrap()), Enqueued::Busy);
+    rx.recv().unwrap()
+}
+
+fn submit(store: &TaskStore, ephemeral: bool, request: Option<&str>, text: &str, run: bool) -> (String, Result<Written, AgentError>) {
+    let id = uuid::Uuid::now_v7().to_string();
+    let durability = if ephemeral { pb::Durability::Ephemeral } else { pb::Durability::Durable };
+    let spec = pb::AgentTask {
+        description: text.into(),
+        execution_hints: Some(pb::ExecutionHints { durability: durability as i32, ..Default::default() }),
+        ..Default::default()
+    };
+    let mut h = header(&spec, &id, request.unwrap_or_default(), "t", now_ms());
+    if request.is_some() {
+        h.content_hash = agent_core::hash::content_hash(&spec).to_vec();
+    }
+    let written = write(store, WriteOp::Submit { header: Box::new(h), spec: Box::new(spec), run });
+    (id, written)
+}
+
+fn finish(id: &str, fence: i64) -> WriteOp {
+    let finish = Finish {
+        state: pb::TaskState::Succeeded,
+        result: Some(pb::AgentResult { output: "done".into(), ..Default::default() }),
+        error: None,
+        executor: "native".into(),
+        metrics: Metrics::default(),
+        outcome: "succeeded".into(),
+        cause: String::new(),
+        proof: None,
+        events: Vec::new(),
+    };
+    WriteOp::Finish { id: id.into(), fence, finish: Box::new(finish) }
+}
+
+fn text(id: &str, fence: i64, text: &str) -> WriteOp {
+    let delta = pb::TextDelta { text: text.into(), offset: 0 };
+    WriteOp::Events { id: id.into(), fence, events: vec![pb::task_event::Event::TextDelta(delta)] }
+}
+
+#[test]
+fn both_back_ends_keep_the_rules_of_a_tasks_life() {
+    let dir = dir("rules");
+    let store = open(&dir);
+    for ephemeral in [true, false] {
+        let (id, written) = submit(&store, ephemeral, None, "x", false);
+        assert!(matches!(written, Ok(Written::Created { fence: 0, .. })));
+        assert!(matches!(write(&store, WriteOp::Claim { id: id.clone() }), Ok(Written::Claimed { fence: 1, attempt: 1, .. })));
+        // Claimed once.
+        assert_eq!(write(&store, WriteOp::Claim { id: id.clone() }).unwrap_err().reason, Reason::WrongState);
+        // A lost attempt: the next one has the next fence, and the old one can say nothing any more.
+        let requeue = WriteOp::Requeue { id: id.clone(), fence: 1, outcome: "lost".into(), cause: "WORKER_CRASHED".into(), counts: true, not_before_ms: 0, events: vec![] };
+        assert!(matches!(write(&store, requeue), Ok(Written::Requeued { lost: 1 })));
+        assert!(matches!(write(&store, WriteOp::Claim { id: id.clone() }), Ok(Written::Claimed { fence: 2, attempt: 2, .. })));
+        for late in [finish(&id, 1), text(&id, 1, "late"), WriteOp::Fence { id: id.clone(), fence: 1 }] {
+            assert_eq!(write(&store, late).unwrap_err().reason, Reason::AttemptFenced);
+        }
+        assert!(write(&store, finish(&id, 2)).is_ok());
+        // Terminal once.
+        assert_eq!(write(&store, finish(&id, 2)).unwrap_err().reason, Reason::TaskAlreadyTerminal);
+        let task = store.get("t", &id).unwrap();
+        assert_eq!((task.state(), task.attempts, task.result.unwrap().output.as_str()), (pb::TaskState::Succeeded, 2, "done"));
+        assert_eq!(store.get("other", &id).unwrap_err().reason, Reason::TaskNotFound);
+        let outcomes: Vec<String> = store.attempts("t", &id[28..]).unwrap().into_iter().map(|a| a.outcome).collect();
+        assert_eq!(outcomes, ["lost", "succeeded"]);
+    }
+    store.stop();
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn a_request_id_gives_the_same_task_or_names_the_difference() {
+    let dir = dir("request");
+    let store = open(&dir);
+    for ephemeral in [true, false] {
+        let name = format!("r{ephemeral}");
+        let (first, _) = submit(&store, ephemeral, Some(&name), "x", true);
+        let (_, again) = submit(&store, ephemeral, Some(&name), "x", true);
+        assert!(matches!(again, Ok(Written::Existing { id }) if id == first));
+        let error = submit(&store, ephemeral, Some(&name), "y", true).1.unwrap_err();
+        assert_eq!((error.reason, error.metadata["field"].as_str()), (Reason::RequestIdReused, "task.description"));
+    }
+    store.stop();
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn after_a_kill_finished_tasks_are_there_and_running_ones_are_queued_again() {
+    let dir = dir("kill");
+    let store = open(&dir);
+    let (done, _) = submit(&store, false, None, "done", true);
+    write(&store, finish(&done, 1)).unwrap();
+    let (open_id, _) = submit(&store, false, None, "open", true);
+    write(&store, text(&open_id, 1, "half")).unwrap();
+    // As after kill -9: nothing is closed but the lock, which the kernel gives back.
+    store.lock.unlock().unwrap();
+    let again = open(&dir);
+    assert_eq!(again.get("t", &done).unwrap().state(), pb::TaskState::Succeeded);
+    let Ok(Written::Recovered(queued)) = write(&again, WriteOp::Recover) else { panic!("no recovery") };
+    assert_eq!(queued.iter().map(|q| (q.header.task_id.clone(), q.lost)).collect::<Vec<_>>(), [(open_id.clone(), 0)]);
+    assert!(matches!(write(&again, WriteOp::Claim { id: open_id.clone() }), Ok(Written::Claimed { fence: 2, attempt: 2, .. })));
+    assert_eq!(again.attempts("t", &open_id).unwrap()[0].cause, "NODE_LOST");
+    again.stop();
+    store.stop();
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn two_nodes_never_share_a_data_folder() {
+    let dir = dir("lock");
+    let store = open(&dir);
+    let error = TaskStore::open(&dir.join("s.db"), Box::new(|_| {})).err().unwrap();
+    assert!(error.message.contains("in use"), "{}", error.message);
+    store.stop();
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn a_bad_item_fails_alone_in_its_batch() {
+    let dir = dir("alone");
+    let store = open(&dir);
+    let (tx, rx) = mpsc::channel();
+    let mut ids = Vec::new();
+    for i in 0..50 {
+        let (id, _) = submit(&store, false, None, "x", true);
+        let fence = if i % 2 == 0 { 1 } else { 7 };
+        let tx = tx.clone();
+        store.write(finish(&id, fence), move |r| tx.send((i, r.is_ok())).unwrap());
+        ids.push(id);
+    }
+    let mut results: Vec<(usize, bool)> = rx.iter().take(50).collect();
+    results.sort_unstable();
+    assert!(results.iter().all(|(i, ok)| *ok == (i % 2 == 0)));
+    assert_eq!(store.running().unwrap().len(), 25);
+    store.stop();
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn a_panic_of_the_writer_is_told_and_no_answer_is_lost() {
+    let dir = dir("panic");
+    let (tx, rx) = mpsc::channel();
+    let store = TaskStore::open(&dir.join("s.db"), Box::new(move |why| tx.send(why).unwrap())).unwrap();
+    store.inject_panic();
+    assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), "panic");
+    // Ephemeral tasks need no writer.
+    assert!(submit(&store, true, None, "x", true).1.is_ok());
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[tokio::test]
+async fn watchers_read_from_any_cursor_while_it_runs_and_afterwards() {
+    let dir = dir("watch");
+    let store = open(&dir);
+    for ephemeral in [true, false] {
+        let (id, _) = submit(&store, ephemeral, None, "x", true);
+        write(&store, text(&id, 1, "ab")).unwrap();
+        write(&store, text(&id, 1, "c")).unwrap();
+        let live = store.next_events("t", &id, 3).await.unwrap();
+        let Some(pb::task_event::Event::TextDelta(delta)) = &live[0].event else { panic!("no text") };
+        assert_eq!((live[0].sequence, delta.text.as_str(), delta.offset), (4, "c", 2));
+        let waiter = tokio::spawn({
+            let (store, id) = (store.clone(), id.clone());
+            async move { store.wait_terminal("t", &id, Duration::from_secs(5)).await.unwrap().state() }
+        });
+        write(&store, finish(&id, 1)).unwrap();
+        assert_eq!(waiter.await.unwrap(), pb::TaskState::Succeeded);
+        let mut sequences = Vec::new();
+        loop {
+            let events = store.next_events("t", &id, sequences.last().copied().unwrap_or(0)).await.unwrap();
+            if events.is_empty() {
+                break;
+            }
+            sequences.extend(events.iter().map(|e| e.sequence));
+        }
+        assert_eq!(sequences, (1..=5).collect::<Vec<_>>());
+    }
+    store.stop();
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn lists_page_and_filter() {
+    let dir = dir("list");
+    let store = open(&dir);
+    for i in 0..5 {
+        let (id, _) = submit(&store, i == 0, None, "x", true);
+        if i < 2 {
+            write(&store, finish(&id, 1)).unwrap();
+        }
+    }
+    let query = |filter: &str, token: String| ListQuery { page_size: 2, page_token: token, filter: filter.into(), ..Default::default() };
+    let (first, token) = store.list("t", &query("state=RUNNING", String::new())).unwrap();
+    let (second, end) = store.list("t", &query("state=RUNNING", token)).unwrap();
+    assert_eq!((first.len(), second.len(), end.as_str()), (2, 1, ""));
+    assert!(first[0].id > first[1].id && first[1].id > second[0].id);
+    let error = store.list("t", &query("state=RUNNING colour=red", String::new())).unwrap_err();
+    assert_eq!((error.reason, error.metadata["position"].as_str()), (Reason::FilterInvalid, "15"));
+    store.stop();
+    std::fs::remove_dir_all(dir).unwrap();
+}
