@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = tonic_prost_build::Config::new();
     config.btree_map(["."]);
     tonic_prost_build::configure()
+        .codec_path("crate::codec::TypedCodec")
         .file_descriptor_set_path(out.join("descriptor.bin"))
         .compile_with_config(config, &files, &[root.to_path_buf()])?;
     Ok(())

@@ -1,1 +1,104 @@
-//! The gRPC front: decoding, limits, rich errors, health, reflection.
+//! The gRPC front: decoding, limits, keys, rich errors, health, reflection.
+//!
+//! What decides about a task goes to the [`Engine`] as a small request; what only reads is answered here from the store and the providers.
+
+mod agents;
+mod auth;
+mod engine;
+mod frameworks;
+mod listen;
+mod pending;
+mod providers;
+mod status;
+mod tasks;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_core::{AgentError, Reason};
+use agent_proto::agents::v1 as pb;
+use agent_providers::Providers;
+use agent_store::TaskStore;
+use tokio::sync::oneshot;
+use tonic::Status;
+
+pub use auth::{Auth, TenantKeys};
+pub use engine::{AgentCall, Engine, EngineBody, EngineReply, EngineRequest, Full};
+pub use listen::{Listener, ServerConfig, Tls, serve};
+pub use status::to_status;
+
+/// Longest wait for the engine's answer to a unary call.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait of calls that wait for a task.
+const MAX_WAIT: Duration = Duration::from_secs(3600);
+
+/// What the services share.
+#[derive(Clone)]
+pub struct Shared {
+    /// Who decides.
+    pub engine: Arc<dyn Engine>,
+    /// Reads and live events.
+    pub store: Arc<TaskStore>,
+    /// Model calls.
+    pub providers: Arc<Providers>,
+    /// Who asks.
+    pub auth: Arc<Auth>,
+}
+
+impl Shared {
+    fn tenant<T>(&self, request: &tonic::Request<T>) -> Result<String, Status> {
+        self.auth.tenant(request.metadata()).map_err(|e| to_status(&e))
+    }
+
+    /// Asks the engine. A request that it drops has an unknown outcome: the caller sends again or reads back.
+    async fn ask(&self, tenant: String, body: EngineBody) -> Result<EngineReply, Status> {
+        self.ask_within(tenant, body, ENGINE_TIMEOUT).await
+    }
+
+    async fn ask_within(&self, tenant: String, body: EngineBody, limit: Duration) -> Result<EngineReply, Status> {
+        let (reply, answer) = oneshot::channel();
+        let request = EngineRequest { tenant, body, reply };
+        if self.engine.request(request).is_err() {
+            return Err(to_status(&AgentError::new(Reason::QueueFull, "too many requests wait for the engine").retry_after(100)));
+        }
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(EngineReply::Error(e))) => Err(to_status(&e)),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) | Err(_) => Err(to_status(&AgentError::new(Reason::CommitAmbiguous, "the outcome is not known; resend with the same request_id"))),
+        }
+    }
+}
+
+fn unexpected() -> Status {
+    to_status(&AgentError::new(Reason::Internal, "the engine gave an answer of another kind"))
+}
+
+/// A page of a list that is already in memory; the token is the position.
+fn page<T>(all: Vec<T>, size: i32, token: &str) -> Result<(Vec<T>, String), Status> {
+    let size = page_size(size)?;
+    let from: usize = if token.is_empty() { 0 } else { token.parse().map_err(|_| to_status(&AgentError::new(Reason::PageTokenInvalid, "the page token is not one of ours")))? };
+    let total = all.len();
+    let items: Vec<T> = all.into_iter().skip(from).take(size).collect();
+    let next = from.saturating_add(items.len());
+    Ok((items, if next < total { next.to_string() } else { String::new() }))
+}
+
+fn page_size(size: i32) -> Result<usize, Status> {
+    match size {
+        0 => Ok(50),
+        1..=1000 => Ok(usize::try_from(size).unwrap_or(50)),
+        _ => Err(to_status(&AgentError::field("page_size", format!("{size}, must be 1 to 1000")))),
+    }
+}
+
+type Reply<T> = Result<tonic::Response<T>, Status>;
+
+fn ok<T>(value: T) -> Reply<T> {
+    Ok(tonic::Response::new(value))
+}
+
+/// An id that a client may choose.
+fn check_id(field: &str, id: &str) -> Option<pb::FieldViolation> {
+    let good = id.len() <= 63 && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    (!good).then(|| pb::FieldViolation { field: field.to_owned(), description: "must be 1 to 63 letters, digits, \"-\" or \"_\"".to_owned() })
+}

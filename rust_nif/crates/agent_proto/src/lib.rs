@@ -2,6 +2,8 @@
 //!
 //! The `.proto` files under `proto/` are the documentation of the fields.
 
+pub mod codec;
+
 /// Package `singularity.agents`.
 pub mod agents {
     /// Package `singularity.agents.v1`.

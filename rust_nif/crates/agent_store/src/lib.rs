@@ -116,18 +116,23 @@ impl TaskStore {
 
     /// Writes; `done` is called exactly once unless the answer is [`Enqueued::Busy`].
     pub fn write(&self, op: WriteOp, done: impl FnOnce(Result<Written, AgentError>) + Send + 'static) -> Enqueued {
-        let ephemeral = match &op {
-            WriteOp::Submit { header, .. } => header.ephemeral,
-            other => other.task_id().is_some_and(|id| self.memory.has(id)),
-        };
-        if ephemeral {
-            done(self.write_memory(op));
+        if self.is_inline(&op) {
+            done(self.write_inline(op));
             return Enqueued::Inline;
         }
         if self.writer.write(op, Box::new(done)) { Enqueued::Queued } else { Enqueued::Busy }
     }
 
-    fn write_memory(&self, op: WriteOp) -> Result<Written, AgentError> {
+    /// Whether a write is answered at once: its task is ephemeral.
+    pub fn is_inline(&self, op: &WriteOp) -> bool {
+        match op {
+            WriteOp::Submit { header, .. } => header.ephemeral,
+            other => other.task_id().is_some_and(|id| self.memory.has(id)),
+        }
+    }
+
+    /// Writes on an ephemeral task, without waiting for anything.
+    pub fn write_inline(&self, op: WriteOp) -> Result<Written, AgentError> {
         let now = now_ms();
         let epoch = self.epoch;
         match op {

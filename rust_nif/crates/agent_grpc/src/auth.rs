@@ -1,0 +1,76 @@
+//! Keys and tenants: SHA-256 of static keys, compared without leaking by time.
+
+use std::collections::BTreeMap;
+
+use agent_core::{AgentError, Reason};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use tonic::metadata::MetadataMap;
+
+/// Tenant of everybody where no keys are configured.
+pub const DEFAULT_TENANT: &str = "default";
+
+/// Keys of a tenant, in the native configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct TenantKeys {
+    /// Hexadecimal SHA-256 of each key.
+    #[serde(default)]
+    pub key_sha256: Vec<String>,
+}
+
+/// Who asks.
+#[derive(Debug, Default)]
+pub struct Auth {
+    keys: Vec<([u8; 32], String)>,
+}
+
+impl Auth {
+    /// From the configuration; without keys everybody is the tenant "default".
+    pub fn new(tenants: &BTreeMap<String, TenantKeys>) -> Result<Self, AgentError> {
+        let mut keys = Vec::new();
+        for (tenant, t) in tenants {
+            for hex in &t.key_sha256 {
+                let digest = unhex(hex).ok_or_else(|| AgentError::new(Reason::InvalidField, format!("a key of tenant {tenant} is not a SHA-256")))?;
+                keys.push((digest, tenant.clone()));
+            }
+        }
+        Ok(Self { keys })
+    }
+
+    /// Whether a key is needed.
+    pub fn needs_key(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
+    /// The tenant of a call.
+    pub fn tenant(&self, metadata: &MetadataMap) -> Result<String, AgentError> {
+        if self.keys.is_empty() {
+            return Ok(DEFAULT_TENANT.to_owned());
+        }
+        let header = metadata.get("authorization").and_then(|v| v.to_str().ok());
+        let Some(key) = header.and_then(|h| h.strip_prefix("Bearer ").or_else(|| h.strip_prefix("bearer "))) else {
+            return Err(AgentError::new(Reason::KeyMissing, "send the key as metadata: authorization: Bearer KEY"));
+        };
+        let digest: [u8; 32] = Sha256::digest(key.trim().as_bytes()).into();
+        // Every key is looked at, whichever matches.
+        let mut found = None;
+        for (known, tenant) in &self.keys {
+            let difference = known.iter().zip(&digest).fold(0u8, |d, (a, b)| d | (a ^ b));
+            if difference == 0 {
+                found = Some(tenant);
+            }
+        }
+        found.cloned().ok_or_else(|| AgentError::new(Reason::KeyUnknown, "the key is not known here"))
+    }
+}
+
+fn unhex(hex: &str) -> Option<[u8; 32]> {
+    let mut out = [0u8; 32];
+    if hex.len() != 64 || !hex.is_ascii() {
+        return None;
+    }
+    for (i, byte) in out.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(out)
+}

@@ -1,0 +1,237 @@
+//! `TaskService`.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use agent_core::header::{TaskHeader, duration_ms, header};
+use agent_core::{AgentError, Reason, hash, validate::validate_task};
+use agent_proto::agents::v1 as pb;
+use agent_store::{ListQuery, now_ms};
+use tonic::{Request, Status};
+
+use crate::engine::{EngineBody, EngineReply};
+use crate::listen::Permits;
+use crate::{MAX_WAIT, Reply, Shared, check_id, ok, page, page_size, to_status, unexpected};
+
+/// Requests of a batch.
+const MAX_BATCH: usize = 1000;
+/// Grace of a cancel that names none, in ms.
+const DEFAULT_GRACE_MS: i64 = 5000;
+/// Longest grace, in ms.
+const MAX_GRACE_MS: i64 = 600_000;
+
+/// The service.
+pub(crate) struct Tasks(pub(crate) Shared);
+
+fn prepare(task: Option<pb::AgentTask>, request_id: &str, tenant: &str) -> Result<(Box<TaskHeader>, Box<pb::AgentTask>), AgentError> {
+    let now = now_ms();
+    let Some(task) = task else { return Err(AgentError::field("task", "is missing")) };
+    let mut violations = validate_task(&task, now);
+    if request_id.len() > 128 {
+        violations.push(pb::FieldViolation { field: "request_id".into(), description: format!("{} bytes, must be at most 128", request_id.len()) });
+    }
+    if task.plan.is_some() {
+        return Err(AgentError::pending("plans").with("field", "task.plan"));
+    }
+    if let Some(error) = AgentError::invalid(violations) {
+        return Err(error);
+    }
+    let id = uuid::Uuid::now_v7().to_string();
+    let mut h = header(&task, &id, if request_id.is_empty() { &id } else { request_id }, tenant, now);
+    if !request_id.is_empty() {
+        h.content_hash = hash::content_hash(&task).to_vec();
+    }
+    Ok((Box::new(h), Box::new(task)))
+}
+
+impl Tasks {
+    async fn submit(&self, task: Option<pb::AgentTask>, request_id: &str, tenant: &str, permits: Option<Permits>) -> Result<String, Status> {
+        // The permit covers decode to commit, not the waiting for the end.
+        let _permit = match &permits {
+            Some(p) => Some(p.0.try_acquire().map_err(|_| to_status(&AgentError::new(Reason::Overloaded, "64 submits of this connection wait for their commit").with("limit", "connection").retry_after(20)))?),
+            None => None,
+        };
+        let (header, spec) = prepare(task, request_id, tenant).map_err(|e| to_status(&e))?;
+        match self.0.ask(tenant.to_owned(), EngineBody::Submit { header, spec }).await? {
+            EngineReply::Task(id) => Ok(id),
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn get(&self, tenant: &str, id: &str) -> Result<pb::Task, Status> {
+        self.0.store.get(tenant, id).map_err(|e| to_status(&e))
+    }
+
+    fn find(&self, tenant: &str, id: &str) -> Result<String, Status> {
+        self.0.store.find(tenant, id).map_err(|e| to_status(&e))
+    }
+}
+
+#[tonic::async_trait]
+impl pb::task_service_server::TaskService for Tasks {
+    async fn submit_task(&self, request: Request<pb::SubmitTaskRequest>) -> Reply<pb::Task> {
+        let tenant = self.0.tenant(&request)?;
+        let permits = request.extensions().get::<Permits>().cloned();
+        let r = request.into_inner();
+        let id = self.submit(r.task, &r.request_id, &tenant, permits).await?;
+        ok(self.get(&tenant, &id)?)
+    }
+
+    async fn execute_task(&self, request: Request<pb::ExecuteTaskRequest>) -> Reply<pb::Task> {
+        let tenant = self.0.tenant(&request)?;
+        let permits = request.extensions().get::<Permits>().cloned();
+        let r = request.into_inner();
+        let wait = match r.wait.as_ref().map(duration_ms) {
+            None => MAX_WAIT,
+            Some(ms) if (0..=3_600_000).contains(&ms) => Duration::from_millis(u64::try_from(ms).unwrap_or(0)),
+            Some(_) => return Err(to_status(&AgentError::field("wait", "must be 0 s to 1 h"))),
+        };
+        let id = self.submit(r.task, &r.request_id, &tenant, permits).await?;
+        ok(self.0.store.wait_terminal(&tenant, &id, wait).await.map_err(|e| to_status(&e))?)
+    }
+
+    type WatchTaskStream = Pin<Box<dyn futures::Stream<Item = Result<pb::TaskEvent, Status>> + Send>>;
+
+    async fn watch_task(&self, request: Request<pb::WatchTaskRequest>) -> Reply<Self::WatchTaskStream> {
+        let tenant = self.0.tenant(&request)?;
+        let r = request.into_inner();
+        let id = self.get(&tenant, &r.task_id)?.id;
+        if r.after < 0 {
+            return Err(to_status(&AgentError::field("after", "must be 0 or a sequence")));
+        }
+        let store = self.0.store.clone();
+        let start = (store, tenant, id, r.after, Vec::<pb::TaskEvent>::new().into_iter(), false);
+        let include_text = r.include_text;
+        let stream = futures::stream::unfold(start, move |(store, tenant, id, mut after, mut ready, failed)| async move {
+            if failed {
+                return None;
+            }
+            loop {
+                if let Some(event) = ready.next() {
+                    after = event.sequence;
+                    if include_text || !matches!(event.event, Some(pb::task_event::Event::TextDelta(_))) {
+                        return Some((Ok(event), (store, tenant, id, after, ready, false)));
+                    }
+                    continue;
+                }
+                match store.next_events(&tenant, &id, after).await {
+                    Ok(events) if events.is_empty() => return None,
+                    Ok(events) => ready = events.into_iter(),
+                    Err(e) => return Some((Err(to_status(&e)), (store, tenant, id, after, ready, true))),
+                }
+            }
+        });
+        ok(Box::pin(stream) as Self::WatchTaskStream)
+    }
+
+    async fn get_task(&self, request: Request<pb::GetTaskRequest>) -> Reply<pb::Task> {
+        let tenant = self.0.tenant(&request)?;
+        ok(self.get(&tenant, &request.get_ref().task_id)?)
+    }
+
+    async fn list_tasks(&self, request: Request<pb::ListTasksRequest>) -> Reply<pb::ListTasksResponse> {
+        let tenant = self.0.tenant(&request)?;
+        let r = request.into_inner();
+        let query = ListQuery { page_size: page_size(r.page_size)?, page_token: r.page_token, filter: r.filter, order_by: r.order_by };
+        let store = self.0.store.clone();
+        let listed = tokio::task::spawn_blocking(move || store.list(&tenant, &query)).await.map_err(|_| unexpected())?;
+        let (tasks, next_page_token) = listed.map_err(|e| to_status(&e))?;
+        ok(pb::ListTasksResponse { tasks, next_page_token })
+    }
+
+    async fn list_attempts(&self, request: Request<pb::ListAttemptsRequest>) -> Reply<pb::ListAttemptsResponse> {
+        let tenant = self.0.tenant(&request)?;
+        let r = request.into_inner();
+        let all = self.0.store.attempts(&tenant, &r.task_id).map_err(|e| to_status(&e))?;
+        let (attempts, next_page_token) = page(all, r.page_size, &r.page_token)?;
+        ok(pb::ListAttemptsResponse { attempts, next_page_token })
+    }
+
+    async fn cancel_task(&self, request: Request<pb::CancelTaskRequest>) -> Reply<pb::CancelTaskResponse> {
+        let tenant = self.0.tenant(&request)?;
+        let r = request.into_inner();
+        let grace_ms = r.grace.as_ref().map_or(DEFAULT_GRACE_MS, duration_ms);
+        if !(0..=MAX_GRACE_MS).contains(&grace_ms) {
+            return Err(to_status(&AgentError::field("grace", "must be 0 s to 600 s")));
+        }
+        let task_id = self.find(&tenant, &r.task_id)?;
+        let limit = Duration::from_millis(u64::try_from(grace_ms).unwrap_or(0)) + crate::ENGINE_TIMEOUT;
+        let reason = r.reason.chars().take(1024).collect();
+        match self.0.ask_within(tenant.clone(), EngineBody::Cancel { task_id, grace_ms, reason }, limit).await? {
+            EngineReply::Cancelled { task_id, proof } => ok(pb::CancelTaskResponse { task: Some(self.get(&tenant, &task_id)?), proof: Some(*proof) }),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn retry_task(&self, request: Request<pb::RetryTaskRequest>) -> Reply<pb::Task> {
+        let tenant = self.0.tenant(&request)?;
+        let r = request.into_inner();
+        let old = self.get(&tenant, &r.task_id)?;
+        if !agent_store::record::is_terminal(old.state()) {
+            return Err(to_status(&AgentError::new(Reason::WrongState, "the task has not ended; cancel it first").with("state", old.state().as_str_name())));
+        }
+        let (mut header, spec) = prepare(old.spec, &r.request_id, &tenant).map_err(|e| to_status(&e))?;
+        header.retry_of.clone_from(&old.id);
+        match self.0.ask(tenant.clone(), EngineBody::Retry { task_id: old.id, header, spec }).await? {
+            EngineReply::Task(id) => ok(self.get(&tenant, &id)?),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn signal_task(&self, request: Request<pb::SignalTaskRequest>) -> Reply<pb::Task> {
+        let tenant = self.0.tenant(&request)?;
+        self.get(&tenant, &request.get_ref().task_id)?;
+        Err(to_status(&AgentError::pending("signals")))
+    }
+
+    async fn batch_submit_tasks(&self, request: Request<pb::BatchSubmitTasksRequest>) -> Reply<pb::BatchSubmitTasksResponse> {
+        let tenant = self.0.tenant(&request)?;
+        let requests = request.into_inner().requests;
+        if requests.is_empty() || requests.len() > MAX_BATCH {
+            return Err(to_status(&AgentError::field("requests", format!("{} requests, must be 1 to {MAX_BATCH}", requests.len()))));
+        }
+        // All at once: they share the group commit.
+        let outcomes = futures::future::join_all(requests.into_iter().map(|r| {
+            let tenant = &tenant;
+            async move {
+                let outcome = match prepare(r.task, &r.request_id, tenant) {
+                    Err(e) => Err(e),
+                    Ok((header, spec)) => self.one_of_batch(tenant, header, spec).await,
+                };
+                use pb::batch_outcome::Outcome;
+                pb::BatchOutcome { outcome: Some(match outcome { Ok(task) => Outcome::Task(task), Err(e) => Outcome::Error(e.to_task_error()) }) }
+            }
+        }));
+        ok(pb::BatchSubmitTasksResponse { outcomes: outcomes.await })
+    }
+
+    async fn delete_task(&self, request: Request<pb::DeleteTaskRequest>) -> Reply<pb::DeleteTaskResponse> {
+        let tenant = self.0.tenant(&request)?;
+        let task_id = self.find(&tenant, &request.get_ref().task_id)?;
+        match self.0.ask(tenant, EngineBody::Delete { task_id: task_id.clone() }).await? {
+            EngineReply::Ok => ok(pb::DeleteTaskResponse { task_id }),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+impl Tasks {
+    async fn one_of_batch(&self, tenant: &str, header: Box<TaskHeader>, spec: Box<pb::AgentTask>) -> Result<pb::Task, AgentError> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let request = crate::EngineRequest { tenant: tenant.to_owned(), body: EngineBody::Submit { header, spec }, reply };
+        self.0.engine.request(request).map_err(|_| AgentError::new(Reason::QueueFull, "too many requests wait for the engine").retry_after(100))?;
+        match tokio::time::timeout(crate::ENGINE_TIMEOUT, answer).await {
+            Ok(Ok(EngineReply::Task(id))) => self.0.store.get(tenant, &id),
+            Ok(Ok(EngineReply::Error(e))) => Err(e),
+            _ => Err(AgentError::new(Reason::CommitAmbiguous, "the outcome is not known; resend with the same request_id")),
+        }
+    }
+}
+
+pub(crate) fn agent_violations(agent: &pb::Agent) -> Vec<pb::FieldViolation> {
+    let mut violations: Vec<pb::FieldViolation> = check_id("agent.id", &agent.id).into_iter().collect();
+    if agent.instructions.len() > 64 * 1024 {
+        violations.push(pb::FieldViolation { field: "agent.instructions".into(), description: "must be at most 65536 bytes".into() });
+    }
+    violations
+}
