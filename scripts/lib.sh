@@ -1,5 +1,5 @@
 # Shared by the scripts: where things are, how steps are shown, stamps keyed by content.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 BUILD="$ROOT/_build"

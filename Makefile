@@ -1,0 +1,53 @@
+# Every target sets up what it needs by itself; see scripts/ for what they do.
+.DEFAULT_GOAL := help
+DEV := _build/venvs/dev/bin/python
+
+.PHONY: help setup demo test test-faults start release bench check clean
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## make setup        everything that the other targets need; resumable, asks nothing
+setup:
+	@scripts/setup
+
+## make demo         all set-up, then a tour of the engine on the embedded model
+demo:
+	@scripts/setup
+	@scripts/release --quiet
+	@$(DEV) scripts/demo.py
+
+## make test         all set-up, then every test; ends with `N passed, N failed'
+test:
+	@scripts/setup
+	@scripts/test
+
+## make test-faults  the long forms of the fault tests
+test-faults:
+	@scripts/setup
+	@SINGULARITY_LONG_TESTS=1 scripts/test guard e2e
+
+## make start        a node in the foreground; honours SINGULARITY_CONFIG and SINGULARITY_DATA_DIR
+start:
+	@scripts/setup --quiet
+	@scripts/start foreground
+
+## make release      the tarball of singularityd, with the Erlang runtime inside
+release:
+	@scripts/setup
+	@scripts/release --tar
+
+## make bench        the benchmarks: a table, and _build/bench/results.json
+bench:
+	@scripts/setup
+	@scripts/release --quiet
+	@$(DEV) scripts/bench.py
+
+## make check        layout, linters, types, Dialyzer, dependency rule, proto lint
+check:
+	@scripts/setup
+	@scripts/check
+
+## make clean        removes what was built (not your data)
+clean:
+	rm -rf _build apps/*/priv/*.so apps/agent_native/priv/bin python_workers/src/singularity_agents/_proto
