@@ -108,7 +108,7 @@ native(Ref, Event, Props, C = #calls{open = Open}) ->
     end.
 
 -spec answer(atom(), term(), reference(), #call{}, calls()) -> {[note()], calls()}.
-answer(chunk, Chunk, Ref, #call{id = Id, kind = Kind, fence = Fence}, C) ->
+answer(chunk, {_Text, Chunk}, Ref, #call{id = Id, kind = Kind, fence = Fence}, C) ->
     Frame = frame(reply_chunk, Kind, [stream], Id, Fence, Chunk),
     {[], push({Frame, true, {grant, Ref}}, C)};
 answer(done, Props, Ref, #call{id = Id, kind = Kind, fence = Fence}, C) ->

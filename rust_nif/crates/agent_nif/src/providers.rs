@@ -1,0 +1,294 @@
+//! The providers subsystem: model calls as messages.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent_core::{AgentError, Reason};
+use agent_proto::agents::v1 as pb;
+use agent_providers::{Providers, ProvidersConfig};
+use parking_lot::Mutex;
+use prost::Message;
+use rustler::{Atom, Binary, Encoder, Env, LocalPid, Resource, ResourceArc, Term};
+use tokio::sync::Semaphore;
+
+use crate::reply::Final;
+use crate::runtime::{self, Owner, Runtime};
+use crate::terms::{self, Bin, Map, get, int, text};
+use crate::atoms;
+
+/// Calls that may be open at once in a node.
+const MAX_CALLS: usize = 20_000;
+/// Pieces between the call and its sender.
+const PIECES: usize = 16;
+
+struct Call {
+    abort: tokio::task::AbortHandle,
+    credit: Arc<Semaphore>,
+}
+
+/// The subsystem.
+pub(crate) struct ProvidersHandle {
+    pub(crate) providers: Arc<Providers>,
+    runtime: ResourceArc<Runtime>,
+    owner: Owner,
+    calls: Arc<Mutex<HashMap<Vec<u8>, Call>>>,
+}
+
+#[rustler::resource_impl]
+impl Resource for ProvidersHandle {
+    const IMPLEMENTS_DOWN: bool = true;
+
+    fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, _monitor: rustler::Monitor) {
+        self.abort_all();
+    }
+}
+
+impl ProvidersHandle {
+    fn abort_all(&self) {
+        for (_, call) in self.calls.lock().drain() {
+            call.abort.abort();
+        }
+    }
+}
+
+#[rustler::nif]
+fn providers_start<'a>(env: Env<'a>, runtime: ResourceArc<Runtime>, reference: Term<'a>, config: Binary<'a>) -> Term<'a> {
+    let Some(tokio) = runtime.handle() else { return terms::native_down(env) };
+    let providers = runtime::config::<ProvidersConfig>(config.as_slice()).and_then(|c| Providers::new(&c));
+    match providers {
+        Ok(providers) => {
+            let owner = Owner::new(env, reference);
+            let told = owner.clone();
+            tokio.spawn(async move { told.ready(|env| Map::new(env).end()) });
+            let handle = ResourceArc::new(ProvidersHandle { providers, runtime, owner, calls: Arc::default() });
+            let _ = handle.monitor(Some(env), &env.pid());
+            (atoms::ok(), handle).encode(env)
+        }
+        Err(e) => terms::error_tuple(env, &e),
+    }
+}
+
+fn key(reference: Term<'_>) -> Vec<u8> {
+    reference.to_binary().as_slice().to_vec()
+}
+
+fn deadline(options: Term<'_>) -> Option<Instant> {
+    let at = int(options, atoms::deadline_ms());
+    (at > 0).then(|| Instant::now() + Duration::from_millis(u64::try_from(at - agent_store::now_ms()).unwrap_or(0)))
+}
+
+/// Starts a model call.
+#[rustler::nif]
+fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<'a>, request: Binary<'a>, options: Term<'a>) -> Term<'a> {
+    let Some(tokio) = handle.runtime.handle() else { return terms::native_down(env) };
+    let request = match pb::ChatRequest::decode(request.as_slice()) {
+        Ok(request) => request,
+        Err(_) => return terms::error_tuple(env, &AgentError::new(Reason::InvalidField, "the chat request cannot be decoded")),
+    };
+    let streams = get::<bool>(options, atoms::stream()).unwrap_or(false);
+    let credit = Arc::new(Semaphore::new(usize::try_from(int(options, atoms::credit())).unwrap_or(0).max(1)));
+    let limit = deadline(options);
+    let reply = Final::new(env.pid(), reference, Reason::TaskCancelled);
+    let mut calls = handle.calls.lock();
+    if calls.len() >= MAX_CALLS {
+        reply.forget();
+        return atoms::busy().encode(env);
+    }
+    let key = key(reference);
+    let (providers, open, own_key, own_credit) = (handle.providers.clone(), handle.calls.clone(), key.clone(), credit.clone());
+    let task = tokio.spawn(async move {
+        // Taken out of the map whatever happens, aborted too.
+        let _entry = Entry { open, key: own_key };
+        let result = if streams { stream(&providers, &request, limit, &reply, &own_credit).await } else { providers.chat(&request, limit, None).await };
+        match result {
+            Ok(response) => reply.done(|env| response_term(env, &response)),
+            Err(e) => reply.error(&e),
+        }
+    });
+    calls.insert(key, Call { abort: task.abort_handle(), credit });
+    drop(calls);
+    watch(&handle, &tokio, task);
+    atoms::ok().encode(env)
+}
+
+/// A panic in a call ends the subsystem: the call itself has answered by its Drop guard.
+fn watch(handle: &ProvidersHandle, tokio: &tokio::runtime::Handle, task: tokio::task::JoinHandle<()>) {
+    let owner = handle.owner.clone();
+    tokio.spawn(async move {
+        if task.await.is_err_and(|e| e.is_panic()) {
+            owner.ended("panic");
+        }
+    });
+}
+
+struct Entry {
+    open: Arc<Mutex<HashMap<Vec<u8>, Call>>>,
+    key: Vec<u8>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.open.lock().remove(&self.key);
+    }
+}
+
+async fn stream(providers: &Providers, request: &pb::ChatRequest, limit: Option<Instant>, reply: &Final, credit: &Semaphore) -> Result<pb::ChatResponse, AgentError> {
+    let (pieces, mut arrived) = tokio::sync::mpsc::channel::<pb::StreamChatResponse>(PIECES);
+    let call = async move {
+        let result = providers.chat(request, limit, Some(&pieces)).await;
+        drop(pieces);
+        result
+    };
+    let forward = async {
+        while let Some(piece) = arrived.recv().await {
+            if matches!(piece.piece, Some(pb::stream_chat_response::Piece::Final(_))) {
+                continue;
+            }
+            // No credit, no message: the call's own channel fills, and the provider is read no further.
+            if let Ok(permit) = credit.acquire().await {
+                permit.forget();
+            }
+            reply.chunk(|env| chunk_term(env, &piece));
+        }
+    };
+    tokio::join!(call, forward).0
+}
+
+/// `{Text, Piece}`: the text for events, the whole piece for a worker.
+fn chunk_term<'a>(env: Env<'a>, piece: &pb::StreamChatResponse) -> Term<'a> {
+    let text: &str = match &piece.piece {
+        Some(pb::stream_chat_response::Piece::TextDelta(t)) => t,
+        _ => "",
+    };
+    (text, Bin(&piece.encode_to_vec())).encode(env)
+}
+
+fn usage_term<'a>(env: Env<'a>, u: &pb::Usage) -> Term<'a> {
+    Map::new(env)
+        .put(atoms::input(), u.input_tokens)
+        .put(atoms::output(), u.output_tokens)
+        .put(atoms::cached(), u.cached_tokens)
+        .put(atoms::reasoning(), u.reasoning_tokens)
+        .end()
+}
+
+fn finish_atom(reason: pb::FinishReason) -> Atom {
+    match reason {
+        pb::FinishReason::Stop => atoms::stop(),
+        pb::FinishReason::Length => atoms::length(),
+        pb::FinishReason::ToolCalls => atoms::tool_calls(),
+        pb::FinishReason::ContentFilter => atoms::content_filter(),
+        pb::FinishReason::Refusal => atoms::refusal(),
+        pb::FinishReason::Pause => atoms::pause(),
+        pb::FinishReason::Unspecified | pb::FinishReason::Other => atoms::other(),
+    }
+}
+
+fn response_term<'a>(env: Env<'a>, r: &pb::ChatResponse) -> Term<'a> {
+    Map::new(env)
+        .put(atoms::response(), Bin(&r.encode_to_vec()))
+        .put(atoms::usage(), usage_term(env, &r.usage.unwrap_or_default()))
+        .put(atoms::provider(), &r.provider)
+        .put(atoms::model(), &r.model)
+        .put(atoms::finish_reason(), finish_atom(r.finish_reason()))
+        .put(atoms::latency_ms(), r.latency.as_ref().map_or(0, agent_core::header::duration_ms))
+        .opt(atoms::cost_micros(), r.cost_micros)
+        .end()
+}
+
+/// Embeddings.
+#[rustler::nif]
+fn embed<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<'a>, request: Binary<'a>, options: Term<'a>) -> Term<'a> {
+    let Some(tokio) = handle.runtime.handle() else { return terms::native_down(env) };
+    let Ok(request) = pb::EmbedRequest::decode(request.as_slice()) else {
+        return terms::error_tuple(env, &AgentError::new(Reason::InvalidField, "the embedding request cannot be decoded"));
+    };
+    let reply = Final::new(env.pid(), reference, Reason::TaskCancelled);
+    let (providers, limit) = (handle.providers.clone(), deadline(options));
+    let task = tokio.spawn(async move {
+        match providers.embed(&request, limit).await {
+            Ok(r) => reply.done(|env| {
+                Map::new(env)
+                    .put(atoms::response(), Bin(&r.encode_to_vec()))
+                    .put(atoms::usage(), usage_term(env, &r.usage.unwrap_or_default()))
+                    .put(atoms::provider(), &r.provider)
+                    .put(atoms::model(), &r.model)
+                    .end()
+            }),
+            Err(e) => reply.error(&e),
+        }
+    });
+    watch(&handle, &tokio, task);
+    atoms::ok().encode(env)
+}
+
+/// More pieces may be sent.
+#[rustler::nif]
+fn credit(handle: ResourceArc<ProvidersHandle>, reference: Term<'_>, n: usize) -> Atom {
+    if let Some(call) = handle.calls.lock().get(&key(reference)) {
+        call.credit.add_permits(n.min(1024));
+    }
+    atoms::ok()
+}
+
+/// Aborts a call and its HTTP request; its final message says that it was cancelled.
+#[rustler::nif]
+fn cancel(handle: ResourceArc<ProvidersHandle>, reference: Term<'_>) -> Atom {
+    if let Some(call) = handle.calls.lock().get(&key(reference)) {
+        call.abort.abort();
+    }
+    atoms::ok()
+}
+
+/// Where a provider is now, or `unavailable`.
+#[rustler::nif]
+fn set_endpoint(handle: ResourceArc<ProvidersHandle>, name: Binary<'_>, endpoint: Term<'_>) -> Atom {
+    let name = String::from_utf8_lossy(name.as_slice());
+    let place = endpoint.is_map().then(|| (text(endpoint, atoms::base_url()), Some(text(endpoint, atoms::api_key())).filter(|k| !k.is_empty())));
+    handle.providers.set_endpoint(&name, place);
+    atoms::ok()
+}
+
+/// Views of all providers.
+#[rustler::nif]
+fn providers_info<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>) -> Term<'a> {
+    let all: Vec<Term<'a>> = handle
+        .providers
+        .list()
+        .iter()
+        .map(|p| {
+            Map::new(env)
+                .put(atoms::name(), &p.name)
+                .put(atoms::dialect(), &p.dialect)
+                .put(atoms::state(), &p.state)
+                .put(atoms::in_flight(), p.in_flight)
+                .put(atoms::latency_ms(), p.latency.as_ref().map_or(0, agent_core::header::duration_ms))
+                .end()
+        })
+        .collect();
+    all.encode(env)
+}
+
+/// Stops the subsystem: every open call is aborted.
+#[rustler::nif]
+fn providers_stop(handle: ResourceArc<ProvidersHandle>) -> Atom {
+    handle.abort_all();
+    if let Some(tokio) = handle.runtime.handle() {
+        let owner = handle.owner.clone();
+        tokio.spawn(async move { owner.ended("stopped") });
+    }
+    atoms::ok()
+}
+
+/// A panic in the subsystem, for tests of the node (`AGENT_FAULT_INJECTION=1`).
+#[rustler::nif]
+fn providers_panic(handle: ResourceArc<ProvidersHandle>) -> Atom {
+    if std::env::var_os("AGENT_FAULT_INJECTION").is_none() {
+        return atoms::error();
+    }
+    if let Some(tokio) = handle.runtime.handle() {
+        runtime::spawn_guarded(&tokio, handle.owner.clone(), async { panic!("injected into the providers") });
+    }
+    atoms::ok()
+}

@@ -1,0 +1,472 @@
+//! The store subsystem: writes and reads as messages.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use agent_core::{AgentError, Reason};
+use agent_proto::agents::v1 as pb;
+use agent_store::{AttemptInfo, Enqueued, Finish, Metrics, TaskStore, WriteOp, Written};
+use parking_lot::RwLock;
+use pb::task_event::Event;
+use prost::Message;
+use rustler::{Atom, Binary, Encoder, Env, LocalPid, NifResult, Resource, ResourceArc, Term};
+
+use crate::atoms;
+use crate::pure::{Payload, header_term};
+use crate::reply::Final;
+use crate::runtime::{self, Owner, Runtime};
+use crate::terms::{self, Bin, Map, get, int, string, text, texts};
+
+/// The subsystem; the store is there once `ready` was said.
+pub(crate) struct StoreHandle {
+    pub(crate) store: RwLock<Option<Arc<TaskStore>>>,
+    runtime: ResourceArc<Runtime>,
+}
+
+#[rustler::resource_impl]
+impl Resource for StoreHandle {
+    const IMPLEMENTS_DOWN: bool = true;
+
+    fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, _monitor: rustler::Monitor) {
+        self.stop();
+    }
+}
+
+impl StoreHandle {
+    fn stop(&self) {
+        if let Some(store) = self.store.write().take() {
+            store.stop();
+        }
+    }
+
+    fn get(&self) -> Option<Arc<TaskStore>> {
+        self.store.read().clone()
+    }
+}
+
+impl Drop for StoreHandle {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Config {
+    store: StoreConfig,
+}
+
+#[derive(serde::Deserialize)]
+struct StoreConfig {
+    path: PathBuf,
+}
+
+#[rustler::nif]
+fn store_start<'a>(env: Env<'a>, runtime: ResourceArc<Runtime>, reference: Term<'a>, config: Binary<'a>) -> Term<'a> {
+    let Some(tokio) = runtime.handle() else { return terms::native_down(env) };
+    let config = match runtime::config::<Config>(config.as_slice()) {
+        Ok(config) => config,
+        Err(e) => return terms::error_tuple(env, &e),
+    };
+    let owner = Owner::new(env, reference);
+    let handle = ResourceArc::new(StoreHandle { store: RwLock::new(None), runtime });
+    let _ = handle.monitor(Some(env), &env.pid());
+    let opened = handle.clone();
+    tokio.spawn_blocking(move || {
+        let told = owner.clone();
+        match TaskStore::open(&config.store.path, Box::new(move |why| told.ended(&why))) {
+            Ok(store) => {
+                let (epoch, schema, version) = (store.epoch(), store.schema(), store.sqlite_version());
+                *opened.store.write() = Some(store);
+                owner.ready(|env| Map::new(env).put(atoms::epoch(), epoch).put(atoms::schema(), schema).put(atoms::sqlite(), version).end());
+            }
+            Err(e) => owner.error(&e),
+        }
+    });
+    (atoms::ok(), handle).encode(env)
+}
+
+#[rustler::nif]
+fn store_stop(handle: ResourceArc<StoreHandle>) -> Atom {
+    handle.stop();
+    atoms::ok()
+}
+
+/// A panic in the writer, for tests of the node (`AGENT_FAULT_INJECTION=1`).
+#[rustler::nif]
+fn store_panic(handle: ResourceArc<StoreHandle>) -> Atom {
+    if std::env::var_os("AGENT_FAULT_INJECTION").is_none() {
+        return atoms::error();
+    }
+    if let Some(store) = handle.get() {
+        store.inject_panic();
+    }
+    atoms::ok()
+}
+
+/// Writes: `{done, Result}` at once for ephemeral tasks, else `ok` and a message.
+#[rustler::nif]
+fn store_write<'a>(env: Env<'a>, handle: ResourceArc<StoreHandle>, reference: Term<'a>, op: Term<'a>) -> Term<'a> {
+    let Some(store) = handle.get() else { return terms::native_down(env) };
+    let op = match op_of(op) {
+        Ok(op) => op,
+        Err(_) => return terms::error_tuple(env, &AgentError::new(Reason::Internal, "the store does not know this operation")),
+    };
+    if store.is_inline(&op) {
+        return match store.write_inline(op) {
+            Ok(written) => (atoms::done(), written_term(env, written)).encode(env),
+            Err(e) => terms::error_tuple(env, &e),
+        };
+    }
+    // Held by the closure; when the store drops it unheard, the guard says that the outcome is not known.
+    let reply = Final::new(env.pid(), reference, Reason::CommitAmbiguous);
+    let cell = Arc::new(parking_lot::Mutex::new(Some(reply)));
+    let own = cell.clone();
+    let enqueued = store.write(op, move |result| {
+        let reply = own.lock().take();
+        match (reply, result) {
+            (Some(reply), Ok(written)) => reply.done(|env| written_term(env, written)),
+            (Some(reply), Err(e)) => reply.error(&e),
+            (None, _) => {}
+        }
+    });
+    if enqueued == Enqueued::Busy {
+        if let Some(reply) = cell.lock().take() {
+            reply.forget();
+        }
+        return atoms::busy().encode(env);
+    }
+    atoms::ok().encode(env)
+}
+
+fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
+    match written {
+        Written::Ok => atoms::ok().encode(env),
+        Written::Created { fence, attempt } => (atoms::created(), Map::new(env).put(atoms::fence(), fence).put(atoms::attempt(), attempt).end()).encode(env),
+        Written::Existing { id } => (atoms::existing(), id).encode(env),
+        Written::Claimed { fence, attempt, header, spec, lost } => {
+            let map = Map::new(env)
+                .put(atoms::fence(), fence)
+                .put(atoms::attempt(), attempt)
+                .put(atoms::header(), header_term(env, &header))
+                .put(atoms::payload(), ResourceArc::new(Payload { header: *header, task: Arc::from(spec) }))
+                .put(atoms::lost_count(), lost)
+                .end();
+            (atoms::claimed(), map).encode(env)
+        }
+        Written::Sequence(n) => (atoms::ok(), n).encode(env),
+        Written::Requeued { lost } => (atoms::requeued(), Map::new(env).put(atoms::lost_count(), lost).end()).encode(env),
+        Written::State { state, fence } => Map::new(env).put(atoms::state(), terms::state_atom(state)).put(atoms::fence(), fence).end(),
+        Written::Fenced(fence) => (atoms::ok(), fence).encode(env),
+        Written::Recovered(queued) => queued
+            .iter()
+            .map(|q| Map::new(env).put(atoms::task_id(), &q.header.task_id).put(atoms::header(), header_term(env, &q.header)).put(atoms::lost_count(), q.lost).end())
+            .collect::<Vec<_>>()
+            .encode(env),
+    }
+}
+
+fn str_of(term: Term<'_>) -> NifResult<String> {
+    string(term).ok_or(rustler::Error::BadArg)
+}
+
+fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
+    if term.is_atom() {
+        return Ok(WriteOp::Recover);
+    }
+    let parts = rustler::types::tuple::get_tuple(term)?;
+    let kind: Atom = parts.first().ok_or(rustler::Error::BadArg)?.decode()?;
+    let at = |i: usize| parts.get(i).copied().ok_or(rustler::Error::BadArg);
+    let id = || at(1).and_then(str_of);
+    let fence = || at(2).and_then(|t| t.decode::<i64>());
+    let op = if kind == atoms::submit() {
+        let payload: ResourceArc<Payload> = at(2)?.decode()?;
+        let run = get::<bool>(at(3)?, atoms::run()).unwrap_or(false);
+        WriteOp::Submit { header: Box::new(payload.header.clone()), spec: Box::new((*payload.task).clone()), run }
+    } else if kind == atoms::claim() {
+        WriteOp::Claim { id: id()? }
+    } else if kind == atoms::attempt() {
+        let m = at(3)?;
+        let info = AttemptInfo {
+            worker: text(m, atoms::worker()),
+            host_pid: int(m, atoms::host_pid()),
+            env_lock_hash: text(m, atoms::env_lock_hash()),
+            executor: text(m, atoms::executor()),
+            unjournaled_tools: texts(m, atoms::unjournaled_tools()),
+        };
+        WriteOp::Attempt { id: id()?, fence: fence()?, info }
+    } else if kind == atoms::route() {
+        WriteOp::Route { id: id()?, fence: fence()?, route: route_of(at(3)?) }
+    } else if kind == atoms::events() {
+        WriteOp::Events { id: id()?, fence: fence()?, events: events_of(at(3)?) }
+    } else if kind == atoms::finish() {
+        WriteOp::Finish { id: id()?, fence: fence()?, finish: Box::new(finish_of(at(3)?)) }
+    } else if kind == atoms::requeue() {
+        let m = at(3)?;
+        WriteOp::Requeue {
+            id: id()?,
+            fence: fence()?,
+            outcome: get::<Term<'_>>(m, atoms::outcome()).and_then(string).unwrap_or_default(),
+            cause: get::<Term<'_>>(m, atoms::cause()).and_then(string).unwrap_or_default(),
+            counts: get(m, atoms::counts()).unwrap_or(false),
+            not_before_ms: int(m, atoms::not_before_ms()),
+            events: get::<Term<'_>>(m, atoms::events()).map(events_of).unwrap_or_default(),
+        }
+    } else if kind == atoms::wake() {
+        WriteOp::Wake { id: id()? }
+    } else if kind == atoms::cancel_request() {
+        WriteOp::CancelRequest { tenant: id()?, id: at(2).and_then(str_of)? }
+    } else if kind == atoms::fence() {
+        WriteOp::Fence { id: id()?, fence: fence()? }
+    } else if kind == atoms::delete() {
+        WriteOp::Delete { tenant: id()?, id: at(2).and_then(str_of)? }
+    } else if kind == atoms::put_agent() {
+        let data: Binary<'_> = at(4)?.decode()?;
+        WriteOp::PutAgent { tenant: id()?, id: at(2).and_then(str_of)?, data: data.as_slice().to_vec() }
+    } else if kind == atoms::delete_agent() {
+        WriteOp::DeleteAgent { tenant: id()?, id: at(2).and_then(str_of)? }
+    } else {
+        return Err(rustler::Error::BadArg);
+    };
+    Ok(op)
+}
+
+fn route_of(m: Term<'_>) -> pb::Route {
+    let candidates = get::<Vec<Term<'_>>>(m, atoms::candidates()).unwrap_or_default();
+    pb::Route {
+        executor: text(m, atoms::executor()),
+        reason: text(m, atoms::reason()),
+        candidates: candidates
+            .into_iter()
+            .map(|c| pb::RouteCandidate {
+                executor: text(c, atoms::executor()),
+                score: get::<f64>(c, atoms::score()).or_else(|| get::<i32>(c, atoms::score()).map(f64::from)).unwrap_or(0.0),
+                refused: text(c, atoms::refused()),
+            })
+            .collect(),
+    }
+}
+
+/// An encoded result; a malformed one is kept as an empty result rather than lost with the task.
+fn finish_of(m: Term<'_>) -> Finish {
+    let mt = get::<Term<'_>>(m, atoms::metrics());
+    let num = |key: Atom| mt.map_or(0, |t| int(t, key));
+    let opt = |key: Atom| mt.and_then(|t| get::<i64>(t, key));
+    let small = |key: Atom| i32::try_from(num(key)).unwrap_or(i32::MAX);
+    Finish {
+        state: terms::state_of(get(m, atoms::state())),
+        result: get::<Binary<'_>>(m, atoms::result()).map(|b| pb::AgentResult::decode(b.as_slice()).unwrap_or_default()),
+        error: get::<Term<'_>>(m, atoms::error()).filter(|t| t.is_map()).map(|t| terms::error_of(t).to_task_error()),
+        executor: text(m, atoms::executor()),
+        metrics: Metrics {
+            queue_ms: num(atoms::queue_ms()),
+            execution_ms: num(atoms::execution_ms()),
+            usage: pb::Usage {
+                input_tokens: num(atoms::input_tokens()),
+                output_tokens: num(atoms::output_tokens()),
+                cached_tokens: num(atoms::cached_tokens()),
+                reasoning_tokens: num(atoms::reasoning_tokens()),
+            },
+            provider_calls: small(atoms::provider_calls()),
+            tool_calls: small(atoms::tool_calls()),
+            memory_bytes: opt(atoms::memory_bytes()),
+            cpu_ms: opt(atoms::cpu_ms()),
+            cost_micros: opt(atoms::cost_micros()),
+        },
+        outcome: get::<Term<'_>>(m, atoms::attempt_outcome()).and_then(string).unwrap_or_default(),
+        cause: get::<Term<'_>>(m, atoms::cause()).and_then(string).unwrap_or_default(),
+        proof: get::<Term<'_>>(m, atoms::proof()).filter(|t| t.is_map()).map(proof_of),
+        events: get::<Term<'_>>(m, atoms::events()).map(events_of).unwrap_or_default(),
+    }
+}
+
+/// `ProofMap` of the contract.
+pub(crate) fn proof_of(m: Term<'_>) -> pb::CancellationProof {
+    let witness = match get::<Atom>(m, atoms::witness()) {
+        Some(a) if a == atoms::namespace() => pb::ProofWitness::Namespace,
+        Some(a) if a == atoms::descendants() => pb::ProofWitness::Descendants,
+        Some(a) if a == atoms::none_needed() => pb::ProofWitness::NoneNeeded,
+        _ => pb::ProofWitness::Unconfirmed,
+    };
+    let us = int(m, atoms::duration_us());
+    let fenced = int(m, atoms::fenced_at_ms());
+    #[allow(clippy::cast_possible_truncation)]
+    pb::CancellationProof {
+        witness: witness as i32,
+        host_pid: int(m, atoms::host_pid()),
+        signals: get::<Vec<Term<'_>>>(m, atoms::signals())
+            .unwrap_or_default()
+            .into_iter()
+            .map(|s| pb::ProofSignal { name: text(s, atoms::name()), time: Some(agent_core::header::timestamp(int(s, atoms::at_ms()))) })
+            .collect(),
+        confirmed_dead: get(m, atoms::confirmed_dead()).unwrap_or(false),
+        survivors: get(m, atoms::survivors()).unwrap_or_default(),
+        fenced_at: (fenced > 0).then(|| agent_core::header::timestamp(fenced)),
+        duration: Some(prost_types::Duration { seconds: us / 1_000_000, nanos: (us % 1_000_000 * 1000) as i32 }),
+    }
+}
+
+fn events_of(term: Term<'_>) -> Vec<Event> {
+    term.decode::<Vec<Term<'_>>>().unwrap_or_default().into_iter().filter_map(event_of).collect()
+}
+
+fn event_of(term: Term<'_>) -> Option<Event> {
+    let parts = rustler::types::tuple::get_tuple(term).ok()?;
+    let kind: Atom = parts.first()?.decode().ok()?;
+    let second = *parts.get(1)?;
+    let event = if kind == atoms::text() {
+        Event::TextDelta(pb::TextDelta { text: string(second)?, offset: 0 })
+    } else if kind == atoms::tool_call() {
+        Event::ToolCall(pb::ToolCallEvent { id: text(second, atoms::id()), name: text(second, atoms::name()), arguments: text(second, atoms::arguments()) })
+    } else if kind == atoms::tool_result() {
+        Event::ToolResult(pb::ToolResultEvent {
+            id: text(second, atoms::id()),
+            name: text(second, atoms::name()),
+            content: text(second, atoms::content()),
+            is_error: get(second, atoms::is_error()).unwrap_or(false),
+        })
+    } else if kind == atoms::provider_call() {
+        let usage = get::<Term<'_>>(second, atoms::usage());
+        let n = |key| usage.map_or(0, |u| int(u, key));
+        Event::ProviderCall(pb::ProviderCallEvent {
+            provider: text(second, atoms::provider()),
+            model: text(second, atoms::model()),
+            usage: Some(pb::Usage { input_tokens: n(atoms::input()), output_tokens: n(atoms::output()), cached_tokens: n(atoms::cached()), reasoning_tokens: n(atoms::reasoning()) }),
+            latency: Some(agent_core::header::duration(int(second, atoms::latency_ms()))),
+            finish_reason: get::<Term<'_>>(second, atoms::finish_reason()).and_then(string).unwrap_or_default(),
+            cost_micros: get(second, atoms::cost_micros()),
+        })
+    } else if kind == atoms::worker_assigned() {
+        Event::WorkerAssigned(pb::WorkerAssigned { worker: text(second, atoms::worker()), host_pid: int(second, atoms::host_pid()), framework: text(second, atoms::framework()) })
+    } else if kind == atoms::worker_lost() {
+        Event::WorkerLost(pb::WorkerLost { cause: get::<Term<'_>>(second, atoms::cause()).and_then(string)?.to_uppercase(), detail: text(second, atoms::detail()) })
+    } else if kind == atoms::log() {
+        let level = get::<Term<'_>>(second, atoms::level()).and_then(string).unwrap_or_default();
+        Event::Log(pb::LogEvent { level, source: text(second, atoms::source()), message: text(second, atoms::message()) })
+    } else if kind == atoms::step_started() || kind == atoms::step_finished() {
+        let m = *parts.get(2)?;
+        let executor = text(m, atoms::executor());
+        if kind == atoms::step_started() {
+            Event::StepStarted(pb::StepStarted { executor, name: string(second).unwrap_or_default() })
+        } else {
+            let status = get::<Term<'_>>(m, atoms::status()).and_then(string).unwrap_or_default();
+            Event::StepFinished(pb::StepFinished { executor, status, name: string(second).unwrap_or_default() })
+        }
+    } else if kind == atoms::worker_event() {
+        let bytes: Binary<'_> = parts.get(2)?.decode().ok()?;
+        return crate::wire::worker_event(second.decode().ok()?, bytes.as_slice());
+    } else {
+        // State changes and attempt starts are written by the store itself.
+        return None;
+    };
+    Some(event)
+}
+
+/// Reads: `ok` and a message.
+#[rustler::nif]
+fn store_read<'a>(env: Env<'a>, handle: ResourceArc<StoreHandle>, reference: Term<'a>, op: Term<'a>) -> Term<'a> {
+    let (Some(store), Some(tokio)) = (handle.get(), handle.runtime.handle()) else { return terms::native_down(env) };
+    let Ok(read) = read_of(op) else {
+        return terms::error_tuple(env, &AgentError::new(Reason::Internal, "the store does not know this read"));
+    };
+    let reply = Final::new(env.pid(), reference, Reason::NativeDown);
+    tokio.spawn_blocking(move || match read(&store) {
+        Ok(answer) => reply.done(|env| answer.term(env)),
+        Err(e) => reply.error(&e),
+    });
+    atoms::ok().encode(env)
+}
+
+enum Answer {
+    Task(Box<pb::Task>),
+    Tasks(Vec<pb::Task>),
+    Attempts(Vec<pb::Attempt>),
+    Agents(Vec<(String, String, Vec<u8>)>),
+    Running(Vec<(String, i64)>),
+    Ids(Vec<String>),
+}
+
+impl Answer {
+    fn term(self, env: Env<'_>) -> Term<'_> {
+        match self {
+            Answer::Task(t) => task_term(env, &t),
+            Answer::Tasks(all) => all.iter().map(|t| task_term(env, t)).collect::<Vec<_>>().encode(env),
+            Answer::Attempts(all) => all.iter().map(|a| attempt_term(env, a)).collect::<Vec<_>>().encode(env),
+            Answer::Agents(all) => all.iter().map(|(t, id, data)| (t, id, Bin(data)).encode(env)).collect::<Vec<_>>().encode(env),
+            Answer::Running(all) => all.encode(env),
+            Answer::Ids(all) => all.encode(env),
+        }
+    }
+}
+
+type Read = Box<dyn FnOnce(&TaskStore) -> Result<Answer, AgentError> + Send>;
+
+fn read_of(op: Term<'_>) -> NifResult<Read> {
+    let parts = rustler::types::tuple::get_tuple(op)?;
+    let kind: Atom = parts.first().ok_or(rustler::Error::BadArg)?.decode()?;
+    let arg = *parts.get(1).ok_or(rustler::Error::BadArg)?;
+    // The shell is the operator's: its reads are those of the default tenant unless it names one.
+    let tenant = parts.get(2).copied().and_then(string).unwrap_or_else(|| "default".to_owned());
+    let read: Read = if kind == atoms::task() {
+        let id = str_of(arg)?;
+        Box::new(move |s| Ok(Answer::Task(Box::new(s.get(&tenant, &id)?))))
+    } else if kind == atoms::tasks() {
+        let filter = text(arg, atoms::state());
+        let query = agent_store::ListQuery { page_size: usize::try_from(int(arg, atoms::length())).unwrap_or(0).clamp(1, 1000), filter, ..Default::default() };
+        Box::new(move |s| Ok(Answer::Tasks(s.list(&tenant, &query)?.0)))
+    } else if kind == atoms::attempts() {
+        let id = str_of(arg)?;
+        Box::new(move |s| Ok(Answer::Attempts(s.attempts(&tenant, &id)?)))
+    } else if kind == atoms::agents() {
+        Box::new(|s| Ok(Answer::Agents(s.agents()?)))
+    } else if kind == atoms::running() {
+        Box::new(|s| Ok(Answer::Running(s.running()?)))
+    } else if kind == atoms::due() {
+        let now: i64 = arg.decode()?;
+        Box::new(move |s| Ok(Answer::Ids(s.due(now)?)))
+    } else {
+        return Err(rustler::Error::BadArg);
+    };
+    Ok(read)
+}
+
+fn ms(t: Option<&prost_types::Timestamp>) -> i64 {
+    t.map_or(0, agent_core::header::timestamp_ms)
+}
+
+fn task_term<'a>(env: Env<'a>, t: &pb::Task) -> Term<'a> {
+    let none = pb::AgentTask::default();
+    let spec = t.spec.as_ref().unwrap_or(&none);
+    Map::new(env)
+        .put(atoms::task_id(), &t.id)
+        .put(atoms::state(), terms::state_atom(t.state()))
+        .put(atoms::waiting_for(), t.waiting_for().as_str_name().trim_start_matches("WAITING_FOR_"))
+        .put(atoms::fence(), t.fencing_token)
+        .put(atoms::attempts(), t.attempts)
+        .put(atoms::agent_id(), &spec.agent_id)
+        .put(atoms::agent_type(), &spec.agent_type)
+        .put(atoms::executor(), t.result.as_ref().map_or_else(|| t.route.as_ref().map_or("", |r| &r.executor), |r| &r.executor))
+        .put(atoms::host_pid(), t.worker_pid)
+        .put(atoms::cancel_requested(), t.cancel_requested)
+        .put(atoms::create_ms(), ms(t.create_time.as_ref()))
+        .put(atoms::start_ms(), ms(t.start_time.as_ref()))
+        .put(atoms::end_ms(), ms(t.end_time.as_ref()))
+        .put(atoms::reason(), t.error.as_ref().map_or("", |e| &e.reason))
+        .put(atoms::message(), t.error.as_ref().map_or("", |e| &e.message))
+        .put(atoms::output(), t.result.as_ref().map_or("", |r| &r.output))
+        .end()
+}
+
+fn attempt_term<'a>(env: Env<'a>, a: &pb::Attempt) -> Term<'a> {
+    Map::new(env)
+        .put(atoms::number(), a.number)
+        .put(atoms::fence(), a.fence)
+        .put(atoms::epoch(), a.node_epoch)
+        .put(atoms::worker(), &a.worker)
+        .put(atoms::host_pid(), a.host_pid)
+        .put(atoms::executor(), &a.executor)
+        .put(atoms::outcome(), &a.outcome)
+        .put(atoms::cause(), &a.cause)
+        .put(atoms::start_ms(), ms(a.start_time.as_ref()))
+        .put(atoms::end_ms(), ms(a.end_time.as_ref()))
+        .end()
+}
