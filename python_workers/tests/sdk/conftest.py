@@ -1,0 +1,16 @@
+"""Fixtures of the SDK's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from . import scripted_node
+
+
+@pytest.fixture
+def node() -> Iterator[scripted_node.ScriptedNode]:
+    """A scripted node."""
+    with scripted_node.running() as started:
+        yield started
