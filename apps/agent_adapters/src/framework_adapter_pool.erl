@@ -14,6 +14,9 @@
 -export([framework/1]).
 -export([restart_workers/1]).
 -export([table/0]).
+-export([set_engine/1]).
+-export([spawn_agent/2]).
+-export([execute_task/4]).
 
 %% supervisor
 -export([init/1]).
@@ -56,6 +59,21 @@ framework(Name) ->
 -spec restart_workers(binary()) -> {ok, non_neg_integer()}.
 restart_workers(Framework) ->
     framework_adapter_manager:restart_workers(Framework).
+
+%% @doc The engine says which module serves the shell's functions below: it lies above this application.
+-spec set_engine(module()) -> ok.
+set_engine(Module) ->
+    persistent_term:put({?MODULE, engine}, Module).
+
+%% @doc From the shell: an agent of a type on a framework.
+-spec spawn_agent(atom() | binary(), atom() | binary()) -> {ok, binary()} | {error, agent_error:t()}.
+spawn_agent(AgentType, Framework) ->
+    (persistent_term:get({?MODULE, engine})):spawn_agent(AgentType, Framework).
+
+%% @doc From the shell: a task of an agent on a framework.
+-spec execute_task(binary(), map() | binary(), atom() | binary(), map()) -> {ok, map()} | {error, agent_error:t()}.
+execute_task(AgentId, Task, Framework, AdapterConfig) ->
+    (persistent_term:get({?MODULE, engine})):execute_task(AgentId, Task, {framework, Framework, AdapterConfig}).
 
 %% @doc Name of the view table.
 -spec table() -> atom().

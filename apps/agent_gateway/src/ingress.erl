@@ -1,0 +1,78 @@
+%% @doc Takes requests from the gRPC subsystem, a bounded number at a time, each in a process of its own.
+%%
+%% The credit that was granted is the bound: Rust refuses at once beyond it. A request process that dies drops its token, and the client
+%% hears that the outcome is not known.
+-module(ingress).
+-behaviour(gen_server).
+
+-include_lib("kernel/include/logger.hrl").
+
+%% API
+-export([start_link/0]).
+-export([open/1]).
+-export([close/0]).
+
+%% gen_server
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2, format_status/1]).
+
+%% Requests that may be under way between Rust and here.
+-define(CREDIT, 2000).
+%% Given back in lumps, so that a request costs no call of its own.
+-define(LUMP, 50).
+
+-record(ingress, {grpc = none :: none | reference(), owed = 0 :: non_neg_integer(), open = false :: boolean(),
+                  strangers = 0 :: non_neg_integer()}).
+
+%% @doc Starts the ingress, closed.
+-spec start_link() -> gen_server:start_ret().
+start_link() ->
+    gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+
+%% @doc The listener is up: grants the first credit.
+-spec open(reference()) -> ok.
+open(Grpc) ->
+    gen_server:call(?MODULE, {open, Grpc}).
+
+%% @doc No more requests: draining.
+-spec close() -> ok.
+close() ->
+    gen_server:call(?MODULE, close).
+
+-spec init([]) -> {ok, #ingress{}}.
+init([]) ->
+    {ok, #ingress{}}.
+
+-spec handle_call({open, reference()} | close, gen_server:from(), #ingress{}) -> {reply, ok, #ingress{}}.
+handle_call({open, Grpc}, _From, S) ->
+    _ = agent_native:grpc_credit(Grpc, ?CREDIT),
+    {reply, ok, S#ingress{grpc = Grpc, owed = 0, open = true}};
+handle_call(close, _From, S) ->
+    {reply, ok, S#ingress{open = false}}.
+
+-spec handle_cast(term(), #ingress{}) -> {noreply, #ingress{}}.
+handle_cast(_, S) ->
+    {noreply, S}.
+
+-spec handle_info(term(), #ingress{}) -> {noreply, #ingress{}}.
+handle_info({agent_native, grpc, request, #{token := Token, method := submit_task}}, S = #ingress{open = false}) ->
+    Error = agent_error:new(draining, <<"the node is being stopped">>),
+    _ = agent_native:grpc_reply(Token, {error, Error#{retry_after_ms => 1000}}),
+    {noreply, give_back(S)};
+handle_info({agent_native, grpc, request, Request}, S) ->
+    _ = spawn(gateway_request, handle, [Request]),
+    {noreply, give_back(S)};
+handle_info(_, S = #ingress{strangers = N}) ->
+    _ = [?LOG_WARNING(#{msg => unexpected_message, process => ingress}, #{domain => [agent, gateway]}) || N =:= 0],
+    {noreply, S#ingress{strangers = N + 1}}.
+
+-spec give_back(#ingress{}) -> #ingress{}.
+give_back(S = #ingress{owed = N}) when N + 1 < ?LUMP ->
+    S#ingress{owed = N + 1};
+give_back(S = #ingress{grpc = Grpc}) ->
+    _ = [agent_native:grpc_credit(Grpc, ?LUMP) || Grpc =/= none],
+    S#ingress{owed = 0}.
+
+%% Requests hold prompts: only their number is shown.
+-spec format_status(gen_server:format_status()) -> gen_server:format_status().
+format_status(Status) ->
+    maps:map(fun(message, _) -> request; (messages, M) -> [{count, length(M)}]; (_, Other) -> Other end, Status).

@@ -1,0 +1,155 @@
+%% @doc Stubs of the native library (`docs/native_messages.md'). The only module with NIFs.
+%%
+%% With `AGENT_SKIP_NIF=1' the library is not loaded and every function answers `{error, native_down}': a node that cannot load it
+%% can still be started, and repaired from its shell.
+-module(agent_native).
+
+-export([abi_version/0]).
+-export([runtime_start/1, runtime_stop/1]).
+-export([store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3]).
+-export([providers_start/3, providers_stop/1, providers_panic/1, providers_info/1]).
+-export([chat/4, embed/4, credit/3, cancel/2, set_endpoint/3]).
+-export([grpc_start/6, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2]).
+-export([agent_new/3, agent_step/2, tool_call/2, tool_definitions/1, task_encode/1]).
+-export([wire_encode/2, wire_decode/2, agent_encode/1, agent_decode/1, agent_result/1, uuid7/0]).
+
+-export_type([runtime/0, store/0, providers/0, grpc/0, payload/0, agent/0, token/0]).
+
+-nifs([abi_version/0, runtime_start/1, runtime_stop/1, store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3,
+       providers_start/3, providers_stop/1, providers_panic/1, providers_info/1, chat/4, embed/4, credit/3, cancel/2,
+       set_endpoint/3, grpc_start/6, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2, agent_new/3,
+       agent_step/2, tool_call/2, tool_definitions/1, task_encode/1, wire_encode/2, wire_decode/2, agent_encode/1,
+       agent_decode/1, agent_result/1, uuid7/0]).
+-on_load(load/0).
+
+-define(ABI, 1).
+-define(DOWN, erlang:nif_error(native_down)).
+
+-type runtime() :: reference().
+-type store() :: reference().
+-type providers() :: reference().
+-type grpc() :: reference().
+-type payload() :: reference().
+-type agent() :: reference().
+-type token() :: reference().
+-type started(T) :: {ok, T} | {error, agent_error:t() | native_down}.
+
+%% An `on_load' that fails would end an embedded release at boot without a word: without the library the application decides.
+-spec load() -> ok | {error, term()}.
+load() ->
+    case os:getenv("AGENT_SKIP_NIF") of
+        "1" -> ok;
+        _ -> erlang:load_nif(filename:join(code:priv_dir(agent_native), "agent_nif"), ?ABI)
+    end.
+
+%% @doc Version of the boundary.
+-spec abi_version() -> integer() | {error, native_down}.
+abi_version() -> down([]).
+%% @doc Starts the tokio runtime.
+-spec runtime_start(#{threads => pos_integer()}) -> started(runtime()).
+runtime_start(Options) -> down(Options).
+%% @doc Stops it; every open request gets its final message.
+-spec runtime_stop(runtime()) -> ok | {error, native_down}.
+runtime_stop(Runtime) -> down(Runtime).
+%% @doc Opens the store; `ready' follows.
+-spec store_start(runtime(), reference(), binary()) -> started(store()).
+store_start(Runtime, Ref, Config) -> down({Runtime, Ref, Config}).
+%% @doc Stops the store after what waits.
+-spec store_stop(store()) -> ok | {error, native_down}.
+store_stop(Store) -> down(Store).
+%% @doc Makes the writer panic (`AGENT_FAULT_INJECTION=1').
+-spec store_panic(store()) -> ok | error | {error, native_down}.
+store_panic(Store) -> down(Store).
+%% @doc Writes.
+-spec store_write(store(), reference(), tuple() | recover) ->
+    ok | {done, term()} | busy | {error, agent_error:t() | native_down}.
+store_write(Store, Ref, Op) -> down({Store, Ref, Op}).
+%% @doc Reads.
+-spec store_read(store(), reference(), tuple()) -> ok | {error, agent_error:t() | native_down}.
+store_read(Store, Ref, Op) -> down({Store, Ref, Op}).
+%% @doc Starts the providers; `ready' follows.
+-spec providers_start(runtime(), reference(), binary()) -> started(providers()).
+providers_start(Runtime, Ref, Config) -> down({Runtime, Ref, Config}).
+%% @doc Stops them; open calls are aborted.
+-spec providers_stop(providers()) -> ok | {error, native_down}.
+providers_stop(Providers) -> down(Providers).
+%% @doc Makes them panic (`AGENT_FAULT_INJECTION=1').
+-spec providers_panic(providers()) -> ok | error | {error, native_down}.
+providers_panic(Providers) -> down(Providers).
+%% @doc Views of all providers.
+-spec providers_info(providers()) -> [map()] | {error, native_down}.
+providers_info(Providers) -> down(Providers).
+%% @doc Starts a model call.
+-spec chat(providers(), reference(), binary(), map()) -> ok | busy | {error, agent_error:t() | native_down}.
+chat(Providers, Ref, Request, Options) -> down({Providers, Ref, Request, Options}).
+%% @doc Starts an embedding call.
+-spec embed(providers(), reference(), binary(), map()) -> ok | busy | {error, agent_error:t() | native_down}.
+embed(Providers, Ref, Request, Options) -> down({Providers, Ref, Request, Options}).
+%% @doc Allows more pieces of a streamed call.
+-spec credit(providers(), reference(), pos_integer()) -> ok | {error, native_down}.
+credit(Providers, Ref, N) -> down({Providers, Ref, N}).
+%% @doc Aborts a call.
+-spec cancel(providers(), reference()) -> ok | {error, native_down}.
+cancel(Providers, Ref) -> down({Providers, Ref}).
+%% @doc Says where a provider is now.
+-spec set_endpoint(providers(), binary(), map() | unavailable) -> ok | {error, native_down}.
+set_endpoint(Providers, Name, Endpoint) -> down({Providers, Name, Endpoint}).
+%% @doc Starts the listener; `ready' follows.
+-spec grpc_start(runtime(), reference(), binary(), store(), providers(), pid()) -> started(grpc()).
+grpc_start(Runtime, Ref, Config, Store, Providers, Ingress) -> down({Runtime, Ref, Config, Store, Providers, Ingress}).
+%% @doc Stops the listener.
+-spec grpc_stop(grpc()) -> ok | {error, native_down}.
+grpc_stop(Grpc) -> down(Grpc).
+%% @doc Makes it panic (`AGENT_FAULT_INJECTION=1').
+-spec grpc_panic(grpc()) -> ok | error | {error, native_down}.
+grpc_panic(Grpc) -> down(Grpc).
+%% @doc Takes `N' more requests.
+-spec grpc_credit(grpc(), integer()) -> ok | {error, native_down}.
+grpc_credit(Grpc, N) -> down({Grpc, N}).
+%% @doc Health checks say NOT_SERVING from now on.
+-spec grpc_drain(grpc()) -> ok | {error, native_down}.
+grpc_drain(Grpc) -> down(Grpc).
+%% @doc Answers a request, once.
+-spec grpc_reply(token(), term()) -> ok | {error, gone | native_down}.
+grpc_reply(Token, Reply) -> down({Token, Reply}).
+%% @doc Sets up the native agent.
+-spec agent_new(payload(), binary(), map()) -> started(agent()).
+agent_new(Payload, Agent, Options) -> down({Payload, Agent, Options}).
+%% @doc One event in, effects out.
+-spec agent_step(agent(), start | tuple()) -> {ok, [tuple()]} | {error, agent_error:t() | native_down}.
+agent_step(Agent, Event) -> down({Agent, Event}).
+%% @doc Runs an engine tool.
+-spec tool_call(binary(), binary()) -> {ok, binary()} | {tool_error, binary()} | {error, unknown_tool | native_down}.
+tool_call(Name, Arguments) -> down({Name, Arguments}).
+%% @doc Definitions of engine tools.
+-spec tool_definitions([binary()]) -> {ok, [binary()]} | {error, native_down}.
+tool_definitions(Names) -> down(Names).
+%% @doc A task from the shell, validated like a request.
+-spec task_encode(map()) -> {ok, map(), payload()} | {error, agent_error:t() | native_down}.
+task_encode(Map) -> down(Map).
+%% @doc Payload of a worker frame.
+-spec wire_encode(atom(), map()) -> binary().
+wire_encode(Kind, Map) -> down({Kind, Map}).
+%% @doc Map of a worker frame's payload.
+-spec wire_decode(atom(), binary()) -> {ok, map()} | {error, agent_error:t() | native_down}.
+wire_decode(Kind, Payload) -> down({Kind, Payload}).
+%% @doc Encodes an agent.
+-spec agent_encode(map()) -> binary().
+agent_encode(Map) -> down(Map).
+%% @doc Decodes an agent.
+-spec agent_decode(binary()) -> {ok, map()} | {error, agent_error:t() | native_down}.
+agent_decode(Data) -> down(Data).
+%% @doc Encodes a result of our own.
+-spec agent_result(map()) -> binary().
+agent_result(Map) -> down(Map).
+%% @doc A new UUIDv7.
+-spec uuid7() -> binary().
+uuid7() -> down([]).
+
+%% What a call gives while the library is not loaded. Opaque to Dialyzer, which would else see only this clause.
+-spec down(term()) -> no_return() | term().
+down(_Args) ->
+    case os:getenv("AGENT_SKIP_NIF") of
+        "1" -> {error, native_down};
+        _ -> ?DOWN
+    end.

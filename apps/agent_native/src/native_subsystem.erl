@@ -1,0 +1,147 @@
+%% @doc A watcher of one Rust subsystem: starts it, publishes its handle, hears when it ends or panics, and dies with it.
+%%
+%% A subsystem that cannot start (a database in use, a port taken) is a state of this process, retried with backoff, not a crash: an
+%% outage spends nobody's intensity. One that ended is restarted by the supervisor.
+%%
+%% Callback modules say how: `start/2' is called in this process whenever the subsystem is to be started; `stop/1' when it is to end;
+%% `up/2' after it has said `ready', `down/1' before its handle is withdrawn.
+-module(native_subsystem).
+-behaviour(gen_statem).
+
+-include_lib("kernel/include/logger.hrl").
+
+%% API
+-export([start_link/2]).
+-export([handle/1]).
+-export([info/1]).
+-export([await/2]).
+
+%% gen_statem
+-export([init/1, callback_mode/0, handle_event/4, terminate/3, format_status/1]).
+
+-export_type([name/0]).
+
+-define(BACKOFF_MIN_MS, 100).
+-define(BACKOFF_MAX_MS, 5000).
+
+-type name() :: store | providers | grpc.
+
+-callback start(agent_native:runtime(), reference()) -> {ok, reference()} | {error, agent_error:t() | native_down | term()}.
+-callback stop(reference()) -> ok | {error, native_down}.
+-callback up(reference(), map()) -> ok.
+-callback down(name()) -> ok.
+
+-record(sub, {
+    name :: name(),
+    module :: module(),
+    ref = none :: none | reference(),
+    handle = none :: none | reference(),
+    runtime = none :: none | reference(),
+    backoff = ?BACKOFF_MIN_MS :: pos_integer(),
+    info = #{} :: map(),
+    why = <<>> :: binary()
+}).
+
+%% @doc Starts the watcher `Module' of the subsystem `Name'; registered as `Module'.
+-spec start_link(name(), module()) -> gen_statem:start_ret().
+start_link(Name, Module) ->
+    gen_statem:start_link({local, Module}, ?MODULE, {Name, Module}, []).
+
+%% @doc The handle, while the subsystem is up.
+-spec handle(name()) -> {ok, reference()} | {error, native_down}.
+handle(Name) ->
+    case persistent_term:get({?MODULE, Name}, none) of
+        none -> {error, native_down};
+        Handle -> {ok, Handle}
+    end.
+
+%% @doc What `ready' said, and the last reason for not being up.
+-spec info(module()) -> #{state := atom(), info := map(), why := binary()}.
+info(Module) ->
+    gen_statem:call(Module, info).
+
+%% @doc Waits until the subsystem is up.
+-spec await(module(), timeout()) -> ok | {error, binary()}.
+await(Module, Timeout) ->
+    try gen_statem:call(Module, await, Timeout)
+    catch
+        exit:{timeout, _} ->
+            #{why := Why} = info(Module),
+            {error, Why};
+        exit:{noproc, _} ->
+            {error, <<"not started">>}
+    end.
+
+-spec callback_mode() -> gen_statem:callback_mode_result().
+callback_mode() ->
+    handle_event_function.
+
+-spec init({name(), module()}) -> gen_statem:init_result(starting).
+init({Name, Module}) ->
+    process_flag(trap_exit, true),
+    {ok, starting, #sub{name = Name, module = Module}, [{next_event, internal, start}]}.
+
+-spec handle_event(gen_statem:event_type(), term(), starting | up, #sub{}) -> gen_statem:event_handler_result(starting | up).
+handle_event(internal, start, starting, S = #sub{module = Module}) ->
+    case native_runtime:runtime() of
+        {error, native_down} ->
+            retry(<<"the native runtime is not there">>, S);
+        {ok, Runtime} ->
+            Ref = make_ref(),
+            Monitor = monitor(process, native_runtime),
+            case Module:start(Runtime, Ref) of
+                {ok, Handle} -> {keep_state, S#sub{ref = Ref, handle = Handle, runtime = Monitor}};
+                {error, Error} -> retry(message(Error), S#sub{runtime = Monitor})
+            end
+    end;
+handle_event(state_timeout, retry, starting, _) ->
+    {keep_state_and_data, [{next_event, internal, start}]};
+handle_event(info, {agent_native, Ref, ready, Info}, starting, S = #sub{ref = Ref, name = Name, module = Module, handle = Handle}) ->
+    persistent_term:put({?MODULE, Name}, Handle),
+    ok = Module:up(Handle, Info),
+    ?LOG_NOTICE(#{msg => subsystem_up, subsystem => Name, info => Info}, #{domain => [agent, native]}),
+    {next_state, up, S#sub{info = Info, backoff = ?BACKOFF_MIN_MS, why = <<>>}};
+handle_event(info, {agent_native, Ref, error, Error}, starting, S = #sub{ref = Ref}) ->
+    retry(message(Error), S);
+handle_event(info, {agent_native, Ref, ended, #{reason := Why}}, _, S = #sub{ref = Ref, name = Name}) ->
+    ?LOG_ERROR(#{msg => subsystem_ended, subsystem => Name, reason => Why}, #{domain => [agent, native]}),
+    {stop, {subsystem_ended, Why}, withdraw(S)};
+handle_event(info, {'DOWN', Monitor, process, _, _}, _, S = #sub{runtime = Monitor}) ->
+    {stop, {shutdown, native_runtime_down}, withdraw(S)};
+handle_event({call, From}, info, State, #sub{info = Info, why = Why}) ->
+    {keep_state_and_data, [{reply, From, #{state => State, info => Info, why => Why}}]};
+handle_event({call, From}, await, up, _) ->
+    {keep_state_and_data, [{reply, From, ok}]};
+handle_event({call, _}, await, starting, _) ->
+    {keep_state_and_data, [postpone]};
+handle_event(info, {'EXIT', _, Reason}, _, S) ->
+    {stop, Reason, S};
+handle_event(_, _, _, _) ->
+    keep_state_and_data.
+
+-spec retry(binary(), #sub{}) -> gen_statem:event_handler_result(starting).
+retry(Why, S = #sub{name = Name, backoff = Backoff, why = Before, runtime = Monitor}) ->
+    _ = [demonitor(Monitor, [flush]) || Monitor =/= none],
+    _ = [?LOG_WARNING(#{msg => subsystem_not_up, subsystem => Name, reason => Why}, #{domain => [agent, native]}) || Why =/= Before],
+    {keep_state, S#sub{backoff = min(Backoff * 2, ?BACKOFF_MAX_MS), why = Why, ref = none, handle = none, runtime = none},
+     [{state_timeout, Backoff, retry}]}.
+
+-spec withdraw(#sub{}) -> #sub{}.
+withdraw(S = #sub{name = Name, module = Module}) ->
+    _ = persistent_term:erase({?MODULE, Name}),
+    ok = Module:down(Name),
+    S.
+
+-spec message(term()) -> binary().
+message(#{message := Message}) -> Message;
+message(Other) -> iolist_to_binary(io_lib:format("~0p", [Other])).
+
+-spec terminate(term(), starting | up, #sub{}) -> ok.
+terminate(_Reason, _State, S = #sub{module = Module, handle = Handle}) ->
+    _ = withdraw(S),
+    _ = case Handle of none -> ok; _ -> Module:stop(Handle) end,
+    ok.
+
+-spec format_status(gen_statem:format_status()) -> gen_statem:format_status().
+format_status(Status) ->
+    Status.

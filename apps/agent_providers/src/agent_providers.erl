@@ -1,0 +1,57 @@
+%% @doc Model calls (`docs/native_messages.md', section 4). Messages of a call come to the caller.
+-module(agent_providers).
+
+-export([chat/3]).
+-export([embed/3]).
+-export([cancel/1]).
+-export([credit/2]).
+-export([info/0]).
+
+%% @doc Starts a call; its end is one message `{agent_native, Ref, done | error, _}'.
+-spec chat(reference(), binary(), map()) -> ok | busy | {error, agent_error:t()}.
+chat(Ref, Request, Options) ->
+    with(fun(P) -> agent_native:chat(P, Ref, Request, Options) end).
+
+%% @doc Starts an embedding call.
+-spec embed(reference(), binary(), map()) -> ok | busy | {error, agent_error:t()}.
+embed(Ref, Request, Options) ->
+    with(fun(P) -> agent_native:embed(P, Ref, Request, Options) end).
+
+%% @doc Aborts a call; its final message says that it was cancelled.
+-spec cancel(reference()) -> ok | busy | {error, agent_error:t()}.
+cancel(Ref) ->
+    with(fun(P) -> agent_native:cancel(P, Ref) end).
+
+%% @doc Allows `N' more pieces.
+-spec credit(reference(), pos_integer()) -> ok | busy | {error, agent_error:t()}.
+credit(Ref, N) ->
+    with(fun(P) -> agent_native:credit(P, Ref, N) end).
+
+%% @doc Every provider, and the embedded model's server.
+-spec info() -> [map()].
+info() ->
+    case native_subsystem:handle(providers) of
+        {ok, P} ->
+            case agent_native:providers_info(P) of
+                All when is_list(All) -> All;
+                {error, native_down} -> []
+            end;
+        {error, native_down} ->
+            []
+    end.
+
+-spec with(fun((reference()) -> ok | busy | {error, agent_error:t() | native_down})) -> ok | busy | {error, agent_error:t()}.
+with(Fun) ->
+    case native_subsystem:handle(providers) of
+        {ok, P} ->
+            case Fun(P) of
+                {error, native_down} -> {error, down()};
+                Result -> Result
+            end;
+        {error, native_down} ->
+            {error, down()}
+    end.
+
+-spec down() -> agent_error:t().
+down() ->
+    (agent_error:new(native_down, <<"the provider calls are being restarted">>))#{retry_after_ms => 500}.

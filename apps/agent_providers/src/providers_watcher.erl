@@ -1,0 +1,31 @@
+%% @doc Watcher of the providers subsystem.
+-module(providers_watcher).
+-behaviour(native_subsystem).
+
+-export([start_link/0]).
+-export([start/2, stop/1, up/2, down/1]).
+
+%% @doc Starts the watcher.
+-spec start_link() -> gen_statem:start_ret().
+start_link() ->
+    native_subsystem:start_link(providers, ?MODULE).
+
+%% @doc Starts the providers.
+-spec start(agent_native:runtime(), reference()) -> {ok, reference()} | {error, term()}.
+start(Runtime, Ref) ->
+    agent_native:providers_start(Runtime, Ref, agent_config:native()).
+
+%% @doc Ends them.
+-spec stop(reference()) -> ok | {error, native_down}.
+stop(Handle) ->
+    agent_native:providers_stop(Handle).
+
+%% @doc A model server that runs already is announced anew.
+-spec up(reference(), map()) -> ok.
+up(_Handle, _Info) ->
+    model_server:announce().
+
+%% @doc Nothing to withdraw.
+-spec down(native_subsystem:name()) -> ok.
+down(_) ->
+    ok.

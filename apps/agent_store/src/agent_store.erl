@@ -1,0 +1,98 @@
+%% @doc What is durable: writes and reads of the store (`docs/native_messages.md', section 3).
+%%
+%% A write on an ephemeral task is answered without a message. A write whose answer was lost is `{unknown, _}', never "failed": the caller
+%% reads back by the fence or sends again with the same request id.
+-module(agent_store).
+
+-export([write/1]).
+-export([write/2]).
+-export([cast/1]).
+-export([read/1]).
+-export([epoch/0]).
+
+%% A commit takes a few ms; this is for a disk in trouble.
+-define(TIMEOUT_MS, 30000).
+%% A full queue is tried again after this, for writes that must not be lost.
+-define(BUSY_RETRY_MS, 5).
+
+-type result() :: {ok, term()} | {error, agent_error:t()} | {unknown, agent_error:t()}.
+
+%% @doc Writes and waits for the commit. A full queue is waited for unless the write is a submit.
+-spec write(tuple() | recover) -> result().
+write(Op) ->
+    write(Op, ?TIMEOUT_MS).
+
+%% @doc The same with a limit in ms.
+-spec write(tuple() | recover, non_neg_integer()) -> result().
+write(Op, Timeout) ->
+    case native_subsystem:handle(store) of
+        {ok, Store} -> write(Store, Op, Timeout);
+        {error, native_down} -> {error, down()}
+    end.
+
+-spec write(reference(), tuple() | recover, non_neg_integer()) -> result().
+write(Store, Op, Timeout) ->
+    Ref = make_ref(),
+    case agent_native:store_write(Store, Ref, Op) of
+        {done, Result} -> {ok, Result};
+        ok -> await(Ref, Timeout);
+        busy -> busy(Store, Op, Timeout);
+        {error, native_down} -> {error, down()};
+        {error, Error} -> {error, Error}
+    end.
+
+-spec busy(reference(), tuple() | recover, non_neg_integer()) -> result().
+busy(_, Op, _) when element(1, Op) =:= submit ->
+    {error, (agent_error:new(overloaded, <<"the store's queue is full">>))#{retry_after_ms => 100}};
+busy(_, _, Timeout) when Timeout =< 0 ->
+    {error, agent_error:new(overloaded, <<"the store's queue stayed full">>)};
+busy(Store, Op, Timeout) ->
+    receive after ?BUSY_RETRY_MS -> ok end,
+    write(Store, Op, Timeout - ?BUSY_RETRY_MS).
+
+-spec await(reference(), non_neg_integer()) -> result().
+await(Ref, Timeout) ->
+    receive
+        {agent_native, Ref, done, Result} -> {ok, Result};
+        {agent_native, Ref, error, #{reason := commit_ambiguous} = Error} -> {unknown, Error};
+        {agent_native, Ref, error, Error} -> {error, Error}
+    after Timeout ->
+        {unknown, agent_error:new(commit_ambiguous, <<"the store did not answer in time">>)}
+    end.
+
+%% @doc Writes without waiting: events. Its answer comes to the caller as `{agent_native, Ref, _, _}' and may be ignored.
+-spec cast(tuple()) -> ok.
+cast(Op) ->
+    _ = case native_subsystem:handle(store) of
+            {ok, Store} -> agent_native:store_write(Store, make_ref(), Op);
+            {error, native_down} -> ok
+        end,
+    ok.
+
+%% @doc Reads.
+-spec read(tuple()) -> {ok, term()} | {error, agent_error:t()}.
+read(Op) ->
+    Ref = make_ref(),
+    case native_subsystem:handle(store) of
+        {ok, Store} ->
+            case agent_native:store_read(Store, Ref, Op) of
+                ok ->
+                    case await(Ref, ?TIMEOUT_MS) of
+                        {unknown, Error} -> {error, Error};
+                        Result -> Result
+                    end;
+                {error, native_down} -> {error, down()};
+                {error, Error} -> {error, Error}
+            end;
+        {error, native_down} ->
+            {error, down()}
+    end.
+
+%% @doc Epoch of this boot of the store; 0 before the first.
+-spec epoch() -> non_neg_integer().
+epoch() ->
+    persistent_term:get({?MODULE, epoch}, 0).
+
+-spec down() -> agent_error:t().
+down() ->
+    (agent_error:new(store_unavailable, <<"the store is not up">>))#{retry_after_ms => 500}.
