@@ -1,1 +1,57 @@
-//! Reads and checks the TOML configuration; renders Erlang terms.
+//! Reads and checks the TOML configuration; renders the node's Erlang terms and the JSON that the Rust subsystems read.
+//!
+//! One schema ([`schema`]) says which keys there are; [`check`] walks the file against it and names every fault with file, line, key, what was expected
+//! and the nearest valid key. Secrets are references and are never read here, except tenants' keys, of which only the SHA-256 is kept.
+
+mod check;
+mod finish;
+mod node;
+mod schema;
+mod units;
+
+use std::path::Path;
+
+pub use finish::Overrides;
+pub use node::Node;
+
+/// A checked configuration.
+#[derive(Debug)]
+pub struct Config {
+    root: Node,
+}
+
+/// Checks a file's text. The errors are lines for people, all of them.
+pub fn parse(name: &str, text: &str, overrides: &Overrides) -> Result<Config, Vec<String>> {
+    let mut root = check::check(name, text)?;
+    finish::finish(&mut root, overrides)?;
+    Ok(Config { root })
+}
+
+/// The same for a file, or for no file.
+pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Config, Vec<String>> {
+    match file {
+        None => parse("(defaults)", "", overrides),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|e| vec![format!("{}: {e}", path.display())])?;
+            parse(&path.display().to_string(), &text, overrides)
+        }
+    }
+}
+
+impl Config {
+    /// What `file:consult/1` reads: one map.
+    pub fn erlang(&self) -> String {
+        let mut out = String::from("%% Written by singularity_config; do not edit.\n");
+        self.root.erlang(&mut out, 0);
+        out.push_str(".\n");
+        out
+    }
+
+    /// The whole as JSON, for people.
+    pub fn json(&self) -> serde_json::Value {
+        self.root.json()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+//! What the schema cannot say: defaults that depend on each other, overrides of the environment, rules across keys, the native part.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+use crate::node::{Key, Node};
+
+/// What the environment and the command line say.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+    /// Folder of the data.
+    pub data_dir: Option<String>,
+}
+
+impl Overrides {
+    /// The environment of this process.
+    pub fn of_environment() -> Self {
+        Self { env: std::env::vars().collect(), data_dir: None }
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.env.get(name).map(String::as_str).filter(|v| !v.is_empty())
+    }
+}
+
+/// Model of the embedded server.
+const EMBEDDED_MODEL: &str = "smollm2-135m";
+/// Address of OpenAI's API, for a key in the environment.
+const OPENAI_URL: &str = "https://api.openai.com/v1";
+
+/// Built-in agent types: name, instructions, and what a crew needs to know.
+const TYPES: &[(&str, &str, [&str; 4])] = &[
+    ("researcher", "You are a careful researcher. Use tools to find facts, and say what you do not know.",
+     ["Senior Researcher", "Conduct thorough research and analysis", "An expert researcher who checks every claim", "A short report with findings and their sources"]),
+    ("coder", "You are an experienced programmer. Answer with working code and a short explanation.",
+     ["Senior Programmer", "Write correct, readable code", "A programmer who has maintained large systems", "Working code with a short explanation"]),
+    ("planner", "You are a planner. Break the task into clear steps in order.",
+     ["Planner", "Turn goals into steps that can be done", "A project lead who has delivered on time", "A numbered list of steps"]),
+    ("assistant", "You are a helpful assistant. Answer briefly.",
+     ["Assistant", "Help with the task at hand", "A patient generalist", "A short answer"]),
+];
+
+fn fixed(name: &str) -> Key {
+    Key::Fixed(name.to_owned())
+}
+
+fn named(name: &str) -> Key {
+    Key::Name(name.to_owned())
+}
+
+fn text(value: &str) -> Node {
+    Node::Text(value.to_owned())
+}
+
+/// Completes a checked tree.
+pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> {
+    let mut faults = Vec::new();
+    override_server(root, o);
+    providers(root, o);
+    agents(root);
+    let tenants = tenants(root, &mut faults);
+    references(root, &mut faults);
+    off_loopback(root, &tenants, &mut faults);
+    let path = store_path(root, &mut faults);
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let server = root.get("server").map(Node::json).unwrap_or_default();
+    let native = serde_json::json!({
+        "server": {"address": server["address"], "tls": server.get("tls")},
+        "store": {"path": path},
+        "providers": root.get("providers").map(native_providers),
+        "models": root.get("models").map(Node::json),
+        "tenants": tenants.iter().map(|(name, keys)| (name.clone(), serde_json::json!({"key_sha256": keys}))).collect::<serde_json::Map<_, _>>(),
+    });
+    root.set(fixed("native"), Node::Json(native));
+    Ok(())
+}
+
+/// The providers as Rust reads them: absent keys stay absent.
+fn native_providers(providers: &Node) -> serde_json::Value {
+    providers.json()
+}
+
+fn override_server(root: &mut Node, o: &Overrides) {
+    if let Some(server) = root.get_mut("server") {
+        if let Some(address) = o.get("SINGULARITY_ADDRESS") {
+            server.set(fixed("address"), text(address));
+        }
+        if let Some(dir) = o.data_dir.as_deref().or(o.get("SINGULARITY_DATA_DIR")) {
+            server.set(fixed("data_dir"), text(dir));
+        }
+    }
+    if let (Some(url), Some(store)) = (o.get("SINGULARITY_STORE_URL"), root.get_mut("store")) {
+        store.set(fixed("url"), text(url));
+    }
+    if let (Some(dir), Some(workers)) = (o.get("SINGULARITY_ENVS"), root.get_mut("workers")) {
+        if workers.get("environments").and_then(Node::str) == Some("") {
+            workers.set(fixed("environments"), text(dir));
+        }
+    }
+}
+
+/// Without a provider of its own the file gets the embedded model; well-known keys of the environment add theirs.
+fn providers(root: &mut Node, o: &Overrides) {
+    let mut wanted = Vec::new();
+    if let Some(providers) = root.get_mut("providers") {
+        let key_given = o.get("OPENAI_API_KEY").is_some();
+        if providers.entries().is_empty() {
+            providers.set(named("local"), Node::Map(vec![(fixed("dialect"), text("local")), (fixed("models"), Node::List(vec![text(EMBEDDED_MODEL)]))]));
+        }
+        if key_given && providers.get("openai").is_none() {
+            let url = o.get("OPENAI_BASE_URL").unwrap_or(OPENAI_URL);
+            let secret = Node::Map(vec![(fixed("env"), text("OPENAI_API_KEY"))]);
+            providers.set(named("openai"), Node::Map(vec![(fixed("dialect"), text("openai")), (fixed("base_url"), text(url)), (fixed("api_key"), secret), (fixed("models"), Node::List(vec![]))]));
+        }
+        if let Some(model) = o.get("SINGULARITY_MODEL") {
+            let provider = if key_given { "openai" } else { "local" };
+            wanted.push(("default".to_owned(), provider.to_owned(), model.to_owned()));
+        }
+        // The alias "default" is the first model of the first provider, unless the file says otherwise.
+        if let Some((key, first)) = providers.entries().first() {
+            let model = first.get("models").and_then(|m| if let Node::List(l) = m { l.first().and_then(Node::str) } else { None }).unwrap_or(match first.get("dialect").and_then(Node::str) {
+                Some("echo") => "echo",
+                _ => "default",
+            });
+            wanted.push(("default".to_owned(), key.text().to_owned(), model.to_owned()));
+        }
+    }
+    if let Some(models) = root.get_mut("models") {
+        for (alias, provider, model) in wanted {
+            if models.get(&alias).is_none() {
+                let endpoint = Node::Map(vec![(fixed("provider"), text(&provider)), (fixed("name"), text(&model)), (fixed("priority"), Node::Int(1))]);
+                models.set(named(&alias), Node::Map(vec![(fixed("endpoints"), Node::List(vec![endpoint]))]));
+            }
+        }
+    }
+}
+
+fn agents(root: &mut Node) {
+    let mut types = Vec::new();
+    for (name, instructions, [role, goal, backstory, output]) in TYPES {
+        let own = root.get("agents").and_then(|a| a.get(name)).cloned();
+        let pick = |key: &str, default: Node| own.as_ref().and_then(|o| o.get(key)).cloned().unwrap_or(default);
+        let profile = Node::Map(vec![
+            (fixed("role"), pick("role", text(role))),
+            (fixed("goal"), pick("goal", text(goal))),
+            (fixed("backstory"), pick("backstory", text(backstory))),
+            (fixed("expected_output"), pick("expected_output", text(output))),
+        ]);
+        let mut entries = vec![
+            (fixed("instructions"), pick("instructions", text(instructions))),
+            (fixed("model"), pick("model", text("default"))),
+            (fixed("tools"), pick("tools", Node::List(vec![text("now"), text("calculate")]))),
+            (fixed("framework"), pick("framework", text("auto"))),
+            (fixed("crew_profile"), profile),
+        ];
+        for key in ["project", "entrypoint"] {
+            if let Some(value) = own.as_ref().and_then(|o| o.get(key)) {
+                entries.push((fixed(key), value.clone()));
+            }
+        }
+        types.push((named(name), Node::Map(entries)));
+    }
+    root.set(fixed("agent_types"), Node::Map(types));
+}
+
+/// SHA-256 of each tenant's keys; the keys themselves go no further.
+fn tenants(root: &mut Node, faults: &mut Vec<String>) -> BTreeMap<String, Vec<String>> {
+    let mut all = BTreeMap::new();
+    let Some(Node::Map(tenants)) = root.get_mut("tenants") else { return all };
+    for (name, tenant) in tenants {
+        let Some(Node::List(keys)) = tenant.get("keys") else { continue };
+        let mut digests = Vec::new();
+        for key in keys {
+            let value = match (key.get("env").and_then(Node::str), key.get("file").and_then(Node::str)) {
+                (Some(variable), _) => std::env::var(variable).map_err(|_| format!("the environment variable {variable} is not set")),
+                (_, Some(path)) => std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}")),
+                _ => Err("neither env nor file".to_owned()),
+            };
+            match value {
+                Ok(key) if key.trim().len() >= 16 => digests.push(Sha256::digest(key.trim().as_bytes()).iter().map(|b| format!("{b:02x}")).collect()),
+                Ok(_) => faults.push(format!("[tenants.{}] keys: a key must have at least 16 characters", name.text())),
+                Err(why) => faults.push(format!("[tenants.{}] keys: {why}", name.text())),
+            }
+        }
+        tenant.set(fixed("keys"), Node::Int(i64::try_from(digests.len()).unwrap_or(0)));
+        all.insert(name.text().to_owned(), digests);
+    }
+    all
+}
+
+fn references(root: &Node, faults: &mut Vec<String>) {
+    for (alias, model) in root.get("models").map(Node::entries).unwrap_or_default() {
+        let Some(Node::List(endpoints)) = model.get("endpoints") else { continue };
+        for endpoint in endpoints {
+            let provider = endpoint.get("provider").and_then(Node::str).unwrap_or_default();
+            if root.get("providers").and_then(|p| p.get(provider)).is_none() {
+                faults.push(format!("[models.{}] endpoints: there is no provider \"{provider}\"", alias.text()));
+            }
+        }
+    }
+    for (name, provider) in root.get("providers").map(Node::entries).unwrap_or_default() {
+        let dialect = provider.get("dialect").and_then(Node::str).unwrap_or_default();
+        if matches!(dialect, "openai" | "openai_responses" | "anthropic") && provider.get("base_url").is_none() {
+            faults.push(format!("[providers.{}] base_url is missing; the dialect \"{dialect}\" needs it", name.text()));
+        }
+    }
+    for (key, _) in root.get("framework_preferences").map(Node::entries).unwrap_or_default() {
+        if !key.text().ends_with("_tasks") {
+            faults.push(format!("[framework_preferences] {}: keys are <type>_tasks, such as research_tasks", key.text()));
+        }
+    }
+    for (name, agent) in root.get("agents").map(Node::entries).unwrap_or_default() {
+        if agent.get("framework").and_then(Node::str).is_some_and(|f| f.starts_with("custom:")) && agent.get("entrypoint").is_none() {
+            faults.push(format!("[agents.{}] entrypoint is missing; a custom framework needs \"module:object\"", name.text()));
+        }
+    }
+}
+
+/// Off loopback, TLS and keys are needed.
+fn off_loopback(root: &Node, tenants: &BTreeMap<String, Vec<String>>, faults: &mut Vec<String>) {
+    let Some(server) = root.get("server") else { return };
+    let address = server.get("address").and_then(Node::str).unwrap_or_default();
+    let host = address.rsplit_once(':').map_or(address, |(h, _)| h).trim_matches(['[', ']']);
+    let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) || (!loopback && address.to_socket_addrs().is_err()) {
+        faults.push(format!("[server] address = \"{address}\": expected HOST:PORT"));
+    } else if !loopback {
+        if server.get("tls").is_none() {
+            faults.push(format!("[server] address = \"{address}\" is off loopback: [server] tls = {{ cert = …, key = … }} is needed"));
+        }
+        if tenants.values().all(Vec::is_empty) {
+            faults.push(format!("[server] address = \"{address}\" is off loopback: keys are needed, [tenants.NAME] keys = [{{ file = … }}]"));
+        }
+    }
+    if let Some(tls) = server.get("tls") {
+        for key in ["cert", "key"] {
+            if tls.get(key).is_none() {
+                faults.push(format!("[server] tls.{key} is missing"));
+            }
+        }
+    }
+}
+
+fn store_path(root: &Node, faults: &mut Vec<String>) -> PathBuf {
+    let url = root.get("store").and_then(|s| s.get("url")).and_then(Node::str).unwrap_or_default();
+    let dir = root.get("server").and_then(|s| s.get("data_dir")).and_then(Node::str).unwrap_or("data");
+    match url.split_once(':') {
+        Some(("sqlite", file)) if !file.is_empty() => PathBuf::from(dir).join(file),
+        Some(("postgres" | "postgresql", _)) => {
+            faults.push("[store] url: PostgreSQL has not come yet (CAPABILITY_PENDING); use sqlite:FILE".to_owned());
+            PathBuf::new()
+        }
+        _ => {
+            faults.push("[store] url: expected \"sqlite:FILE\"".to_owned());
+            PathBuf::new()
+        }
+    }
+}
