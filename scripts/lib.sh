@@ -42,3 +42,11 @@ install_by_rename() {
         cp "$from" "$to.new.$$" && mv -f "$to.new.$$" "$to"
     fi
 }
+
+# One run at a time of what changes the same files; the second waits. Ends with the process.
+alone() {
+    command -v flock >/dev/null || return 0
+    mkdir -p "$STAMPS"
+    exec 9>"$STAMPS/.$1.lock"
+    flock -n 9 || { say "   waiting for another run of $1"; flock 9; }
+}
