@@ -1,0 +1,76 @@
+//! Process trees by /proc, and the end of everything below us.
+
+use std::time::{Duration, Instant};
+
+use crate::sys::{self, Reaped, Wait};
+
+/// Between two looks while waiting for children to end.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Direct children of a process.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let mut all = Vec::new();
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return all };
+    for thread in threads.flatten() {
+        let list = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        all.extend(list.split_whitespace().filter_map(|p| p.parse::<i32>().ok()));
+    }
+    all
+}
+
+/// Number of processes at and below these, and their resident bytes.
+pub(crate) fn size(roots: &[i32]) -> (u64, u64) {
+    let mut pending: Vec<i32> = roots.iter().copied().filter(|p| *p > 0).collect();
+    let (mut count, mut bytes) = (0, 0);
+    while let Some(pid) = pending.pop() {
+        let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+        let pages: u64 = statm.split_whitespace().nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
+        count += 1;
+        bytes += pages * 4096;
+        // A bomb is seen long before all of it is counted.
+        if count > 10_000 {
+            break;
+        }
+        pending.extend(children(pid));
+    }
+    (count, bytes)
+}
+
+/// Whether a process is a keeper of ours: it ends by itself.
+pub(crate) fn is_keeper(pid: i32) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = line.split(|b| *b == 0);
+    words.next().is_some_and(|w| w.ends_with(b"port_guard")) && words.next() == Some(b"keep")
+}
+
+/// Kills and reaps every descendant until there is none (ECHILD): orphans become our children, since we are their subreaper, so each pass
+/// finds what the last one orphaned. Only unreaped children are signalled, so no number can have been reused. Gives how many were
+/// reaped, and whether all are gone.
+pub(crate) fn end_all(deadline: Instant, spare: impl Fn(i32) -> bool, mut reaped: impl FnMut(&Reaped)) -> (u32, bool) {
+    let me = i32::try_from(std::process::id()).unwrap_or(0);
+    let mut count = 0;
+    loop {
+        let mut left = 0;
+        for pid in children(me) {
+            if !spare(pid) {
+                sys::kill(pid, libc::SIGKILL);
+                left += 1;
+            }
+        }
+        loop {
+            match sys::reap() {
+                Wait::Reaped(r) => {
+                    count += 1;
+                    reaped(&r);
+                }
+                Wait::None if left == 0 => return (count, true),
+                Wait::None => break,
+                Wait::NoChildren => return (count, true),
+            }
+        }
+        if Instant::now() >= deadline {
+            return (count, false);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
