@@ -16,5 +16,7 @@
     %% Class of the slot it holds, none if it holds none.
     slot = none :: none | binary() | '_',
     %% What it waits for just now: <<>>, or words for people.
-    waiting = <<>> :: binary() | '_'
+    waiting = <<>> :: binary() | '_',
+    %% In the run queue: what it needs to be started again; none once a coordinator has it.
+    item = none :: none | map() | '_'
 }).

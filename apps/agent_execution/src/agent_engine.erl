@@ -1,0 +1,186 @@
+%% @doc The engine towards the gateway: submit, cancel, retry, delete, route. All are called from request processes.
+-module(agent_engine).
+
+-include("execution_row.hrl").
+
+%% API
+-export([submit/2]).
+-export([cancel/4]).
+-export([retry/3]).
+-export([delete/2]).
+-export([route/1]).
+-export([route/2]).
+-export([resolve/1]).
+-export([running/0]).
+-export([drain/1]).
+
+%% A commit that takes longer is a store in trouble; the client is told that the outcome is not known, in ms.
+-define(SUBMIT_TIMEOUT_MS, 20000).
+%% Beyond the grace: fence, TERM, KILL, proof, commit, in ms.
+-define(CANCEL_MARGIN_MS, 20000).
+%% A cancel that meets a task between two processes tries again, in ms, so often.
+-define(CANCEL_RETRY_MS, 20).
+-define(CANCEL_TRIES, 100).
+-define(DRAINING, {?MODULE, draining}).
+
+%% @doc Takes a task; returns after its commit.
+-spec submit(Header :: map(), Payload :: term()) -> {ok, TaskId :: binary()} | {error, agent_error:t()}.
+submit(Header, Payload) ->
+    case persistent_term:get(?DRAINING, false) of
+        true ->
+            {error, (agent_error:new(draining, <<"the node is stopping">>))#{retry_after_ms => 1000}};
+        false ->
+            case resolve(Header) of
+                {ok, Agent, Route} -> start(Header, Payload, Agent, Route);
+                {error, Error} -> {error, Error}
+            end
+    end.
+
+-spec start(map(), term(), map(), map()) -> {ok, binary()} | {error, agent_error:t()}.
+start(Header, Payload, Agent, Route) ->
+    Ref = make_ref(),
+    Start = {submit, #{header => Header, payload => Payload, agent => Agent, route => Route, from => {self(), Ref}}},
+    case execution_coordinator_sup:start_coordinator(Start) of
+        {ok, Pid} ->
+            Mon = monitor(process, Pid),
+            receive
+                {Ref, Answer} ->
+                    true = demonitor(Mon, [flush]),
+                    Answer;
+                {'DOWN', Mon, process, _, _} ->
+                    receive {Ref, Answer} -> Answer after 0 -> {error, ambiguous()} end
+            after ?SUBMIT_TIMEOUT_MS ->
+                true = demonitor(Mon, [flush]),
+                {error, ambiguous()}
+            end;
+        {error, _} ->
+            {error, agent_error:new(overloaded, <<"the engine is being started again">>)}
+    end.
+
+-spec ambiguous() -> agent_error:t().
+ambiguous() ->
+    agent_error:new(commit_ambiguous, <<"the outcome of the commit is not known; submit again with the same request_id">>).
+
+%% @doc Ends a task, whatever it does, and answers with the proof.
+-spec cancel(Tenant :: binary(), TaskId :: binary(), GraceMs :: non_neg_integer(), Reason :: binary()) ->
+    {ok, map()} | {error, agent_error:t()}.
+cancel(Tenant, TaskId, GraceMs, Reason) ->
+    cancel(Tenant, TaskId, GraceMs, Reason, ?CANCEL_TRIES).
+
+-spec cancel(binary(), binary(), non_neg_integer(), binary(), non_neg_integer()) -> {ok, map()} | {error, agent_error:t()}.
+cancel(_, _, _, _, 0) ->
+    {error, agent_error:new(overloaded, <<"the task changes hands; cancel again">>)};
+cancel(Tenant, TaskId, GraceMs, Reason, Tries) ->
+    case agent_store:write({cancel_request, Tenant, TaskId, Reason}) of
+        {ok, #{state := State, fence := Fence}} ->
+            case {State, ets:lookup(engine_tables:tasks(), TaskId)} of
+                {running, [#row{pid = Pid}]} when is_pid(Pid) ->
+                    again(ask(Pid, GraceMs), Tenant, TaskId, GraceMs, Reason, Tries);
+                {running, _} ->
+                    again(again, Tenant, TaskId, GraceMs, Reason, Tries);
+                {Waiting, _} when Waiting =:= queued; Waiting =:= waiting ->
+                    again(cancel_waiting(TaskId, Fence), Tenant, TaskId, GraceMs, Reason, Tries);
+                {Terminal, _} ->
+                    {error, agent_error:new(task_already_terminal, <<"the task has ended">>,
+                                            #{<<"state">> => string:uppercase(atom_to_binary(Terminal))})}
+            end;
+        {error, Error} ->
+            {error, engine_errors:from(Error)};
+        {unknown, _} ->
+            again(again, Tenant, TaskId, GraceMs, Reason, Tries)
+    end.
+
+-spec again(again | {ok, map()} | {error, agent_error:t()}, binary(), binary(), non_neg_integer(), binary(),
+            non_neg_integer()) -> {ok, map()} | {error, agent_error:t()}.
+again(again, Tenant, TaskId, GraceMs, Reason, Tries) ->
+    receive after ?CANCEL_RETRY_MS -> cancel(Tenant, TaskId, GraceMs, Reason, Tries - 1) end;
+again(Answer, _, _, _, _, _) ->
+    Answer.
+
+-spec ask(pid(), non_neg_integer()) -> again | {ok, map()} | {error, agent_error:t()}.
+ask(Pid, GraceMs) ->
+    Ref = make_ref(),
+    Mon = monitor(process, Pid),
+    execution_coordinator:cancel(Pid, Ref, GraceMs, cancelled),
+    receive
+        {Ref, Answer} ->
+            true = demonitor(Mon, [flush]),
+            Answer;
+        {'DOWN', Mon, process, _, _} ->
+            receive {Ref, Answer} -> Answer after 0 -> again end
+    after GraceMs + ?CANCEL_MARGIN_MS ->
+        true = demonitor(Mon, [flush]),
+        {error, agent_error:new(commit_ambiguous, <<"the cancel is under way; its end is not known yet">>)}
+    end.
+
+%% Nothing runs: the row is taken out of the queue and ended. Its fence says whether somebody was quicker.
+-spec cancel_waiting(binary(), non_neg_integer()) -> again | {ok, map()} | {error, agent_error:t()}.
+cancel_waiting(TaskId, Fence) ->
+    _ = run_queue:remove(TaskId),
+    Proof = execution_core:no_proof_needed(),
+    Finish = #{state => cancelled, error => agent_error:new(task_cancelled, <<"the task was cancelled">>), executor => <<>>,
+               result => undefined, metrics => #{queue_ms => 0, execution_ms => 0}, attempt_outcome => cancelled,
+               cause => <<"TASK_CANCELLED">>, proof => Proof, events => []},
+    case agent_store:write({finish, TaskId, Fence, Finish}) of
+        {ok, _} -> {ok, Proof};
+        {error, #{reason := Reason}} when Reason =:= attempt_fenced; Reason =:= task_already_terminal -> again;
+        {error, Error} -> {error, engine_errors:from(Error)};
+        {unknown, _} -> again
+    end.
+
+%% @doc A new task like one that has ended, linked to it by `retry_of'. Header and payload are the new one's.
+-spec retry(OldTaskId :: binary(), Header :: map(), Payload :: term()) -> {ok, binary()} | {error, agent_error:t()}.
+retry(OldTaskId, Header, Payload) ->
+    submit(Header#{retry_of => OldTaskId}, Payload).
+
+%% @doc Forgets a task that has ended.
+-spec delete(Tenant :: binary(), TaskId :: binary()) -> ok | {error, agent_error:t()}.
+delete(Tenant, TaskId) ->
+    case agent_store:write({delete, Tenant, TaskId}) of
+        {ok, _} -> ok;
+        {error, Error} -> {error, engine_errors:from(Error)};
+        {unknown, _} -> {error, agent_error:new(commit_ambiguous, <<"whether the task was deleted is not known">>)}
+    end.
+
+%% @doc Where a task would run now, with all candidates.
+-spec route(Header :: map()) -> {ok, execution_router:route()} | {error, agent_error:t()}.
+route(Header) ->
+    case resolve(Header) of
+        {ok, _, Route} -> {ok, Route};
+        {error, Error} -> {error, Error}
+    end.
+
+%% @doc The same for a known agent.
+-spec route(Header :: map(), Agent :: map()) -> {ok, execution_router:route()} | {error, agent_error:t()}.
+route(Header, Agent) ->
+    Keys = [method, framework, fallback_frameworks, task_type, tools],
+    Request = (maps:merge(#{method => auto}, maps:with(Keys, Header)))#{
+        agent_framework => maps:get(framework, Agent, <<"auto">>), agent_tools => maps:get(tools, Agent, [])},
+    execution_router:route(Request, execution_world:get(), execution_world:config()).
+
+%% @doc Agent and route of a task.
+-spec resolve(Header :: map()) -> {ok, Agent :: map(), execution_router:route()} | {error, agent_error:t()}.
+resolve(#{has_plan := true}) ->
+    {error, agent_error:new(capability_pending, <<"plans of several steps come with workflows">>,
+                            #{<<"capability">> => <<"plan">>})};
+resolve(#{tenant := Tenant} = Header) ->
+    case agent_registry:resolve(Tenant, maps:get(agent_id, Header, <<>>), maps:get(agent_type, Header, <<>>)) of
+        {ok, Agent} ->
+            case route(Header, Agent) of
+                {ok, Route} -> {ok, Agent, Route};
+                {error, Error} -> {error, Error}
+            end;
+        {error, Error} ->
+            {error, Error}
+    end.
+
+%% @doc Tasks that hold a slot now.
+-spec running() -> non_neg_integer().
+running() ->
+    #{running := Running} = run_queue:counts(),
+    lists:sum(maps:values(Running)).
+
+%% @doc Refuses new tasks (or takes them again); what runs goes on.
+-spec drain(boolean()) -> ok.
+drain(On) ->
+    persistent_term:put(?DRAINING, On).

@@ -1,0 +1,535 @@
+%% @doc The process of one task under way: from its submit or claim to its recorded end, or until it waits again.
+%%
+%% It asks for a slot, writes the submit (or the claim), and then carries out what {@link execution_core} decides: starts the
+%% native step or leases a worker, batches events, records the end with the fence. While it lives its row stands in the
+%% task table. If it crashes, {@link task_recovery} finds the row, closes the attempt as lost and queues the task again.
+%%
+%% The states are the phases of the core, and `recording' while the store does not take the end.
+-module(execution_coordinator).
+-behaviour(gen_statem).
+
+-include_lib("kernel/include/logger.hrl").
+-include("execution_row.hrl").
+
+%% API
+-export([start_link/1]).
+-export([cancel/4]).
+-export([entry/1]).
+
+%% gen_statem
+-export([init/1, callback_mode/0, handle_event/4, format_status/1]).
+
+-export_type([start/0]).
+
+%% Longest wait of an event for its batch, in ms.
+-define(BATCH_MS, 50).
+%% The end of an attempt is offered to a store that is away again and again, in ms.
+-define(RECORD_RETRY_MS, 250).
+%% A claim that found no store comes back, in ms.
+-define(CLAIM_RETRY_MS, 1000).
+
+-type start() :: {submit, #{header := map(), payload := term(), agent := map(), route := map(), from := {pid(), reference()}}}
+               | {claim, run_queue:item()}
+               | {expire, run_queue:item()}
+               | {lost, #{task_id := binary(), fence := pos_integer(), cause := binary(), tenant => binary(),
+                         class => binary(), priority => 0..9, create_ms => integer()}}.
+
+-record(task, {
+    header = #{} :: map(),
+    payload = <<>> :: term(),
+    agent = #{} :: map(),
+    route = #{} :: map(),
+    row :: #row{},
+    core :: execution_core:core() | undefined,
+    batch = execution_events:new() :: execution_events:batch(),
+    meter = #{} :: map(),
+    started_ms = 0 :: integer(),
+    deadline_ms = 0 :: non_neg_integer(),
+    ref :: reference() | undefined,
+    step :: {pid(), reference()} | undefined,
+    worker :: {pid(), reference()} | undefined,
+    fenced_at_ms = 0 :: non_neg_integer(),
+    waiters = [] :: [{pid(), reference()}],
+    pending :: term()
+}).
+
+%% @doc Starts a coordinator; it does its work after this has returned.
+-spec start_link(start()) -> {ok, pid()}.
+start_link(Start) ->
+    {ok, proc_lib:spawn_link(?MODULE, entry, [Start])}.
+
+%% @doc Asks for the end. The caller gets `{Ref, {ok, ProofMap}}' after the commit.
+-spec cancel(pid(), reference(), GraceMs :: non_neg_integer(), Why :: execution_core:stop()) -> ok.
+cancel(Pid, Ref, GraceMs, Why) ->
+    gen_statem:cast(Pid, {cancel, {self(), Ref}, GraceMs, Why}).
+
+%% @private
+-spec entry(start()) -> no_return() | ok.
+entry({submit, Submit}) -> submit(Submit);
+entry({claim, Item}) -> claim(Item);
+entry({expire, Item}) -> expire(Item);
+entry({lost, Lost}) -> lost(Lost).
+
+%% ---- submit
+
+-spec submit(map()) -> ok.
+submit(#{header := Header, payload := Payload, agent := Agent, route := #{executor := Class} = Route, from := From}) ->
+    #{task_id := Id, tenant := Tenant} = Header,
+    Now = now_ms(),
+    Later = maps:get(not_before_ms, Header, 0) > Now,
+    Slot = case Later orelse run_queue:acquire(Class, Tenant) of ok -> Class; _ -> none end,
+    Row = #row{task_id = Id, pid = self(), state = submitting, tenant = Tenant, executor = Class,
+               agent_id = maps:get(id, Agent, <<>>), agent_type = maps:get(agent_type, Agent, <<>>),
+               since_ms = Now, create_ms = maps:get(create_ms, Header, Now), slot = Slot},
+    case Slot =:= none andalso run_queue:room(Class) of
+        {error, Error} ->
+            reply(From, {error, Error});
+        _ ->
+            case ets:insert_new(engine_tables:tasks(), Row) of
+                true ->
+                    Task = #task{header = Header, payload = Payload, agent = Agent, route = Route, row = Row},
+                    submitted(agent_store:write({submit, Header, Payload, #{run => Slot =/= none}}), From, Task);
+                false ->
+                    %% The id is under way already: ids are made by the engine, so this is one submit sent twice.
+                    free(Row),
+                    reply(From, {ok, Id})
+            end
+    end.
+
+-spec submitted({ok, term()} | {error, agent_error:t()} | {unknown, term()}, {pid(), reference()}, #task{}) -> ok.
+submitted({ok, {created, #{attempt := Attempt, fence := Fence}}}, From, T = #task{row = #row{task_id = Id}}) when Attempt > 0 ->
+    reply(From, {ok, Id}),
+    run(Attempt, Fence, 0, T);
+submitted({ok, {created, _}}, From, T = #task{row = #row{task_id = Id} = Row}) ->
+    free(Row),
+    run_queue:enqueue(item(0, T)),
+    reply(From, {ok, Id});
+submitted({ok, {existing, Other}}, From, #task{row = Row}) ->
+    gone(Row),
+    reply(From, {ok, Other});
+submitted({error, Error}, From, #task{row = Row}) ->
+    gone(Row),
+    reply(From, {error, engine_errors:from(Error)});
+submitted({unknown, _}, From, #task{row = Row}) ->
+    gone(Row),
+    reply(From, {error, agent_error:new(commit_ambiguous, <<"the outcome of the commit is not known; submit again with the "
+                                                            "same request_id">>)}).
+
+-spec reply({pid(), reference()}, term()) -> ok.
+reply({Pid, Ref}, Answer) ->
+    Pid ! {Ref, Answer},
+    ok.
+
+%% ---- claim
+
+-spec claim(run_queue:item()) -> ok.
+claim(#{task_id := Id, tenant := Tenant, class := Class} = Item) ->
+    Now = now_ms(),
+    Row = #row{task_id = Id, pid = self(), state = claiming, tenant = Tenant, executor = Class, slot = Class, since_ms = Now,
+               agent_id = maps:get(agent_id, Item, <<>>), agent_type = maps:get(agent_type, Item, <<>>),
+               create_ms = maps:get(create_ms, Item, Now)},
+    true = ets:insert(engine_tables:tasks(), Row),
+    _ = case maps:get(wake, Item, false) of
+            true -> agent_store:write({wake, Id});
+            false -> ok
+        end,
+    case agent_store:write({claim, Id}) of
+        {ok, {claimed, #{fence := Fence, attempt := Attempt, header := Header, payload := Payload} = Claimed}} ->
+            claimed(Attempt, Fence, maps:get(lost_count, Claimed, 0),
+                    #task{header = Header, payload = Payload,
+                          row = Row#row{tenant = maps:get(tenant, Header, Tenant),
+                                        create_ms = maps:get(create_ms, Header, Now)}});
+        {error, #{reason := Reason}} when Reason =:= wrong_state; Reason =:= task_not_found; Reason =:= attempt_fenced;
+                                          Reason =:= task_already_terminal ->
+            gone(Row);
+        _ ->
+            %% The store is away, or does not say: the task is found again by its state.
+            free(Row),
+            run_queue:enqueue(Item#{not_before_ms => Now + ?CLAIM_RETRY_MS, wake => true})
+    end.
+
+-spec claimed(pos_integer(), pos_integer(), non_neg_integer(), #task{}) -> ok.
+claimed(Attempt, Fence, Used, T = #task{header = Header, row = Row}) ->
+    Max = maps:get(max_attempts, maps:get(retry, Header, #{}), 5),
+    Resolved = case Used >= Max of
+                   true -> {error, agent_error:new(poison_task, <<"its attempts ended what ran them">>,
+                                                   #{<<"attempts">> => integer_to_binary(Used)})};
+                   false -> agent_engine:resolve(Header)
+               end,
+    case Resolved of
+        {ok, Agent, #{executor := Executor} = Route} ->
+            run_queue:swap(Row#row.slot, Executor, Row#row.tenant),
+            Row1 = Row#row{executor = Executor, slot = Executor, agent_id = maps:get(id, Agent, <<>>),
+                           agent_type = maps:get(agent_type, Agent, <<>>)},
+            run(Attempt, Fence, Used, T#task{agent = Agent, route = Route, row = Row1});
+        {error, #{reason := Reason} = Error} ->
+            _ = agent_store:write({finish, Row#row.task_id, Fence,
+                                   #{state => failed, error => Error, executor => <<>>, result => undefined,
+                                     metrics => #{queue_ms => 0, execution_ms => 0}, attempt_outcome => failed,
+                                     cause => execution_core:text(Reason), proof => undefined, events => []}}),
+            gone(Row)
+    end.
+
+%% max_queue_duration is over before a slot was free.
+-spec expire(run_queue:item()) -> ok.
+expire(#{task_id := Id} = Item) ->
+    Error = agent_error:new(task_timeout, <<"max_queue_duration is over">>, #{<<"limit">> => <<"max_queue_duration">>}),
+    _ = agent_store:write({finish, Id, maps:get(fence, Item, 0),
+                           #{state => timed_out, error => Error, executor => <<>>, result => undefined,
+                             metrics => #{queue_ms => now_ms() - maps:get(create_ms, Item, now_ms()), execution_ms => 0},
+                             attempt_outcome => timed_out, cause => <<"TASK_TIMEOUT">>, proof => undefined, events => []}}),
+    true = ets:delete(engine_tables:tasks(), Id),
+    ok.
+
+%% The coordinator of an attempt is no more: the attempt is closed, and the task waits again.
+-spec lost(map()) -> ok.
+lost(#{task_id := Id, fence := Fence, cause := Cause} = Lost) ->
+    Event = {worker_lost, #{cause => Cause, detail => <<"the process that ran the task ended">>}},
+    case agent_store:write({requeue, Id, Fence, #{outcome => lost, cause => Cause, counts => true, not_before_ms => 0,
+                                                  events => [Event]}}) of
+        {ok, _} ->
+            Tenant = maps:get(tenant, Lost, <<"default">>),
+            run_queue:enqueue(#{task_id => Id, tenant => Tenant, priority => maps:get(priority, Lost, 4),
+                                class => maps:get(class, Lost, <<"native">>), fence => Fence,
+                                create_ms => maps:get(create_ms, Lost, now_ms())});
+        {error, #{reason := Reason}} when Reason =:= attempt_fenced; Reason =:= task_not_found; Reason =:= wrong_state;
+                                          Reason =:= task_already_terminal ->
+            %% It was recorded after all, or somebody else has it.
+            true = ets:match_delete(engine_tables:tasks(), #row{task_id = Id, fence = Fence, item = none, _ = '_'}),
+            ok;
+        _ ->
+            receive after ?CLAIM_RETRY_MS -> lost(Lost) end
+    end.
+
+-spec item(non_neg_integer(), #task{}) -> run_queue:item().
+item(Fence, #task{header = Header, row = #row{task_id = Id, tenant = Tenant, executor = Class, create_ms = Created} = Row}) ->
+    Expires = case {Fence, maps:get(max_queue_duration_ms, Header, 0)} of
+                  {0, N} when N > 0 -> Created + N;
+                  _ -> 0
+              end,
+    NotBefore = maps:get(not_before_ms, Header, 0),
+    #{task_id => Id, tenant => Tenant, priority => maps:get(priority, Header, 4), class => Class, create_ms => Created,
+      fence => Fence, expires_ms => Expires, not_before_ms => NotBefore, wake => NotBefore > 0,
+      agent_id => Row#row.agent_id, agent_type => Row#row.agent_type}.
+
+%% ---- running
+
+-spec run(pos_integer(), pos_integer(), non_neg_integer(), #task{}) -> no_return().
+run(Attempt, Fence, Used, T = #task{header = Header, route = Route, row = Row = #row{task_id = Id, executor = Executor}}) ->
+    Now = now_ms(),
+    Row1 = Row#row{state = running, attempt = Attempt, fence = Fence, since_ms = Now},
+    task_recovery:watch(self(), Id),
+    put_row(Row1),
+    routed(Id, Fence, Route, Header),
+    Total = deadline(max(Row#row.create_ms, maps:get(not_before_ms, Header, 0)), maps:get(max_duration_ms, Header, 0)),
+    Mine = deadline(Now, maps:get(max_attempt_duration_ms, Header, 0)),
+    T1 = T#task{row = Row1, core = execution_core:new(Header, #{executor => Executor, used => Used}), started_ms = Now,
+                deadline_ms = earliest(Total, Mine), ref = make_ref()},
+    Clocks = [{{timeout, total}, max(0, Total - Now), total} || Total > 0]
+        ++ [{{timeout, attempt}, max(0, Mine - Now), attempt} || Mine > 0],
+    gen_statem:enter_loop(?MODULE, [], ready, T1, [{next_event, internal, start} | Clocks]).
+
+%% Where nothing was chosen there is nothing to explain; an ephemeral task is spared the write.
+-spec routed(binary(), pos_integer(), map(), map()) -> ok.
+routed(_, _, #{candidates := [_]}, #{durability := ephemeral}) -> ok;
+routed(Id, Fence, Route, _) -> _ = agent_store:cast({route, Id, Fence, Route}), ok.
+
+-spec deadline(integer(), non_neg_integer()) -> non_neg_integer().
+deadline(_, 0) -> 0;
+deadline(From, Ms) -> From + Ms.
+
+-spec earliest(non_neg_integer(), non_neg_integer()) -> non_neg_integer().
+earliest(0, B) -> B;
+earliest(A, 0) -> A;
+earliest(A, B) -> min(A, B).
+
+-spec callback_mode() -> gen_statem:callback_mode_result().
+callback_mode() ->
+    handle_event_function.
+
+%% Never called: the process enters the loop by itself, after its commit.
+-spec init(term()) -> ignore.
+init(_) ->
+    ignore.
+
+-spec handle_event(gen_statem:event_type(), term(), atom(), #task{}) -> gen_statem:event_handler_result(atom()).
+handle_event(internal, start, _, T) ->
+    decide(start, T);
+%% the native step
+handle_event(info, {native, Ref, {event, Event}}, _, T = #task{ref = Ref}) ->
+    event(Event, T);
+handle_event(info, {native, Ref, {result, Status, Props, Meter}}, _, T = #task{ref = Ref}) ->
+    decide({result, Status, Props}, T#task{meter = Meter});
+handle_event(info, {'DOWN', Mon, process, _, _}, _, T = #task{step = {_, Mon}}) ->
+    decide(step_down, T#task{step = undefined});
+%% the worker
+handle_event(info, {adapter, Ref, {leased, Pid, Info}}, _, T = #task{ref = Ref, row = Row}) ->
+    Row1 = Row#row{worker = maps:get(worker, Info, <<>>), host_pid = maps:get(host_pid, Info, 0), waiting = <<>>},
+    decide({leased, Info}, put_task_row(Row1, T#task{worker = {Pid, monitor(process, Pid)}}));
+handle_event(info, {adapter, Ref, {refused, Error}}, _, T = #task{ref = Ref}) ->
+    decide({refused, Error}, T);
+handle_event(info, {adapter, Ref, {event, Event}}, _, T = #task{ref = Ref}) ->
+    event(Event, count_tool(Event, T));
+handle_event(info, {adapter, Ref, {usage, Usage}}, _, T = #task{ref = Ref}) ->
+    usage(Usage, T);
+handle_event(info, {adapter, Ref, {result, Status, Props}}, _, T = #task{ref = Ref}) ->
+    unjournaled(Props, T),
+    decide({result, Status, Props}, memory(maps:get(rss_bytes, Props, 0), T));
+handle_event(info, {adapter, Ref, {lost, Lost}}, _, T = #task{ref = Ref, meter = Meter}) ->
+    T1 = memory(maps:get(peak_rss, Lost, 0), T#task{meter = Meter#{cpu_ms => maps:get(cpu_ms, Lost, 0)}}),
+    decide({lost, Lost}, T1);
+handle_event(info, {adapter, Ref, grace_over}, _, T = #task{ref = Ref}) ->
+    decide(grace_over, T);
+handle_event(info, {adapter, Ref, {gone, Proof}}, _, T = #task{ref = Ref}) ->
+    decide({gone, Proof#{fenced_at_ms => T#task.fenced_at_ms}}, T);
+handle_event(info, {'DOWN', Mon, process, _, _}, _, T = #task{worker = {_, Mon}}) ->
+    decide(worker_down, T#task{worker = undefined});
+%% ends that were asked for
+handle_event(cast, {cancel, From, GraceMs, Why}, _, T = #task{waiters = Waiters}) ->
+    decide({stop, Why, GraceMs}, T#task{waiters = [From | Waiters]});
+handle_event({timeout, Clock}, Clock, _, T) when Clock =:= total; Clock =:= attempt ->
+    decide({stop, Clock, 0}, T);
+handle_event({timeout, grace}, grace, _, T) ->
+    decide(grace_over, T);
+%% clocks of our own
+handle_event({timeout, batch}, batch, _, T) ->
+    {keep_state, flush(T)};
+handle_event(state_timeout, record, recording, T = #task{pending = Pending}) ->
+    record(Pending, T);
+handle_event(_, _, _, _) ->
+    keep_state_and_data.
+
+-spec decide(execution_core:event(), #task{}) -> gen_statem:event_handler_result(atom()).
+decide(_, #task{pending = Pending}) when Pending =/= undefined ->
+    keep_state_and_data;
+decide(Event, T = #task{core = Core}) ->
+    {Effects, Core1} = execution_core:step(Event, Core),
+    effects(Effects, [], T#task{core = Core1}).
+
+-spec effects([execution_core:effect()], [gen_statem:action()], #task{}) -> gen_statem:event_handler_result(atom()).
+effects([], Actions, T = #task{core = Core}) ->
+    {next_state, execution_core:phase(Core), T, Actions};
+effects([start_native | Rest], Actions, T = #task{row = #row{task_id = Id}}) ->
+    Spec = #{owner => self(), ref => T#task.ref, task_id => Id, payload => T#task.payload, agent => T#task.agent,
+             header => T#task.header, deadline_ms => T#task.deadline_ms},
+    case native_agent_pool:start_step(Spec) of
+        {ok, Pid} -> effects(Rest, Actions, T#task{step = {Pid, monitor(process, Pid)}});
+        {error, _} -> decide(step_down, T)
+    end;
+effects([{lease, Framework} | Rest], Actions, T = #task{agent = Agent, row = Row}) ->
+    {ok, Ref} = framework_adapter_pool:lease(#{framework => Framework, agent => Agent, tenant => Row#row.tenant,
+                                               task_id => Row#row.task_id, owner => self()}),
+    effects(Rest, Actions, put_task_row(Row#row{waiting = <<"a worker of ", Framework/binary>>}, T#task{ref = Ref}));
+effects([cancel_lease | Rest], Actions, T = #task{ref = Ref}) ->
+    ok = framework_adapter_pool:cancel_lease(Ref),
+    effects(Rest, Actions, T);
+effects([{attempt_info, Info} | Rest], Actions, T = #task{row = #row{task_id = Id, fence = Fence, executor = E}}) ->
+    _ = agent_store:cast({attempt, Id, Fence, #{worker => maps:get(worker, Info, <<>>), executor => E,
+                                                host_pid => maps:get(host_pid, Info, 0),
+                                                env_lock_hash => maps:get(env_lock_hash, Info, <<>>)}}),
+    effects(Rest, Actions, T);
+effects([execute | Rest], Actions, T = #task{worker = {Pid, _}, header = Header, row = Row}) ->
+    ok = framework_adapter_worker:execute(Pid, T#task.ref, #{
+        task_id => Row#row.task_id, payload => T#task.payload, agent => T#task.agent, attempt => Row#row.attempt,
+        fence => Row#row.fence, deadline_ms => T#task.deadline_ms, header => Header,
+        stream_text => maps:get(stream_text, Header, true)}),
+    effects(Rest, Actions, T);
+effects([{event, Event} | Rest], Actions, T) ->
+    {_, Batch} = execution_events:add(Event, T#task.batch),
+    effects(Rest, [{{timeout, batch}, 0, batch} | Actions], T#task{batch = Batch});
+effects([{abort_native, GraceMs} | Rest], Actions, T = #task{step = {Pid, _}}) ->
+    native_agent_step:cancel(Pid),
+    effects(Rest, [{{timeout, grace}, GraceMs, grace} | Actions], stopping(T));
+effects([kill_native | Rest], Actions, T = #task{step = {Pid, _}}) ->
+    true = exit(Pid, kill),
+    effects(Rest, Actions, T);
+effects([{cancel_worker, GraceMs} | Rest], Actions, T = #task{worker = {Pid, _}}) ->
+    ok = framework_adapter_worker:cancel(Pid, T#task.ref, GraceMs),
+    effects(Rest, Actions, stopping(T));
+effects([kill_worker | Rest], Actions, T = #task{worker = {Pid, _}}) ->
+    ok = framework_adapter_worker:kill(Pid, T#task.ref),
+    effects(Rest, Actions, T);
+effects([fence | Rest], Actions, T = #task{row = Row = #row{task_id = Id, fence = Fence}}) ->
+    T1 = flush(T),
+    case agent_store:write({fence, Id, Fence}) of
+        {ok, {ok, New}} -> effects(Rest, Actions, fenced(New, T1));
+        {ok, New} when is_integer(New) -> effects(Rest, Actions, fenced(New, T1));
+        {error, #{reason := attempt_fenced}} -> stop(T1);
+        %% The store does not answer: the kill goes on all the same, our own gate is closed already.
+        _ -> effects(Rest, Actions, put_task_row(Row#row{waiting = <<"the store">>}, T1))
+    end;
+effects([{Kind, End} | _], _, T) when Kind =:= finish; Kind =:= requeue ->
+    %% Always the last effect.
+    record({Kind, End}, T).
+
+-spec stopping(#task{}) -> #task{}.
+stopping(T = #task{row = Row}) ->
+    put_task_row(Row#row{state = cancelling}, T).
+
+-spec fenced(pos_integer(), #task{}) -> #task{}.
+fenced(New, T = #task{row = Row}) ->
+    put_task_row(Row#row{fence = New}, T#task{fenced_at_ms = now_ms()}).
+
+%% ---- events and meter
+
+-spec event(tuple(), #task{}) -> gen_statem:event_handler_result(atom()).
+event(Event, T = #task{batch = Batch}) ->
+    case execution_events:add(Event, Batch) of
+        {flush, Batch1} -> {keep_state, flush(T#task{batch = Batch1}), [{{timeout, batch}, infinity, batch}]};
+        {later, Batch1} -> {keep_state, T#task{batch = Batch1}, [{{timeout, batch}, ?BATCH_MS, batch}]};
+        {waits, Batch1} -> {keep_state, T#task{batch = Batch1}}
+    end.
+
+-spec flush(#task{}) -> #task{}.
+flush(T = #task{batch = Batch, row = #row{task_id = Id, fence = Fence}}) ->
+    {Events, Batch1} = execution_events:take(Batch),
+    _ = case Events of [] -> ok; _ -> agent_store:cast({events, Id, Fence, Events}) end,
+    T#task{batch = Batch1}.
+
+-spec count_tool(tuple(), #task{}) -> #task{}.
+count_tool({tool_call, _}, T) -> meter(tool_calls, 1, T);
+count_tool(_, T) -> T.
+
+-spec meter(atom(), non_neg_integer(), #task{}) -> #task{}.
+meter(Key, N, T = #task{meter = M}) ->
+    T#task{meter = M#{Key => maps:get(Key, M, 0) + N}}.
+
+-spec usage(map(), #task{}) -> gen_statem:event_handler_result(atom()).
+usage(Props, T) ->
+    Usage = maps:get(usage, Props, #{}),
+    Provider = maps:get(provider, Props, <<>>),
+    Latency = maps:get(latency_ms, Props, 0),
+    performance_monitor:provider_called(Provider, Latency),
+    T1 = lists:foldl(fun({Key, From}, Acc) -> meter(Key, maps:get(From, Usage, 0), Acc) end, meter(provider_calls, 1, T),
+                     [{input_tokens, input}, {output_tokens, output}, {cached_tokens, cached}, {reasoning_tokens, reasoning}]),
+    event({provider_call, #{provider => Provider, model => maps:get(model, Props, <<>>), usage => Usage,
+                            latency_ms => Latency, finish_reason => maps:get(finish_reason, Props, other),
+                            cost_micros => maps:get(cost_micros, Props, undefined)}},
+          cost(maps:get(cost_micros, Props, undefined), T1)).
+
+%% One call of unknown price makes the sum unknown: absent, not zero.
+-spec cost(undefined | non_neg_integer(), #task{}) -> #task{}.
+cost(N, T = #task{meter = M}) when is_integer(N) ->
+    case M of
+        #{cost_unknown := true} -> T;
+        _ -> meter(cost_micros, N, T)
+    end;
+cost(_, T = #task{meter = M}) ->
+    T#task{meter = maps:remove(cost_micros, M#{cost_unknown => true})}.
+
+-spec memory(non_neg_integer(), #task{}) -> #task{}.
+memory(0, T) -> T;
+memory(Bytes, T = #task{meter = M}) -> T#task{meter = M#{memory_bytes => Bytes}}.
+
+-spec unjournaled(map(), #task{}) -> ok.
+unjournaled(#{unjournaled_tools := [_ | _] = Tools}, #task{row = Row = #row{task_id = Id, fence = Fence}}) ->
+    _ = agent_store:cast({attempt, Id, Fence, #{worker => Row#row.worker, host_pid => Row#row.host_pid,
+                                                env_lock_hash => <<>>, executor => Row#row.executor,
+                                                unjournaled_tools => Tools}}),
+    ok;
+unjournaled(_, _) ->
+    ok.
+
+-spec metrics(#task{}) -> map().
+metrics(#task{meter = Meter, started_ms = Started, row = #row{create_ms = Created}}) ->
+    Zero = #{input_tokens => 0, output_tokens => 0, cached_tokens => 0, reasoning_tokens => 0, provider_calls => 0,
+             tool_calls => 0},
+    Sum = maps:merge(Zero, maps:remove(cost_unknown, Meter)),
+    Sum#{queue_ms => max(0, Started - Created), execution_ms => max(0, now_ms() - Started)}.
+
+%% ---- the end
+
+%% Writes the end of the attempt until the store has taken it, or says that another one holds the task.
+-spec record({finish | requeue, map()}, #task{}) -> gen_statem:event_handler_result(atom()).
+record({finish, End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch = Batch}) ->
+    {Events, _} = execution_events:take(Batch),
+    Full = maps:merge(#{result => undefined, error => undefined, cause => <<>>, proof => undefined, metrics => metrics(T),
+                        events => Events}, End),
+    case agent_store:write({finish, Id, Fence, Full}) of
+        {ok, _} -> finished(End, T);
+        Other -> unrecorded(Other, {finish, End}, T)
+    end;
+record({requeue, #{delay := Delay} = End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch = Batch}) ->
+    {Events, _} = execution_events:take(Batch),
+    NotBefore = case Delay of
+                    none -> 0;
+                    {fixed, Ms} -> now_ms() + Ms;
+                    {jitter, Upper} -> now_ms() + rand:uniform(Upper)
+                end,
+    Op = {requeue, Id, Fence, (maps:remove(delay, End))#{not_before_ms => NotBefore, events => Events}},
+    case agent_store:write(Op) of
+        {ok, _} -> requeued(NotBefore, T);
+        Other -> unrecorded(Other, {requeue, End}, T)
+    end.
+
+-spec unrecorded(term(), {finish | requeue, map()}, #task{}) -> gen_statem:event_handler_result(atom()).
+unrecorded({error, #{reason := Reason}}, _, T) when Reason =:= attempt_fenced; Reason =:= task_already_terminal;
+                                                    Reason =:= task_not_found; Reason =:= wrong_state ->
+    %% Normal: a newer attempt holds the task, or an earlier try of ours was recorded after all.
+    stop(T);
+unrecorded({error, #{reason := Reason} = Error}, Pending, T) when Reason =:= invalid_field; Reason =:= internal ->
+    %% Nothing that waiting would heal: the coordinator's end makes the attempt lost, and that is recorded.
+    ?LOG_ERROR(#{msg => end_not_recorded, task => T#task.row#row.task_id, end_kind => element(1, Pending),
+                 reason => Reason, detail => maps:get(message, Error, <<>>)}, #{domain => [agent, execution]}),
+    {stop, end_not_recorded};
+unrecorded(_, Pending, T = #task{row = Row}) ->
+    {next_state, recording, put_task_row(Row#row{waiting = <<"the store">>}, T#task{pending = Pending}),
+     [{state_timeout, ?RECORD_RETRY_MS, record}]}.
+
+-spec finished(map(), #task{}) -> gen_statem:event_handler_result(atom()).
+finished(#{state := State} = End, T = #task{started_ms = Started, row = #row{executor = Executor}}) ->
+    performance_monitor:task_ended(Executor, State, max(0, now_ms() - Started)),
+    Proof = case maps:get(proof, End, undefined) of undefined -> execution_core:no_proof_needed(); P -> P end,
+    lists:foreach(fun(From) -> reply(From, {ok, Proof}) end, T#task.waiters),
+    stop(T#task{waiters = []}).
+
+-spec requeued(non_neg_integer(), #task{}) -> gen_statem:event_handler_result(atom()).
+requeued(NotBefore, T = #task{row = Row, started_ms = Started}) ->
+    Item = (item(Row#row.fence, T))#{not_before_ms => NotBefore, wake => NotBefore > 0, expires_ms => 0},
+    run_queue:enqueue(Item),
+    run_queue:release(Row#row.slot, Row#row.tenant, max(0, now_ms() - Started)),
+    lists:foreach(fun(From) -> reply(From, again) end, T#task.waiters),
+    {stop, normal}.
+
+-spec stop(#task{}) -> gen_statem:event_handler_result(atom()).
+stop(#task{row = Row, started_ms = Started, waiters = Waiters}) ->
+    true = ets:delete(engine_tables:tasks(), Row#row.task_id),
+    run_queue:release(Row#row.slot, Row#row.tenant, max(0, now_ms() - Started)),
+    lists:foreach(fun(From) -> reply(From, again) end, Waiters),
+    {stop, normal}.
+
+%% ---- rows and slots
+
+-spec put_row(#row{}) -> ok.
+put_row(Row) ->
+    true = ets:insert(engine_tables:tasks(), Row),
+    ok.
+
+-spec put_task_row(#row{}, #task{}) -> #task{}.
+put_task_row(Row, T) ->
+    put_row(Row),
+    T#task{row = Row}.
+
+%% Gives the slot back; the row stays or is overwritten by the queue's.
+-spec free(#row{}) -> ok.
+free(#row{slot = none}) -> ok;
+free(#row{slot = Class, tenant = Tenant}) -> run_queue:release(Class, Tenant, 0).
+
+-spec gone(#row{}) -> ok.
+gone(Row = #row{task_id = Id}) ->
+    true = ets:delete(engine_tables:tasks(), Id),
+    free(Row).
+
+-spec now_ms() -> integer().
+now_ms() ->
+    erlang:system_time(millisecond).
+
+%% Ids and states only: payloads hold prompts.
+-spec format_status(gen_statem:format_status()) -> gen_statem:format_status().
+format_status(Status) ->
+    maps:map(fun(data, #task{row = Row, waiters = W}) -> #{row => Row, waiters => length(W)};
+                (queue, Queue) -> {length, length(Queue)};
+                (postponed, Queue) -> {length, length(Queue)};
+                (log, _) -> [];
+                (_, Other) -> Other
+             end, Status).

@@ -1,0 +1,241 @@
+%% @doc What becomes of a running attempt: pure, decides with effects as data. {@link execution_coordinator} carries them out.
+%%
+%% ```
+%% ready -> native ----------------------------------> ended      result, failure, crash of the step
+%%       -> leasing -> working ----------------------> ended      result, failure, loss of the worker
+%% native, working --stop--> grace --grace_over--> killing -> ended
+%% '''
+%% A stop is a cancel or a clock. In the grace a result still counts; then the attempt is fenced *before* its processes
+%% are killed, so that nothing late can win, and the end is recorded with the proof. An attempt ends in exactly one effect
+%% `{finish, _}' or `{requeue, _}'; whatever comes after it has no effect.
+-module(execution_core).
+
+-export([new/2]).
+-export([step/2]).
+-export([phase/1]).
+-export([no_proof_needed/0]).
+-export([text/1]).
+
+-export_type([core/0, event/0, effect/0, stop/0, phase/0]).
+
+%% A native step ends at once when it is told; behind this it is killed, in ms.
+-define(NATIVE_GRACE_MS, 2000).
+%% Pause before the next attempt when the native runtime ended under this one, in ms.
+-define(NATIVE_DOWN_PAUSE_MS, 250).
+%% Largest exponent of the backoff: beyond it the limit is reached anyway.
+-define(MAX_DOUBLINGS, 30).
+
+-type phase() :: ready | native | leasing | working | grace | killing | ended.
+-type stop() :: cancelled | total | attempt.
+-type event() ::
+    start
+    | {leased, map()}
+    | {refused, agent_error:t()}
+    | {result, succeeded | failed | cancelled | input_requested, map()}
+    | {lost, map()}
+    | step_down
+    | worker_down
+    | {stop, stop(), GraceMs :: non_neg_integer()}
+    | grace_over
+    | {gone, map()}.
+-type effect() ::
+    start_native | {lease, Framework :: binary()} | cancel_lease | {attempt_info, map()} | execute
+    | {event, tuple()}
+    | {abort_native, GraceMs :: pos_integer()} | kill_native
+    | {cancel_worker, GraceMs :: non_neg_integer()} | fence | kill_worker
+    | {finish, map()}
+    | {requeue, #{outcome := lost | failed | timed_out, cause := binary(), counts := boolean(),
+                  delay := none | {fixed, pos_integer()} | {jitter, pos_integer()}}}.
+
+-record(core, {
+    phase = ready :: phase(),
+    executor :: binary(),
+    %% Attempts used up before this one: those that count.
+    used :: non_neg_integer(),
+    max_attempts :: pos_integer(),
+    initial_backoff_ms :: non_neg_integer(),
+    max_backoff_ms :: non_neg_integer(),
+    multiplier :: float(),
+    non_retryable :: [binary()],
+    stop = none :: none | stop()
+}).
+-opaque core() :: #core{}.
+
+%% @doc An attempt of a task that has used `used' attempts before.
+-spec new(Header :: map(), #{executor := binary(), used := non_neg_integer()}) -> core().
+new(Header, #{executor := Executor, used := Used}) ->
+    Retry = maps:get(retry, Header, #{}),
+    #core{executor = Executor, used = Used,
+          max_attempts = maps:get(max_attempts, Retry, 5),
+          initial_backoff_ms = maps:get(initial_backoff_ms, Retry, 1000),
+          max_backoff_ms = maps:get(max_backoff_ms, Retry, 60000),
+          multiplier = float(maps:get(multiplier, Retry, 2.0)),
+          non_retryable = maps:get(non_retryable, Retry, [])}.
+
+%% @doc Where the attempt is.
+-spec phase(core()) -> phase().
+phase(#core{phase = Phase}) ->
+    Phase.
+
+%% @doc One event in, effects out, in order.
+-spec step(event(), core()) -> {[effect()], core()}.
+step(_, C = #core{phase = ended}) ->
+    {[], C};
+step(start, C = #core{phase = ready, executor = <<"native">>}) ->
+    {[start_native], C#core{phase = native}};
+step(start, C = #core{phase = ready, executor = Framework}) ->
+    {[{lease, Framework}], C#core{phase = leasing}};
+step({leased, Info}, C = #core{phase = leasing, executor = Framework}) ->
+    Assigned = {worker_assigned, #{worker => maps:get(worker, Info, <<>>), host_pid => maps:get(host_pid, Info, 0),
+                                   framework => Framework}},
+    {[{attempt_info, Info}, {event, Assigned}, execute], C#core{phase = working}};
+step({refused, Error}, C = #core{phase = leasing}) ->
+    failed(Error, C);
+%% Results. In the grace one that succeeds counts, any other is the end that was asked for.
+step({result, succeeded, Props}, C) ->
+    finish(#{state => succeeded, result => maps:get(result, Props, undefined), attempt_outcome => succeeded}, C);
+step({result, _, _}, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
+    stopped(no_proof_needed(), C);
+step({result, input_requested, _}, C) ->
+    give_up(agent_error:new(capability_pending, <<"the agent asked for input; waiting for people comes with workflows">>,
+                            #{<<"capability">> => <<"input">>}), failed, C);
+step({result, _, Props}, C) ->
+    failed(maps:get(error, Props, agent_error:new(internal, <<"the executor gave no reason">>)), C);
+%% Losses.
+step({lost, Lost}, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
+    Proof = maps:get(proof, Lost, unconfirmed),
+    stopped(#{witness => Proof, host_pid => maps:get(host_pid, Lost, 0), signals => [],
+              confirmed_dead => Proof =/= unconfirmed, survivors => [], fenced_at_ms => 0, duration_us => 0}, C);
+step({lost, Lost}, C = #core{phase = Phase}) when Phase =:= working; Phase =:= leasing ->
+    lost(maps:get(cause, Lost, worker_crashed), maps:get(detail, Lost, <<>>), C);
+step(step_down, C = #core{phase = native}) ->
+    lost(native_panic, <<"the process of the native step ended unexpectedly">>, C);
+step(step_down, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
+    stopped(no_proof_needed(), C);
+step(worker_down, C = #core{phase = working}) ->
+    lost(worker_crashed, <<"the process that owned the worker ended">>, C);
+step(worker_down, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
+    stopped(unconfirmed(), C);
+%% Stops.
+step({stop, Why, _}, C = #core{phase = native}) ->
+    {[{abort_native, ?NATIVE_GRACE_MS}], C#core{phase = grace, stop = Why}};
+step({stop, Why, _}, C = #core{phase = leasing}) ->
+    {Effects, C1} = stopped(no_proof_needed(), C#core{stop = Why}),
+    {[cancel_lease | Effects], C1};
+step({stop, Why, Grace}, C = #core{phase = working}) ->
+    {[{cancel_worker, Grace}], C#core{phase = grace, stop = Why}};
+step({stop, Why, _}, C = #core{phase = ready}) ->
+    stopped(no_proof_needed(), C#core{stop = Why});
+step({stop, Why, 0}, C = #core{phase = grace, executor = E}) when E =/= <<"native">> ->
+    %% The second one is in more of a hurry.
+    {[{cancel_worker, 0}], C#core{stop = stronger(Why, C#core.stop)}};
+step({stop, Why, _}, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
+    {[], C#core{stop = stronger(Why, C#core.stop)}};
+step(grace_over, C = #core{phase = grace, executor = <<"native">>}) ->
+    {[fence, kill_native], C#core{phase = killing}};
+step(grace_over, C = #core{phase = grace}) ->
+    {[fence, kill_worker], C#core{phase = killing}};
+step({gone, Proof}, C = #core{phase = killing}) ->
+    stopped(Proof, C);
+step(_, C) ->
+    {[], C}.
+
+%% A cancel is what the user sees, whatever clock rang before it.
+-spec stronger(stop(), none | stop()) -> stop().
+stronger(cancelled, _) -> cancelled;
+stronger(_, cancelled) -> cancelled;
+stronger(total, _) -> total;
+stronger(attempt, none) -> attempt;
+stronger(attempt, Old) -> Old.
+
+%% ---- ends
+
+-spec stopped(map(), core()) -> {[effect()], core()}.
+stopped(Proof, C = #core{stop = cancelled}) ->
+    finish(#{state => cancelled, attempt_outcome => cancelled, cause => <<"TASK_CANCELLED">>, proof => Proof,
+             error => agent_error:new(task_cancelled, <<"the task was cancelled">>)}, C);
+stopped(Proof, C = #core{stop = total}) ->
+    finish(#{state => timed_out, attempt_outcome => timed_out, cause => <<"TASK_TIMEOUT">>, proof => Proof,
+             error => agent_error:new(task_timeout, <<"max_duration is over">>, #{<<"limit">> => <<"max_duration">>})}, C);
+stopped(_, C) ->
+    Error = agent_error:new(task_timeout, <<"max_attempt_duration is over">>,
+                            #{<<"limit">> => <<"max_attempt_duration">>}),
+    case exhausted(C) orelse refused_retry(task_timeout, C) of
+        true -> finish(#{state => timed_out, attempt_outcome => timed_out, cause => <<"TASK_TIMEOUT">>, error => Error}, C);
+        false -> requeue(timed_out, task_timeout, true, backoff(C), C)
+    end.
+
+-spec failed(agent_error:t(), core()) -> {[effect()], core()}.
+failed(#{reason := Reason}, C = #core{executor = <<"native">>}) when Reason =:= native_down; Reason =:= unknown ->
+    %% The runtime ended under the step: no fault of the task's, so it does not count.
+    requeue(lost, native_down, false, {fixed, ?NATIVE_DOWN_PAUSE_MS}, C);
+failed(#{reason := Reason} = Error, C) ->
+    case engine_errors:retryable(Reason) andalso not refused_retry(Reason, C) andalso not exhausted(C) of
+        true -> requeue(failed, Reason, true, backoff(C), C);
+        false -> give_up(Error, failed, C)
+    end.
+
+-spec lost(atom(), binary(), core()) -> {[effect()], core()}.
+lost(Cause, Detail, C = #core{used = Used, max_attempts = Max}) ->
+    Error = agent_error:new(Cause, Detail),
+    Event = {event, {worker_lost, #{cause => text(Cause), detail => Detail}}},
+    {Effects, C1} =
+        case lists:member(Cause, [worker_oom, worker_start_failed]) orelse refused_retry(Cause, C) of
+            true -> give_up(Error, lost, C);
+            false when Used + 1 < Max -> requeue(lost, Cause, true, after_loss(C), C);
+            false when Max > 1 ->
+                give_up(agent_error:new(poison_task, <<"its attempts ended the worker, the last one so: ", Detail/binary>>,
+                                        #{<<"attempts">> => integer_to_binary(Used + 1), <<"last_cause">> => text(Cause)}),
+                        lost, C);
+            false -> give_up(Error, lost, C)
+        end,
+    {[Event | Effects], C1}.
+
+-spec give_up(agent_error:t(), failed | lost, core()) -> {[effect()], core()}.
+give_up(#{reason := Reason} = Error, Outcome, C) ->
+    finish(#{state => failed, error => Error, attempt_outcome => Outcome, cause => text(Reason)}, C).
+
+-spec finish(map(), core()) -> {[effect()], core()}.
+finish(End, C = #core{executor = Executor}) ->
+    {[{finish, End#{executor => Executor}}], C#core{phase = ended}}.
+
+-spec requeue(lost | failed | timed_out, atom(), boolean(), none | {fixed | jitter, pos_integer()}, core()) ->
+    {[effect()], core()}.
+requeue(Outcome, Reason, Counts, Delay, C) ->
+    {[{requeue, #{outcome => Outcome, cause => text(Reason), counts => Counts, delay => Delay}}], C#core{phase = ended}}.
+
+-spec exhausted(core()) -> boolean().
+exhausted(#core{used = Used, max_attempts = Max}) ->
+    Used + 1 >= Max.
+
+-spec refused_retry(atom(), core()) -> boolean().
+refused_retry(Reason, #core{non_retryable = Names}) ->
+    lists:member(text(Reason), Names).
+
+%% The first retry after a loss has no delay: what killed the worker is most often gone with it.
+-spec after_loss(core()) -> none | {jitter, pos_integer()}.
+after_loss(#core{used = 0}) -> none;
+after_loss(C = #core{used = Used}) -> backoff(C#core{used = Used - 1}).
+
+%% Exponential, with full jitter.
+-spec backoff(core()) -> none | {jitter, pos_integer()}.
+backoff(#core{used = Used, initial_backoff_ms = Initial, max_backoff_ms = Max, multiplier = Multiplier}) ->
+    case min(Max, trunc(Initial * math:pow(Multiplier, min(Used, ?MAX_DOUBLINGS)))) of
+        0 -> none;
+        Upper -> {jitter, Upper}
+    end.
+
+%% @doc The proof of an end that left no process of the task's own behind: there is none to kill.
+-spec no_proof_needed() -> map().
+no_proof_needed() ->
+    #{witness => none_needed, host_pid => 0, signals => [], confirmed_dead => true, survivors => [], fenced_at_ms => 0,
+      duration_us => 0}.
+
+-spec unconfirmed() -> map().
+unconfirmed() ->
+    (no_proof_needed())#{witness => unconfirmed, confirmed_dead => false}.
+
+%% @doc A reason as clients see it.
+-spec text(atom()) -> binary().
+text(Reason) ->
+    string:uppercase(atom_to_binary(Reason)).

@@ -1,0 +1,196 @@
+%% @doc A running native step: drives the agent's machine, which does no I/O, and does for it what it asks.
+%%
+%% The owner hears `{native, Ref, {event, Event}}' and exactly one of `{native, Ref, {result, succeeded, #{result}, Meter}}'
+%% and `{native, Ref, {result, failed, #{error}, Meter}}'; if the process dies instead, its `DOWN' is the end. `cancel' aborts
+%% the provider call and ends the step: nothing is left that could have an effect, which is the proof.
+-module(native_agent_step).
+
+-export([start_link/1]).
+-export([cancel/1]).
+-export([run/1]).
+
+-export_type([spec/0, meter/0]).
+
+%% Pieces of text that a provider may have under way.
+-define(CHUNK_CREDIT, 32).
+%% A full queue of provider calls is tried again, in ms.
+-define(BUSY_RETRY_MS, 20).
+%% Tries before a full queue is an answer.
+-define(BUSY_TRIES, 50).
+%% An aborted call answers at once; behind that the step ends anyway, in ms.
+-define(ABORT_TIMEOUT_MS, 1000).
+
+-type spec() :: #{owner := pid(), ref := reference(), task_id := binary(), payload := term(), agent := map(),
+                  header := map(), deadline_ms := non_neg_integer()}.
+-type meter() :: #{input_tokens := non_neg_integer(), output_tokens := non_neg_integer(),
+                   cached_tokens := non_neg_integer(), reasoning_tokens := non_neg_integer(),
+                   provider_calls := non_neg_integer(), tool_calls := non_neg_integer(), cost_micros => non_neg_integer()}.
+
+-record(step, {spec :: spec(), machine :: term(), meter :: meter()}).
+
+%% @doc Starts the step; it works after this has returned.
+-spec start_link(spec()) -> {ok, pid()}.
+start_link(Spec) ->
+    {ok, proc_lib:spawn_link(?MODULE, run, [Spec])}.
+
+%% @doc Aborts what is under way; the process ends, and with it the step.
+-spec cancel(pid()) -> ok.
+cancel(Pid) ->
+    Pid ! cancel,
+    ok.
+
+%% @private
+-spec run(spec()) -> ok.
+run(#{owner := Owner, payload := Payload, agent := Agent, header := Header} = Spec) ->
+    %% The owner's end is ours: nobody would record what the step does.
+    _ = monitor(process, Owner),
+    Meter = #{input_tokens => 0, output_tokens => 0, cached_tokens => 0, reasoning_tokens => 0, provider_calls => 0,
+              tool_calls => 0, cost_micros => 0},
+    Options = #{task_id => maps:get(task_id, Spec), engine_tools => engine_tools(Agent, Header),
+                max_steps => maps:get(max_steps, Header, 50), model => model(Agent, Header),
+                stream => maps:get(stream_text, Header, true)},
+    case agent_native:agent_new(Payload, maps:get(payload, Agent, <<>>), Options) of
+        {ok, Machine} -> event(start, #step{spec = Spec, machine = Machine, meter = Meter});
+        {error, Error} -> finish(failed, #{error => engine_errors:from(Error)}, #step{spec = Spec, machine = none, meter = Meter})
+    end.
+
+-spec engine_tools(map(), map()) -> [binary()].
+engine_tools(Agent, Header) ->
+    Wanted = case maps:get(tools, Header, []) of [] -> maps:get(tools, Agent, []); Tools -> Tools end,
+    [T || T <- Wanted, T =:= <<"now">> orelse T =:= <<"calculate">>].
+
+-spec model(map(), map()) -> binary().
+model(Agent, Header) ->
+    case maps:get(model, Header, <<>>) of
+        <<>> -> maps:get(model, Agent, <<"default">>);
+        Model -> Model
+    end.
+
+-spec event(term(), #step{}) -> ok.
+event(Event, S = #step{machine = Machine}) ->
+    case agent_native:agent_step(Machine, Event) of
+        {ok, Effects} -> effects(Effects, S);
+        {error, Error} -> finish(failed, #{error => engine_errors:from(Error)}, S)
+    end.
+
+%% The machine gives its effects in order; a model call or the end is the last of them, tools answer each by an event.
+-spec effects([tuple()], #step{}) -> ok.
+effects([], _) ->
+    ok;
+effects([{emit, Event} | Rest], S) ->
+    tell({event, Event}, S),
+    effects(Rest, S);
+effects([{call_tool, CallId, Name, Arguments} | Rest], S = #step{machine = Machine, meter = Meter}) ->
+    {Content, IsError} = tool(Name, Arguments),
+    S1 = S#step{meter = maps:update_with(tool_calls, fun(N) -> N + 1 end, Meter)},
+    case agent_native:agent_step(Machine, {tool_result, CallId, Content, IsError}) of
+        {ok, More} -> effects(Rest ++ More, S1);
+        {error, Error} -> finish(failed, #{error => engine_errors:from(Error)}, S1)
+    end;
+effects([{call_model, CallId, Request} | _], S) ->
+    call(CallId, Request, ?BUSY_TRIES, S);
+effects([{finish, succeeded, Result} | _], S) ->
+    finish(succeeded, #{result => Result}, S);
+effects([{finish, failed, Error} | _], S) ->
+    finish(failed, #{error => Error}, S).
+
+-spec tool(binary(), binary()) -> {binary(), boolean()}.
+tool(Name, Arguments) ->
+    case agent_native:tool_call(Name, Arguments) of
+        {ok, Content} -> {Content, false};
+        {tool_error, Content} -> {Content, true};
+        {error, unknown_tool} -> {<<"there is no tool named ", Name/binary>>, true};
+        {error, _} -> {<<"the tool is not available now">>, true}
+    end.
+
+-spec call(non_neg_integer(), binary(), non_neg_integer(), #step{}) -> ok.
+call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Header, deadline_ms := Deadline}}) ->
+    Ref = make_ref(),
+    Options = #{stream => maps:get(stream_text, Header, true), credit => ?CHUNK_CREDIT, deadline_ms => Deadline,
+                task_id => TaskId, tenant => maps:get(tenant, Header, <<>>)},
+    case agent_providers:chat(Ref, Request, Options) of
+        ok ->
+            reply(CallId, Ref, S);
+        busy when Tries > 0 ->
+            receive
+                cancel -> finish(failed, #{error => cancelled()}, S);
+                {'DOWN', _, process, _, _} -> ok
+            after ?BUSY_RETRY_MS ->
+                call(CallId, Request, Tries - 1, S)
+            end;
+        busy ->
+            finish(failed, #{error => agent_error:new(overloaded, <<"too many provider calls are under way">>)}, S);
+        {error, Error} ->
+            finish(failed, #{error => engine_errors:from(Error)}, S)
+    end.
+
+-spec reply(non_neg_integer(), reference(), #step{}) -> ok.
+reply(CallId, Ref, S) ->
+    receive
+        {agent_native, Ref, chunk, Chunk} ->
+            chunk(Chunk, S),
+            _ = agent_providers:credit(Ref, 1),
+            reply(CallId, Ref, S);
+        {agent_native, Ref, done, Props} ->
+            event({model_reply, CallId, maps:get(response, Props)}, metered(Props, S));
+        {agent_native, Ref, error, Error} ->
+            event({model_error, CallId, engine_errors:from(Error)}, S);
+        cancel ->
+            abort(Ref),
+            finish(failed, #{error => cancelled()}, S);
+        {'DOWN', _, process, _, _} ->
+            abort(Ref)
+    end.
+
+%% After this no byte of ours is on its way to a provider.
+-spec abort(reference()) -> ok.
+abort(Ref) ->
+    _ = agent_providers:cancel(Ref),
+    aborted(Ref).
+
+-spec aborted(reference()) -> ok.
+aborted(Ref) ->
+    receive
+        {agent_native, Ref, chunk, _} -> aborted(Ref);
+        {agent_native, Ref, _, _} -> ok
+    after ?ABORT_TIMEOUT_MS ->
+        ok
+    end.
+
+-spec chunk({binary(), binary()} | binary(), #step{}) -> ok.
+chunk({<<>>, _}, _) -> ok;
+chunk({Text, _}, S) -> tell({event, {text, Text}}, S);
+chunk(_, _) -> ok.
+
+-spec metered(map(), #step{}) -> #step{}.
+metered(Props, S = #step{meter = M}) ->
+    Usage = maps:get(usage, Props, #{}),
+    U = fun(Key) -> maps:get(Key, Usage, 0) end,
+    Latency = maps:get(latency_ms, Props, 0),
+    Provider = maps:get(provider, Props, <<>>),
+    performance_monitor:provider_called(Provider, Latency),
+    tell({event, {provider_call, #{provider => Provider, model => maps:get(model, Props, <<>>), usage => Usage,
+                                   latency_ms => Latency, finish_reason => maps:get(finish_reason, Props, other),
+                                   cost_micros => maps:get(cost_micros, Props, undefined)}}}, S),
+    #{input_tokens := In, output_tokens := Out, cached_tokens := Cached, reasoning_tokens := R, provider_calls := Calls} = M,
+    M1 = M#{input_tokens => In + U(input), output_tokens => Out + U(output), cached_tokens => Cached + U(cached),
+            reasoning_tokens => R + U(reasoning), provider_calls => Calls + 1},
+    S#step{meter = cost(maps:get(cost_micros, Props, undefined), M1)}.
+
+%% One call of unknown price makes the sum unknown: absent, not zero.
+-spec cost(undefined | non_neg_integer(), meter()) -> meter().
+cost(N, #{cost_micros := Sum} = M) when is_integer(N) -> M#{cost_micros => Sum + N};
+cost(_, M) -> maps:remove(cost_micros, M).
+
+-spec cancelled() -> agent_error:t().
+cancelled() ->
+    agent_error:new(task_cancelled, <<"the task was cancelled">>).
+
+-spec finish(succeeded | failed, map(), #step{}) -> ok.
+finish(Status, Props, S = #step{meter = Meter}) ->
+    tell({result, Status, Props, Meter}, S).
+
+-spec tell(term(), #step{}) -> ok.
+tell(What, #step{spec = #{owner := Owner, ref := Ref}}) ->
+    Owner ! {native, Ref, What},
+    ok.
