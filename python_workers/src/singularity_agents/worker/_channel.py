@@ -71,6 +71,13 @@ class Channel:
                     self.send(f.Type.CREDIT, call_id=owed[0], fence=owed[1])
             self._on_frame(frame)
 
+    def read_now(self) -> None:
+        """Waits for bytes and takes them: for synchronous code that needs an answer on the loop's own thread."""
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLIN)
+        poll.poll()
+        self._readable()
+
     def _granted(self, frames: int, size: int) -> None:
         self._out.granted(frames, size)
         while self._waiting and self._out.may_send(self._waiting[0][0]):
@@ -95,9 +102,7 @@ class Channel:
         self._write(frame)
         return True
 
-    async def send_counted(
-        self, type_: int, kind: int, flags: int, slot: int, call_id: int, fence: int, payload: bytes
-    ) -> None:
+    async def send_counted(self, type_: int, kind: int, flags: int, slot: int, call_id: int, fence: int, payload: bytes) -> None:
         """Writes a counted frame as soon as there is credit, in the order of the calls. On the loop only."""
         if self.try_send(type_, kind, flags, slot, call_id, fence, payload):
             return

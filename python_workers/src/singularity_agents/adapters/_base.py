@@ -1,0 +1,106 @@
+"""The five steps of an adapter, and what travels between them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from ..worker._engine import Engine
+from ..worker._wire import agents, tasks, to_struct, to_value, worker
+
+
+class Setup(NamedTuple):
+    """INIT: what binds a worker to one agent and tenant."""
+
+    framework: str
+    agent: agents.Agent
+    tenant: str
+    entrypoint: str
+    project: str
+    storage_dir: str
+    tools: Sequence[str]
+    config: Mapping[str, Any]
+
+
+@dataclass
+class Loaded:
+    """What READY says."""
+
+    #: Tools that run in the worker.
+    tools: Sequence[Any] = ()
+    #: Tools that cannot be wrapped.
+    unjournaled: Sequence[str] = ()
+
+
+class Health(NamedTuple):
+    """What HEALTH_REPLY says."""
+
+    ok: bool
+    detail: str
+    version: str
+
+
+@dataclass
+class Outcome:
+    """The end of a run, before it becomes the engine's result."""
+
+    text: str = ""
+    structured: Any = None
+    steps: Sequence[tasks.ResultStep] = ()
+    #: Name of a limit that ended the run, for example "max_steps".
+    limit_reached: str = ""
+    #: Details of the framework's own, JSON-like.
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Adapter(Protocol):
+    """A framework behind the engine. `Handle` and `Native` are the adapter's own types."""
+
+    #: Name of the framework.
+    name: str
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that matter."""
+
+    async def initialize(self, setup: Setup, engine: Engine) -> Loaded:
+        """Imports the user's code and builds what all tasks share; once per process, after the fork."""
+
+    async def health_check(self) -> Health:
+        """A deep check, without a provider call."""
+
+    def convert_task(self, execute: worker.Execute) -> Any:
+        """The engine's task as a run handle. Pure."""
+
+    async def execute_framework_task(self, handle: Any) -> Any:
+        """Runs it; cancelled by cancelling."""
+
+    def convert_result(self, native: Any) -> tasks.AgentResult:
+        """What the framework gave as the engine's result. Pure."""
+
+
+def result_of(outcome: Any) -> tasks.AgentResult:
+    """The engine's result of what an agent gave: text, JSON-like data, an :class:`Outcome`, or the message itself."""
+    if isinstance(outcome, str):
+        return tasks.AgentResult(status=tasks.RESULT_STATUS_COMPLETED, output=outcome)
+    if isinstance(outcome, tasks.AgentResult):
+        return outcome
+    if not isinstance(outcome, Outcome):
+        outcome = Outcome(structured=outcome)
+    result = tasks.AgentResult(
+        status=tasks.RESULT_STATUS_PARTIAL if outcome.limit_reached else tasks.RESULT_STATUS_COMPLETED,
+        output=outcome.text,
+        steps=outcome.steps,
+        limit_reached=outcome.limit_reached,
+    )
+    structured = outcome.structured
+    if structured is not None:
+        if hasattr(structured, "model_dump"):
+            structured = structured.model_dump(mode="json")
+        result.structured_output.CopyFrom(to_value(structured))
+        if not result.output:
+            result.output = json.dumps(structured, ensure_ascii=False, default=str)
+    if outcome.data:
+        result.framework_specific_data.CopyFrom(to_struct(outcome.data))
+    return result

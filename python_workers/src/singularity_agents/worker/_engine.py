@@ -1,0 +1,413 @@
+"""The engine as an agent sees it: model calls, tools, events. One object per worker; the running task is found by context."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+from .._errors import SingularityError
+from . import _frames as f
+from ._calls import Calls
+from ._events import Events
+from ._scope import Scope
+from ._wire import arguments_text, common, providers, to_struct, worker
+
+__all__ = ["REPLAY", "ChatReply", "Engine", "SyncEngine", "ToolError"]
+
+_T = TypeVar("_T")
+
+_ROLES: Final = {
+    "user": common.ROLE_USER,
+    "assistant": common.ROLE_ASSISTANT,
+    "system": common.ROLE_SYSTEM,
+    "tool": common.ROLE_TOOL,
+}
+REPLAY: Final = {
+    "safe": common.TOOL_REPLAY_SAFE,
+    "journaled": common.TOOL_REPLAY_JOURNALED,
+    "once": common.TOOL_REPLAY_ONCE,
+}
+_FINISH: Final = {
+    providers.FINISH_REASON_STOP: "stop",
+    providers.FINISH_REASON_LENGTH: "length",
+    providers.FINISH_REASON_TOOL_CALLS: "tool_calls",
+    providers.FINISH_REASON_CONTENT_FILTER: "content_filter",
+    providers.FINISH_REASON_REFUSAL: "refusal",
+    providers.FINISH_REASON_PAUSE: "pause",
+}
+
+#: What :meth:`Engine.chat` takes as prompt: a text, or messages as dicts (`role`, `content`) or protobuf.
+Prompt = str | Sequence["Mapping[str, Any] | common.Message"]
+
+
+class ToolError(SingularityError):
+    """A tool ran and failed; `message` is what it says to the model."""
+
+
+class Recorded(NamedTuple):
+    """What a tool said when it ran in an earlier attempt."""
+
+    content: str
+    is_error: bool
+
+
+class ChatReply(str):
+    """The model's text, which is a `str`, with what came beside it."""
+
+    __slots__ = ("response",)
+    response: providers.ChatResponse
+
+    @property
+    def finish_reason(self) -> str:
+        """stop, length, tool_calls, content_filter, refusal, pause or other."""
+        return _FINISH.get(self.response.finish_reason, "other")
+
+    @property
+    def tool_calls(self) -> list[dict[str, str]]:
+        """Tools that the model wants called: `id`, `name`, `arguments` (JSON text)."""
+        return [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in self.response.message.tool_calls]
+
+    @property
+    def model(self) -> str:
+        """The model that answered."""
+        return self.response.model
+
+    @property
+    def provider(self) -> str:
+        """The provider that answered."""
+        return self.response.provider
+
+
+def text_of(message: common.Message) -> str:
+    """The text parts of a message, joined."""
+    parts = message.content
+    return parts[0].text if len(parts) == 1 else "".join(part.text for part in parts)
+
+
+def reply_of(response: providers.ChatResponse) -> ChatReply:
+    """The reply of a response."""
+    reply = ChatReply(text_of(response.message))
+    reply.response = response
+    return reply
+
+
+def message_of(item: Mapping[str, Any] | common.Message) -> common.Message:
+    """A protobuf message of a dict with `role` and `content`."""
+    if isinstance(item, common.Message):
+        return item
+    message = common.Message(role=_ROLES[item["role"]], tool_call_id=item.get("tool_call_id", ""), name=item.get("name", ""))
+    if content := item.get("content"):
+        message.content.add(text=content)
+    for call in item.get("tool_calls", ()):
+        arguments = call.get("arguments", "{}")
+        text = arguments if isinstance(arguments, str) else arguments_text(arguments)
+        message.tool_calls.add(id=call.get("id", ""), name=call["name"], arguments=text)
+    return message
+
+
+class Engine:
+    """What the code of a task may ask for. Everything is metered, limited and fenced by the engine itself."""
+
+    def __init__(self, calls: Calls, events: Events, loop: asyncio.AbstractEventLoop) -> None:
+        self._calls = calls
+        self._events = events
+        self._loop = loop
+        self._thread = threading.get_ident()
+
+    # --- models ---------------------------------------------------------------------------------------------------
+
+    async def chat(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        model: str | None = None,
+        tools: Iterable[Any] = (),
+        tool_choice: str = "",
+        schema: Mapping[str, Any] | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        on_text: Callable[[str], object] | None = None,
+    ) -> ChatReply:
+        """Asks a model once. With `on_text` the text comes in pieces as well.
+
+        `model` is a model or alias of the configuration; left out, it is the task's. Raises the engine's error, a
+        :class:`~singularity_agents.ProviderFailed` where the model call failed.
+        """
+        request = self._request(prompt, system, model, tools, tool_choice, schema, temperature, seed, max_tokens, stop)
+        if on_text is None:
+            return reply_of(await self.chat_raw(request))
+        async for piece, response in self.stream_raw(request):
+            if response is not None:
+                return reply_of(response)
+            if piece.text_delta:
+                on_text(piece.text_delta)
+        raise SingularityError("the stream ended without an answer", reason="PROVIDER_STREAM_CUT")
+
+    async def stream(self, prompt: Prompt, *, system: str | None = None, model: str | None = None) -> AsyncIterator[str]:
+        """The text of one model call in pieces."""
+        request = self._request(prompt, system, model, (), "", None, None, None, None, ())
+        async for piece, response in self.stream_raw(request):
+            if response is None and piece.text_delta:
+                yield piece.text_delta
+
+    def _request(
+        self,
+        prompt: Prompt,
+        system: str | None,
+        model: str | None,
+        tools: Iterable[Any],
+        tool_choice: str,
+        schema: Mapping[str, Any] | None,
+        temperature: float | None,
+        seed: int | None,
+        max_tokens: int | None,
+        stop: Sequence[str],
+    ) -> providers.ChatRequest:
+        request = providers.ChatRequest(model=model or self._calls.scope().model, tool_choice=tool_choice, stop=stop)
+        if system:
+            request.messages.add(role=common.ROLE_SYSTEM).content.add(text=system)
+        if isinstance(prompt, str):
+            request.messages.add(role=common.ROLE_USER).content.add(text=prompt)
+        else:
+            request.messages.extend([message_of(item) for item in prompt])
+        for tool in tools:
+            request.tools.append(tool if isinstance(tool, common.ToolDefinition) else tool.definition())
+        if schema is not None:
+            request.output_schema.CopyFrom(to_struct(schema))
+        if temperature is not None:
+            request.temperature = temperature
+        if seed is not None:
+            request.seed = seed
+        if max_tokens is not None:
+            request.max_tokens = max_tokens
+        return request
+
+    async def chat_raw(self, request: providers.ChatRequest) -> providers.ChatResponse:
+        """One model call as protobuf."""
+        response = providers.ChatResponse()
+        response.ParseFromString(await self._calls.call(f.Call.CHAT, request.SerializeToString()))
+        return response
+
+    async def stream_raw(
+        self, request: providers.ChatRequest
+    ) -> AsyncIterator[tuple[providers.StreamChatResponse, providers.ChatResponse | None]]:
+        """One streamed model call as protobuf: pieces, and with the last one the whole answer."""
+        async for last, payload in self._calls.stream(f.Call.CHAT, request.SerializeToString()):
+            piece = providers.StreamChatResponse()
+            if last:
+                piece.final.ParseFromString(payload)
+                yield piece, piece.final
+                return
+            piece.ParseFromString(payload)
+            yield piece, None
+
+    async def embed(self, texts: str | Sequence[str], *, model: str | None = None) -> list[list[float]]:
+        """Vectors of texts."""
+        request = providers.EmbedRequest(model=model or "", input=[texts] if isinstance(texts, str) else texts)
+        response = providers.EmbedResponse()
+        response.ParseFromString(await self._calls.call(f.Call.EMBED, request.SerializeToString()))
+        return [list(embedding.values) for embedding in response.embeddings]
+
+    # --- tools ----------------------------------------------------------------------------------------------------
+
+    async def tool(self, name: str, /, **arguments: Any) -> str:
+        """Calls a tool of the engine. Raises :class:`ToolError` where the tool says so."""
+        content, is_error = await self.tool_raw(name, arguments_text(arguments))
+        if is_error:
+            raise ToolError(content, reason="TOOL_FAILED", metadata={"tool": name})
+        return content
+
+    async def tool_raw(self, name: str, arguments: str, tool_call_id: str = "") -> tuple[str, bool]:
+        """Calls a tool of the engine with JSON text; gives its text and whether it failed."""
+        request = worker.ToolRequest(name=name, arguments=arguments, tool_call_id=tool_call_id)
+        reply = worker.ToolReply()
+        reply.ParseFromString(await self._calls.call(f.Call.TOOL, request.SerializeToString()))
+        return reply.content, reply.is_error
+
+    async def run_tool(
+        self, name: str, arguments: str, replay: str, body: Callable[[], Awaitable[str]], tool_call_id: str = ""
+    ) -> tuple[str, bool, BaseException | None]:
+        """Runs a tool of this worker between TOOL_BEGIN and TOOL_END; a recorded result is given without running it."""
+        bracket = self._bracket(name, arguments, replay, tool_call_id)
+        if replay != "safe":
+            recorded = bracket.recorded(await self._calls.call(f.Call.TOOL_BEGIN, bracket.begin()))
+            if recorded is not None:
+                return recorded.content, recorded.is_error, None
+        bracket.started()
+        error: BaseException | None = None
+        try:
+            content, failed = await body(), False
+        except Exception as raised:
+            error, content, failed = raised, f"{type(raised).__name__}: {raised}", True
+        if replay != "safe":
+            await self._calls.call(f.Call.TOOL_END, bracket.end(content, failed))
+        bracket.finished(content, failed)
+        return content, failed, error
+
+    def run_tool_blocking(
+        self, name: str, arguments: str, replay: str, body: Callable[[], str], tool_call_id: str = ""
+    ) -> tuple[str, bool, BaseException | None]:
+        """The same for synchronous code, in a thread of the task or on the loop itself."""
+        bracket = self._bracket(name, arguments, replay, tool_call_id)
+        if replay != "safe":
+            recorded = bracket.recorded(self._call_from_anywhere(f.Call.TOOL_BEGIN, bracket.begin()))
+            if recorded is not None:
+                return recorded.content, recorded.is_error, None
+        bracket.started()
+        error: BaseException | None = None
+        try:
+            content, failed = body(), False
+        except Exception as raised:
+            error, content, failed = raised, f"{type(raised).__name__}: {raised}", True
+        if replay != "safe":
+            self._call_from_anywhere(f.Call.TOOL_END, bracket.end(content, failed))
+        bracket.finished(content, failed)
+        return content, failed, error
+
+    def _bracket(self, name: str, arguments: str, replay: str, tool_call_id: str) -> _Bracket:
+        return _Bracket(self, self._calls.scope(), name, arguments, replay, tool_call_id)
+
+    def _call_from_anywhere(self, kind: f.Call, payload: bytes) -> bytes:
+        if threading.get_ident() == self._thread:
+            return self._calls.call_blocking(kind, payload)
+        self._calls.scope()
+        return asyncio.run_coroutine_threadsafe(self._calls.call(kind, payload), self._loop).result()
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def text(self, piece: str) -> None:
+        """Shows a piece of the answer to whoever watches the task. From any thread."""
+        scope = self._calls.scope()
+        if scope.want_text and piece:
+            self._emit(scope, f.Event.TEXT, piece.encode())
+
+    def step(self, kind: str, name: str, *, started: bool = True, is_error: bool = False) -> None:
+        """Reports the start or the end of a step of the framework's own. From any thread."""
+        event = worker.StepEvent(started=started, kind=kind, name=name, is_error=is_error)
+        self._emit(self._calls.scope(), f.Event.STEP, event.SerializeToString())
+
+    def log(self, message: str, *, level: str = "info", source: str = "agent") -> None:
+        """A line of log of the task. From any thread."""
+        event = worker.LogEvent(level=level, source=source, message=message)
+        self._emit(self._calls.scope(), f.Event.LOG, event.SerializeToString())
+
+    def _emit(self, scope: Scope, kind: f.Event, payload: bytes) -> None:
+        if threading.get_ident() == self._thread:
+            self._events.emit(scope, kind, payload)
+        else:
+            self._loop.call_soon_threadsafe(self._events.emit, scope, kind, payload)
+
+    async def drain(self) -> None:
+        """Waits until the events so far are on their way: what a fast writer does between pieces."""
+        if self._events.waiting:
+            await self._events.drain()
+
+    # --- what the engine answers itself once it can ----------------------------------------------------------------
+
+    async def memory(self, op: str, **arguments: Any) -> str:
+        """Reads or writes the task's memory namespace."""
+        return await self._pending(f.Call.MEMORY, {"op": op, **arguments})
+
+    async def delegate(self, description: str, **options: Any) -> str:
+        """Runs a subtask and gives its output."""
+        return await self._pending(f.Call.DELEGATE, {"description": description, **options})
+
+    async def ask(self, prompt: str, **options: Any) -> str:
+        """Asks a person."""
+        return await self._pending(f.Call.INPUT, {"prompt": prompt, **options})
+
+    async def select_provider(self, **requirements: Any) -> str:
+        """Which provider and model would be chosen, without spending."""
+        return await self._pending(f.Call.SELECT_PROVIDER, requirements)
+
+    async def optimize(self, task: str, goal: str) -> str:
+        """Advice on how to run a task."""
+        return await self._pending(f.Call.OPTIMIZE, {"task": task, "goal": goal})
+
+    # The engine refuses these kinds with CAPABILITY_PENDING by their number alone, so that its answer is the truth.
+    async def _pending(self, kind: f.Call, arguments: Mapping[str, Any]) -> str:
+        payload = to_struct(arguments).SerializeToString()
+        return (await self._calls.call(kind, payload)).decode("utf-8", "replace")
+
+
+class _Bracket:
+    """TOOL_BEGIN and TOOL_END of one execution."""
+
+    __slots__ = ("_arguments", "_engine", "_id", "_name", "_occurrence", "_replay", "_scope")
+
+    def __init__(self, engine: Engine, scope: Scope, name: str, arguments: str, replay: str, tool_call_id: str) -> None:
+        self._engine = engine
+        self._scope = scope
+        self._name = name
+        self._arguments = arguments
+        self._replay = replay
+        self._id = tool_call_id
+        key = (name, arguments)
+        self._occurrence = scope.begun[key]
+        scope.begun[key] += 1
+
+    def begin(self) -> bytes:
+        return worker.ToolBegin(
+            name=self._name,
+            arguments=self._arguments,
+            occurrence=self._occurrence,
+            replay=REPLAY[self._replay],
+            tool_call_id=self._id,
+        ).SerializeToString()
+
+    @staticmethod
+    def recorded(payload: bytes) -> Recorded | None:
+        reply = worker.ToolBeginReply.FromString(payload)
+        return Recorded(reply.content, reply.is_error) if reply.recorded else None
+
+    def end(self, content: str, is_error: bool) -> bytes:
+        return worker.ToolEnd(
+            name=self._name, arguments=self._arguments, occurrence=self._occurrence, content=content, is_error=is_error,
+            tool_call_id=self._id,
+        ).SerializeToString()  # fmt: skip
+
+    def started(self) -> None:
+        self._event(worker.ToolEvent(id=self._event_id(), name=self._name, arguments=self._arguments))
+
+    def finished(self, content: str, is_error: bool) -> None:
+        self._event(worker.ToolEvent(id=self._event_id(), name=self._name, finished=True, content=content, is_error=is_error))
+
+    def _event_id(self) -> str:
+        return self._id or f"{self._name}-{self._occurrence}"
+
+    def _event(self, event: worker.ToolEvent) -> None:
+        self._engine._emit(self._scope, f.Event.TOOL, event.SerializeToString())
+
+
+class SyncEngine:
+    """The engine for synchronous agents: the same methods, each waits for its answer."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._engine, name)
+        if not inspect.iscoroutinefunction(attribute):
+            return attribute
+        loop = self._engine._loop
+
+        def wait(*args: Any, **kwargs: Any) -> Any:
+            # Made in the thread of the task: the gate and the running task come along with its context.
+            self._engine._calls.scope()
+            if threading.get_ident() == self._engine._thread:
+                raise RuntimeError(f"engine.{name} would block the event loop; make the function async and await it")
+            return asyncio.run_coroutine_threadsafe(attribute(*args, **kwargs), loop).result()
+
+        return wait
+
+    def stream(self, prompt: Prompt, *, system: str | None = None, model: str | None = None) -> list[str]:
+        """The pieces of one model call, after it."""
+        pieces: list[str] = []
+        self.chat(prompt, system=system, model=model, on_text=pieces.append)
+        return pieces

@@ -1,0 +1,122 @@
+"""The scope of one EXECUTE: what was born in it, whether its gate is open, and how it is cancelled.
+
+Cancelling the awaited task alone is not enough: frameworks swallow it. Every asyncio task born under :data:`CURRENT` is
+recorded by the loop's task factory and cancelled until none is alive; threads are reached by the gate, and those that are not
+by the node, which kills the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any, Final, TypeVar
+
+from .._errors import SingularityError, TaskCancelled
+
+_T = TypeVar("_T")
+
+#: Rounds of cancelling without a pause; frameworks need one to six.
+_QUICK_ROUNDS: Final = 10
+#: Seconds between the rounds after those.
+_ROUND_S: Final = 0.01
+#: Threads for the synchronous code of one task.
+_MAX_THREADS: Final = 16
+
+
+class Scope:
+    """One running task of the engine."""
+
+    __slots__ = (
+        "__weakref__", "begun", "born", "cancelled", "fence", "gate", "model", "slot", "task_id", "unjournaled", "want_text",
+        "work",
+    )  # fmt: skip
+
+    def __init__(self, slot: int, fence: int, want_text: bool) -> None:
+        self.slot = slot
+        self.fence = fence
+        self.want_text = want_text
+        self.task_id = ""
+        self.model = ""
+        #: Why calls are refused now; None: they are not.
+        self.gate: SingularityError | None = None
+        self.cancelled = False
+        self.work: asyncio.Task[Any] | None = None
+        self.born: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        #: How often a tool was called with equal arguments.
+        self.begun: Counter[tuple[str, str]] = Counter()
+        self.unjournaled: set[str] = set()
+
+    def close(self) -> None:
+        """No call of the task goes out any more."""
+        self.cancelled = True
+        self.gate = TaskCancelled("the task is being cancelled", reason="TASK_CANCELLED", task_id=self.task_id or None)
+
+    async def cancel(self, threads: TrackedThreads) -> None:
+        """Cancels what was born, again until none is alive and no thread runs the task's code. May never return."""
+        turn = 0
+        while alive := [task for task in self.born if not task.done()]:
+            for task in alive:
+                task.cancel()
+            await asyncio.sleep(0 if turn < _QUICK_ROUNDS else _ROUND_S)
+            turn += 1
+        await threads.idle()
+
+
+#: The task whose code runs; set around each run and carried into its tasks and threads.
+CURRENT: ContextVar[Scope | None] = ContextVar("singularity_task", default=None)
+
+
+def task_factory(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, _T], **options: Any) -> asyncio.Task[_T]:
+    """Makes asyncio tasks that belong to the scope they are born in."""
+    task: asyncio.Task[_T] = asyncio.Task(coro, loop=loop, **options)
+    if (scope := CURRENT.get()) is not None:
+        scope.born.add(task)
+    return task
+
+
+class TrackedThreads(ThreadPoolExecutor):
+    """The loop's executor, which knows how many of its threads run code."""
+
+    def __init__(self) -> None:
+        super().__init__(max_workers=_MAX_THREADS, thread_name_prefix="agent")
+        self._busy = 0
+        self._mutex = threading.Lock()
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        """Runs a function in a thread."""
+        with self._mutex:
+            self._busy += 1
+        try:
+            future = super().submit(fn, *args, **kwargs)
+        except BaseException:
+            self._left(None)
+            raise
+        future.add_done_callback(self._left)
+        return future
+
+    def _left(self, _: Future[Any] | None) -> None:
+        with self._mutex:
+            self._busy -= 1
+            waiter = self._waiter if self._busy == 0 else None
+        if waiter is not None:
+            loop, future = waiter
+            loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(None))
+
+    async def idle(self) -> None:
+        """Waits until no thread runs code."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        with self._mutex:
+            if self._busy == 0:
+                return
+            self._waiter = (loop, future)
+        try:
+            await future
+        finally:
+            self._waiter = None

@@ -1,0 +1,1 @@
+"""Tests of the adapters, against a node played on a socket."""
