@@ -4,6 +4,7 @@
 %% the fixed schema are atoms, names of users are binaries; durations are `*_ms', sizes bytes.
 -module(agent_config).
 
+-export([ensure/0]).
 -export([load/0]).
 -export([load/1]).
 -export([get/2]).
@@ -11,6 +12,15 @@
 -export([put/1]).
 
 -define(KEY, {agent_core, config}).
+
+%% @doc Loads the configuration unless one was put before, as tests do. The first application that starts calls it: a node
+%% without a configuration does not start.
+-spec ensure() -> ok | {error, agent_error:t()}.
+ensure() ->
+    case persistent_term:get(?KEY, none) of
+        none -> load();
+        _ -> ok
+    end.
 
 %% @doc Loads the file named by `SINGULARITY_TERMS' or the environment of the application.
 -spec load() -> ok | {error, agent_error:t()}.
