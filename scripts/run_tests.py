@@ -108,7 +108,7 @@ def suites() -> list[Suite]:
         Suite("cargo", ["cargo", "test", "--release", "--workspace", "--locked"], count_cargo, ROOT / "rust_nif"),
         _pytest("python", "python_workers/tests"),
     ]
-    for name in ("guard", "e2e", "faults", "conformance"):
+    for name in ("guard", "release", "e2e", "faults", "conformance"):
         if (ROOT / "tests" / name).is_dir():
             found.append(_pytest(name, f"tests/{name}", needs_release=name != "guard"))
     return found
