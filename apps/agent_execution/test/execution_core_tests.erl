@@ -1,0 +1,121 @@
+-module(execution_core_tests).
+
+%% Both define LET; neither is used here.
+-include_lib("proper/include/proper.hrl").
+-undef(LET).
+-include_lib("eunit/include/eunit.hrl").
+
+-define(ERROR(R), #{reason => R, message => <<"m">>}).
+
+core(Executor, Used, Max) ->
+    execution_core:new(#{retry => #{max_attempts => Max, initial_backoff_ms => 1000, max_backoff_ms => 60000,
+                                    multiplier => 2.0, non_retryable => [<<"PROVIDER_TIMEOUT">>]}},
+                       #{executor => Executor, used => Used}).
+
+run(Events, Core) ->
+    lists:foldl(fun(E, {Acc, C}) -> {Effects, C1} = execution_core:step(E, C), {Acc ++ Effects, C1} end, {[], Core}, Events).
+
+effects(Events, Core) ->
+    {Effects, _} = run(Events, Core),
+    Effects.
+
+a_native_task_that_succeeds_is_finished_once_test() ->
+    ?assertMatch([start_native, {finish, #{state := succeeded, result := <<"r">>, executor := <<"native">>}}],
+                 effects([start, {result, succeeded, #{result => <<"r">>}}, {result, succeeded, #{result => <<"late">>}}, step_down],
+                         core(<<"native">>, 0, 5))).
+
+a_framework_task_leases_then_executes_test() ->
+    ?assertMatch([{lease, <<"langchain">>}, {attempt_info, _}, {event, {worker_assigned, #{worker := <<"w">>}}}, execute,
+                  {finish, #{state := succeeded}}],
+                 effects([start, {leased, #{worker => <<"w">>, host_pid => 7}}, {result, succeeded, #{}}],
+                         core(<<"langchain">>, 0, 5))).
+
+the_first_loss_is_retried_at_once_and_the_second_with_backoff_test() ->
+    Lost = {lost, #{cause => worker_crashed, detail => <<"signal 9">>}},
+    Events = [start, {leased, #{}}, Lost],
+    ?assertMatch({requeue, #{outcome := lost, counts := true, delay := none, cause := <<"WORKER_CRASHED">>}},
+                 lists:last(effects(Events, core(<<"langchain">>, 0, 5)))),
+    ?assertMatch({requeue, #{delay := {jitter, 1000}}}, lists:last(effects(Events, core(<<"langchain">>, 1, 5)))),
+    ?assertMatch({requeue, #{delay := {jitter, 2000}}}, lists:last(effects(Events, core(<<"langchain">>, 2, 5)))).
+
+a_task_whose_attempts_kill_their_workers_is_poison_test() ->
+    Lost = {lost, #{cause => worker_crashed, detail => <<"signal 11">>}},
+    ?assertMatch({finish, #{state := failed, error := #{reason := poison_task}, attempt_outcome := lost}},
+                 lists:last(effects([start, {leased, #{}}, Lost], core(<<"langchain">>, 4, 5)))).
+
+one_attempt_keeps_its_own_cause_test() ->
+    Lost = {lost, #{cause => worker_hung, detail => <<"blocked">>}},
+    ?assertMatch({finish, #{error := #{reason := worker_hung}}},
+                 lists:last(effects([start, {leased, #{}}, Lost], core(<<"langchain">>, 0, 1)))).
+
+memory_is_not_tried_again_test() ->
+    Lost = {lost, #{cause => worker_oom, detail => <<"1 GiB">>}},
+    ?assertMatch({finish, #{error := #{reason := worker_oom}}},
+                 lists:last(effects([start, {leased, #{}}, Lost], core(<<"langchain">>, 0, 5)))).
+
+failures_that_heal_are_retried_others_are_not_test_() ->
+    Last = fun(Reason, Used) ->
+               lists:last(effects([start, {result, failed, #{error => ?ERROR(Reason)}}], core(<<"native">>, Used, 3)))
+           end,
+    [?_assertMatch({requeue, #{outcome := failed, delay := {jitter, 1000}}}, Last(provider_unavailable, 0)),
+     ?_assertMatch({finish, #{state := failed, error := #{reason := provider_unavailable}}}, Last(provider_unavailable, 2)),
+     ?_assertMatch({finish, #{error := #{reason := iteration_limit}}}, Last(iteration_limit, 0)),
+     %% Named in the task's own list.
+     ?_assertMatch({finish, #{error := #{reason := provider_timeout}}}, Last(provider_timeout, 0)),
+     %% The runtime's end is not the task's fault.
+     ?_assertMatch({requeue, #{outcome := lost, counts := false}}, Last(native_down, 2))].
+
+a_cancel_of_a_worker_fences_before_it_kills_test() ->
+    Proof = #{witness => namespace, confirmed_dead => true},
+    ?assertMatch([{lease, _}, {attempt_info, _}, {event, _}, execute, {cancel_worker, 5000}, fence, kill_worker,
+                  {finish, #{state := cancelled, proof := Proof, error := #{reason := task_cancelled}}}],
+                 effects([start, {leased, #{}}, {stop, cancelled, 5000}, grace_over, {gone, Proof}],
+                         core(<<"langchain">>, 0, 5))).
+
+a_result_in_the_grace_counts_test() ->
+    ?assertMatch({finish, #{state := succeeded}},
+                 lists:last(effects([start, {leased, #{}}, {stop, cancelled, 5000}, {result, succeeded, #{}}],
+                                    core(<<"langchain">>, 0, 5)))).
+
+a_cancelled_native_step_needs_no_proof_test() ->
+    ?assertMatch([start_native, {abort_native, _}, {finish, #{state := cancelled, proof := #{witness := none_needed, confirmed_dead := true}}}],
+                 effects([start, {stop, cancelled, 0}, {result, failed, #{error => ?ERROR(task_cancelled)}}],
+                         core(<<"native">>, 0, 5))).
+
+a_deaf_native_step_is_fenced_and_killed_test() ->
+    ?assertMatch([start_native, {abort_native, _}, fence, kill_native, {finish, #{state := cancelled}}],
+                 effects([start, {stop, cancelled, 0}, grace_over, step_down], core(<<"native">>, 0, 5))).
+
+a_cancel_while_a_worker_is_awaited_takes_the_lease_back_test() ->
+    ?assertMatch([{lease, _}, cancel_lease, {finish, #{state := cancelled}}],
+                 effects([start, {stop, cancelled, 5000}], core(<<"langchain">>, 0, 5))).
+
+max_duration_ends_the_task_and_max_attempt_duration_the_attempt_test() ->
+    Gone = {gone, #{witness => descendants, confirmed_dead => true}},
+    Last = fun(Clock, Used) ->
+               lists:last(effects([start, {leased, #{}}, {stop, Clock, 0}, grace_over, Gone], core(<<"langchain">>, Used, 3)))
+           end,
+    ?assertMatch({finish, #{state := timed_out, error := #{reason := task_timeout}}}, Last(total, 0)),
+    ?assertMatch({requeue, #{outcome := timed_out, counts := true}}, Last(attempt, 0)),
+    ?assertMatch({finish, #{state := timed_out}}, Last(attempt, 2)).
+
+an_attempt_ends_exactly_once_test() ->
+    ?assert(proper:quickcheck(prop_one_end(), [{numtests, 500}, {to_file, user}])).
+
+%% Whatever comes in whatever order: at most one end, and nothing after it.
+prop_one_end() ->
+    ?FORALL({Executor, Used, Events}, {oneof([<<"native">>, <<"langchain">>]), range(0, 4), list(event())},
+            begin
+                {Effects, Core} = run([start | Events], core(Executor, Used, 5)),
+                Ends = [E || E <- Effects, is_tuple(E), element(1, E) =:= finish orelse element(1, E) =:= requeue],
+                length(Ends) =< 1
+                    andalso (Ends =:= [] orelse lists:last(Effects) =:= hd(Ends))
+                    andalso ((Ends =/= []) =:= (execution_core:phase(Core) =:= ended))
+            end).
+
+event() ->
+    oneof([{leased, #{}}, {refused, ?ERROR(queue_full)}, {result, succeeded, #{result => <<>>}},
+           {result, failed, #{error => ?ERROR(provider_unavailable)}}, {result, cancelled, #{}},
+           {result, input_requested, #{}}, {lost, #{cause => worker_crashed, detail => <<>>}}, step_down, worker_down,
+           {stop, oneof([cancelled, total, attempt]), oneof([0, 5000])}, grace_over,
+           {gone, #{witness => namespace, confirmed_dead => true}}]).
