@@ -58,7 +58,9 @@
     monitor :: reference(),
     task_id = <<>> :: binary(),
     fence = 0 :: non_neg_integer(),
-    gate = open :: open | closed
+    gate = open :: open | closed,
+    %% Between TERM and KILL, in ms; none where the caller said "now".
+    term_ms = ?TERM_GRACE_MS :: non_neg_integer()
 }).
 -record(worker, {
     spec :: spec(),
@@ -183,7 +185,7 @@ handle_event(cast, {execute, Ref, Task}, idle, W = #worker{lease = #lease{ref = 
 handle_event(cast, {cancel, Ref, GraceMs}, State, W = #worker{lease = #lease{ref = Ref}}) ->
     cancel_task(GraceMs, State, W);
 handle_event(cast, {kill, Ref}, State, W = #worker{lease = #lease{ref = Ref}}) ->
-    kill_tree(cancelled, ?TERM_GRACE_MS, State, W);
+    kill_tree(cancelled, W#worker.lease#lease.term_ms, State, W);
 handle_event({timeout, grace}, Ref, busy, #worker{lease = #lease{ref = Ref, owner = Owner}}) ->
     Owner ! {adapter, Ref, grace_over},
     keep_state_and_data;
@@ -354,7 +356,7 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
     %% Nothing else is unacknowledged on an idle worker, so there is credit for any size.
     Out1 = case framework_adapter_credit:take(iolist_size(Frame), Out) of {ok, O} -> O; wait -> Out end,
     Manager ! {worker, Id, {busy, TaskId}},
-    W1 = W#worker{lease = Lease#lease{task_id = TaskId, fence = Fence, gate = open}, out = Out1,
+    W1 = W#worker{lease = Lease#lease{task_id = TaskId, fence = Fence, gate = open, term_ms = ?TERM_GRACE_MS}, out = Out1,
                   tasks = W#worker.tasks + 1, log = [],
                   live = framework_adapter_liveness:new(now_ms())},
     {next_state, busy, send(Frame, W1)}.
@@ -418,7 +420,7 @@ unlease(W = #worker{lease = #lease{monitor = Mon}}) ->
 -spec cancel_task(non_neg_integer(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
 cancel_task(0, busy, W = #worker{lease = Lease}) ->
     tell(grace_over, Lease),
-    {keep_state, close_gate(W)};
+    {keep_state, close_gate(W#worker{lease = Lease#lease{term_ms = 0}})};
 cancel_task(GraceMs, busy, W = #worker{lease = #lease{ref = Ref, fence = Fence}}) ->
     W1 = close_gate(W),
     Frame = framework_adapter_frame:encode(cancel, 0, [], {0, GraceMs}, Fence, <<>>),

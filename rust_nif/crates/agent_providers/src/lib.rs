@@ -23,6 +23,9 @@ use tokio::sync::mpsc;
 
 pub use config::{Dialect, ProviderConfig, ProvidersConfig, Secret, Timeouts};
 
+/// Longest answer of the embedded model where the task sets none: a small model may repeat itself for ever.
+const LOCAL_MAX_TOKENS: i32 = 256;
+
 /// Where the pieces of a streamed answer go; bounded by its capacity.
 pub type Pieces = mpsc::Sender<pb::StreamChatResponse>;
 
@@ -135,6 +138,12 @@ impl Providers {
             return Err(AgentError::new(Reason::ProviderUnavailable, format!("{} is not available", provider.name)).with("kind", "connect"));
         };
         let endpoint = openai::Endpoint { http: &self.http, base_url: &base_url, key: key.as_deref(), model, timeouts: &provider.config.timeouts };
+        let bounded;
+        let mut request = request;
+        if provider.config.dialect == Dialect::Local && request.max_tokens.is_none() {
+            bounded = pb::ChatRequest { max_tokens: Some(LOCAL_MAX_TOKENS), ..request.clone() };
+            request = &bounded;
+        }
         if provider.config.native_tools() || request.tools.is_empty() || request.tool_choice == "none" {
             openai::chat(&endpoint, request, pieces).await
         } else {
