@@ -12,7 +12,11 @@ from(native_down) -> agent_error:new(native_down, <<"the native runtime is being
 from(busy) -> agent_error:new(overloaded, <<"the queue is full">>);
 from(Other) ->
     %% The kind only: a term may hold what must not be seen.
-    Kind = if is_atom(Other) -> atom_to_binary(Other); is_tuple(Other), is_atom(element(1, Other)) -> atom_to_binary(element(1, Other)); true -> <<"unknown">> end,
+    Kind = if
+        is_atom(Other) -> atom_to_binary(Other);
+        is_tuple(Other), is_atom(element(1, Other)) -> atom_to_binary(element(1, Other));
+        true -> <<"unknown">>
+    end,
     agent_error:new(internal, <<"unexpected failure: ", Kind/binary>>).
 
 %% @doc Whether a new attempt may end better.

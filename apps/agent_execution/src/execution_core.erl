@@ -166,8 +166,9 @@ stopped(_, C) ->
     end.
 
 -spec failed(agent_error:t(), core()) -> {[effect()], core()}.
-failed(#{reason := Reason}, C = #core{executor = <<"native">>}) when Reason =:= native_down; Reason =:= unknown ->
-    %% The runtime ended under the step: no fault of the task's, so it does not count.
+failed(#{reason := Reason}, C = #core{executor = <<"native">>}) when Reason =:= native_down; Reason =:= unknown;
+                                                                     Reason =:= task_cancelled ->
+    %% The runtime ended under the step (a call that nobody cancelled was): no fault of the task's, so it does not count.
     requeue(lost, native_down, false, {fixed, ?NATIVE_DOWN_PAUSE_MS}, C);
 failed(#{reason := Reason} = Error, C) ->
     case engine_errors:retryable(Reason) andalso not refused_retry(Reason, C) andalso not exhausted(C) of

@@ -3,7 +3,7 @@
     task_id :: binary() | '_' | '$1',
     pid :: pid() | undefined | '_' | '$2',
     state = starting :: atom(),
-    tenant = <<>> :: binary() | '_',
+    tenant = <<>> :: binary() | '_' | '$2',
     agent_id = <<>> :: binary() | '_',
     agent_type = <<>> :: binary() | '_',
     executor = <<>> :: binary() | '_',
@@ -14,9 +14,9 @@
     since_ms = 0 :: integer() | '_',
     create_ms = 0 :: integer() | '_',
     %% Class of the slot it holds, none if it holds none.
-    slot = none :: none | binary() | '_',
+    slot = none :: none | binary() | '_' | '$1',
     %% What it waits for just now: <<>>, or words for people.
     waiting = <<>> :: binary() | '_',
     %% In the run queue: what it needs to be started again; none once a coordinator has it.
-    item = none :: none | map() | '_'
+    item = none :: none | map() | '_' | '$1'
 }).

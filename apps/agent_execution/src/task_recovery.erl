@@ -23,8 +23,6 @@
 -record(state, {
     watched = #{} :: #{reference() => binary()},
     recovered = false :: boolean(),
-    %% Seen without a coordinator in the last sweep: seen twice, they are lost.
-    suspects = #{} :: #{binary() => pos_integer()},
     drift = #{} :: map()
 }).
 
@@ -120,7 +118,8 @@ recover(S) ->
     case agent_store:write(recover) of
         {ok, Queued} when is_list(Queued) ->
             lists:foreach(fun enqueue/1, Queued),
-            S#state{recovered = true};
+            %% What an engine before us (in the same node) left running has no row: it is closed now.
+            sweep(S#state{recovered = true});
         _ ->
             _ = erlang:send_after(?RECOVER_RETRY_MS, self(), recover),
             S
@@ -147,21 +146,21 @@ enqueue(#{task_id := Id} = Task) ->
 %% ---- sweep
 
 -spec sweep(#state{}) -> #state{}.
-sweep(S = #state{suspects = Before}) ->
+sweep(S) ->
     dead_rows(),
     run_queue:listen(),
     S1 = drift(S),
     Epoch = agent_store:epoch(),
     case agent_store:read({running, Epoch}) of
         {ok, Running} ->
-            Orphans = maps:from_list([{Id, Fence} || {Id, Fence} <- Running, not ets:member(engine_tables:tasks(), Id)]),
-            Lost = [Id || {Id, Fence} <- maps:to_list(Orphans), maps:get(Id, Before, none) =:= Fence],
-            lists:foreach(fun(Id) -> close(#{task_id => Id, fence => maps:get(Id, Orphans),
-                                             cause => <<"COORDINATOR_CRASHED">>}) end, Lost),
-            S1#state{suspects = maps:without(Lost, Orphans)};
+            %% A row is there before the task is RUNNING. One that was taken away since we read is fenced off by the close.
+            Orphans = [Task || {Id, _} = Task <- Running, not ets:member(engine_tables:tasks(), Id)],
+            lists:foreach(fun({Id, Fence}) -> close(#{task_id => Id, fence => Fence, cause => <<"COORDINATOR_CRASHED">>}) end,
+                          Orphans);
         _ ->
-            S1
-    end.
+            ok
+    end,
+    S1.
 
 %% Coordinators that ended before they could be watched.
 -spec dead_rows() -> ok.
@@ -189,7 +188,7 @@ drift(S = #state{drift = Before}) ->
 
 -spec format_status(gen_server:format_status()) -> gen_server:format_status().
 format_status(Status) ->
-    maps:map(fun(state, #state{watched = W, suspects = Su, recovered = R}) ->
-                     #{watched => map_size(W), suspects => map_size(Su), recovered => R};
+    maps:map(fun(state, #state{watched = W, recovered = R}) ->
+                     #{watched => map_size(W), recovered => R};
                 (_, Other) -> Other
              end, Status).

@@ -1,3 +1,4 @@
+%% @doc Decisions of the coordinator, without a process.
 -module(execution_core_tests).
 
 %% Both define LET; neither is used here.
@@ -78,7 +79,8 @@ a_result_in_the_grace_counts_test() ->
                                     core(<<"langchain">>, 0, 5)))).
 
 a_cancelled_native_step_needs_no_proof_test() ->
-    ?assertMatch([start_native, {abort_native, _}, {finish, #{state := cancelled, proof := #{witness := none_needed, confirmed_dead := true}}}],
+    ?assertMatch([start_native, {abort_native, _},
+                  {finish, #{state := cancelled, proof := #{witness := none_needed, confirmed_dead := true}}}],
                  effects([start, {stop, cancelled, 0}, {result, failed, #{error => ?ERROR(task_cancelled)}}],
                          core(<<"native">>, 0, 5))).
 

@@ -1,3 +1,4 @@
+%% @doc How events are batched: the first text at once, the rest together.
 -module(execution_events_tests).
 
 -include_lib("eunit/include/eunit.hrl").

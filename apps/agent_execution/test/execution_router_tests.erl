@@ -1,3 +1,4 @@
+%% @doc Which executor a task gets, and why.
 -module(execution_router_tests).
 
 -include_lib("eunit/include/eunit.hrl").

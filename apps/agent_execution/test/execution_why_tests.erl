@@ -1,3 +1,4 @@
+%% @doc What `why/1' tells about a task.
 -module(execution_why_tests).
 
 -include_lib("eunit/include/eunit.hrl").

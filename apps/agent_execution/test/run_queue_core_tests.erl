@@ -1,3 +1,4 @@
+%% @doc The order in which waiting tasks get their slots.
 -module(run_queue_core_tests).
 
 %% Both define LET; neither is used here.

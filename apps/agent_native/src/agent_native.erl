@@ -134,7 +134,7 @@ wire_encode(Kind, Map) -> down({Kind, Map}).
 -spec wire_decode(atom(), binary()) -> {ok, map()} | {error, agent_error:t() | native_down}.
 wire_decode(Kind, Payload) -> down({Kind, Payload}).
 %% @doc Encodes an agent.
--spec agent_encode(map()) -> binary().
+-spec agent_encode(map()) -> binary() | {error, native_down}.
 agent_encode(Map) -> down(Map).
 %% @doc Decodes an agent.
 -spec agent_decode(binary()) -> {ok, map()} | {error, agent_error:t() | native_down}.
