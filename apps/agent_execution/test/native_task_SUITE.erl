@@ -1,0 +1,146 @@
+%% @doc Native tasks on the real native library, from submit to their recorded end.
+-module(native_task_SUITE).
+
+-include_lib("common_test/include/ct.hrl").
+-include_lib("stdlib/include/assert.hrl").
+
+-export([all/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
+-export([a_task_runs_to_its_recorded_end/1, an_ephemeral_task_runs_too/1, a_tool_is_called_and_its_result_used/1,
+         a_cancel_aborts_the_provider_call_and_proves_it/1, a_queued_task_is_cancelled_without_a_run/1,
+         a_second_cancel_says_that_the_task_has_ended/1, a_provider_that_fails_is_tried_again_to_the_limit/1,
+         a_refused_key_is_not_tried_again/1, max_duration_ends_the_task/1, max_queue_duration_ends_what_waits/1,
+         more_tasks_than_slots_wait_and_all_end/1, an_unknown_agent_type_is_refused/1, a_full_queue_is_refused/1,
+         the_shell_runs_a_task_by_every_option_form/1, views_answer_and_why_says_why/1, a_draining_node_refuses/1]).
+
+-import(engine_test_node, [submit/1, submit/2, task/1, until_ended/1, eventually/1]).
+
+all() ->
+    [a_task_runs_to_its_recorded_end, an_ephemeral_task_runs_too, a_tool_is_called_and_its_result_used,
+     a_cancel_aborts_the_provider_call_and_proves_it, a_queued_task_is_cancelled_without_a_run,
+     a_second_cancel_says_that_the_task_has_ended, a_provider_that_fails_is_tried_again_to_the_limit,
+     a_refused_key_is_not_tried_again, max_duration_ends_the_task, max_queue_duration_ends_what_waits,
+     more_tasks_than_slots_wait_and_all_end, an_unknown_agent_type_is_refused, a_full_queue_is_refused,
+     the_shell_runs_a_task_by_every_option_form, views_answer_and_why_says_why, a_draining_node_refuses].
+
+init_per_suite(Config) ->
+    Config.
+
+end_per_suite(_Config) ->
+    ok.
+
+init_per_testcase(Case, Config) ->
+    Extra = case Case of
+                a_queued_task_is_cancelled_without_a_run -> #{agent_execution => #{max_running => 1}};
+                max_queue_duration_ends_what_waits -> #{agent_execution => #{max_running => 1}};
+                more_tasks_than_slots_wait_and_all_end -> #{agent_execution => #{max_running => 3}};
+                a_full_queue_is_refused -> #{agent_execution => #{max_running => 1, max_queued => 2}};
+                _ -> #{}
+            end,
+    Dir = filename:join(?config(priv_dir, Config), atom_to_list(Case)),
+    ok = filelib:ensure_dir(filename:join(Dir, "x")),
+    ok = engine_test_node:start(Dir, Extra),
+    Config.
+
+%% Whatever a case did: no slot is taken and no row is left behind.
+end_per_testcase(_Case, _Config) ->
+    ok = agent_engine:drain(false),
+    [agent_engine:cancel(<<"default">>, Id, 0, <<>>) || #{task_id := Id} <- execution_rows:views()],
+    eventually(fun() -> agent_engine:running() =:= 0 andalso execution_rows:views() =:= [] end),
+    0 = execution_coordinator_sup:count(),
+    engine_test_node:stop().
+
+a_task_runs_to_its_recorded_end(_) ->
+    {ok, Id} = submit(#{description => <<"hello">>}),
+    ?assertMatch(#{state := succeeded, output := <<"hello">>, executor := <<"native">>, attempts := 1}, until_ended(Id)).
+
+an_ephemeral_task_runs_too(_) ->
+    {ok, Id} = submit(#{description => <<"hello">>, durability => ephemeral}),
+    ?assertMatch(#{state := succeeded, output := <<"hello">>}, until_ended(Id)).
+
+a_tool_is_called_and_its_result_used(_) ->
+    {ok, Id} = submit(#{model => <<"tool">>, tools => [<<"calculate">>]}),
+    ?assertMatch(#{state := succeeded, output := <<"42">>}, until_ended(Id)).
+
+a_cancel_aborts_the_provider_call_and_proves_it(_) ->
+    {ok, Id} = submit(#{model => <<"hang">>}),
+    ?assertMatch({ok, #{witness := none_needed, confirmed_dead := true}}, agent_engine:cancel(<<"default">>, Id, 0, <<"test">>)),
+    ?assertMatch(#{state := cancelled, reason := <<"TASK_CANCELLED">>}, task(Id)),
+    eventually(fun() -> supervisor:which_children(native_agent_pool) =:= [] end).
+
+a_queued_task_is_cancelled_without_a_run(_) ->
+    {ok, First} = submit(#{model => <<"hang">>}),
+    {ok, Second} = submit(#{}),
+    ?assertMatch(#{state := queued}, task(Second)),
+    ?assertMatch({ok, #{confirmed_dead := true}}, agent_engine:cancel(<<"default">>, Second, 0, <<"test">>)),
+    ?assertMatch(#{state := cancelled, attempts := 0}, task(Second)),
+    ?assertMatch(#{state := running}, task(First)).
+
+a_second_cancel_says_that_the_task_has_ended(_) ->
+    {ok, Id} = submit(#{model => <<"hang">>}),
+    {ok, _} = agent_engine:cancel(<<"default">>, Id, 0, <<>>),
+    ?assertMatch({error, #{reason := task_already_terminal}}, agent_engine:cancel(<<"default">>, Id, 0, <<>>)),
+    ?assertMatch({error, #{reason := task_not_found}}, agent_engine:cancel(<<"somebody">>, Id, 0, <<>>)).
+
+a_provider_that_fails_is_tried_again_to_the_limit(_) ->
+    %% The attempts' backoff comes from the header that the store rebuilds, so the limit is reached by time, not by count.
+    {ok, Id} = submit(#{model => <<"broken">>}),
+    eventually(fun() -> maps:get(attempts, task(Id)) >= 2 end),
+    {ok, _} = agent_engine:cancel(<<"default">>, Id, 0, <<>>),
+    {ok, [#{outcome := <<"failed">>, cause := Cause} | _]} = agent_store:read({attempts, Id}),
+    ?assertMatch(<<"PROVIDER_", _/binary>>, Cause).
+
+a_refused_key_is_not_tried_again(_) ->
+    {ok, Id} = submit(#{model => <<"refused">>}),
+    ?assertMatch(#{state := failed, attempts := 1, reason := <<"PROVIDER_AUTH">>}, until_ended(Id)).
+
+max_duration_ends_the_task(_) ->
+    {ok, Id} = submit(#{model => <<"hang">>}, fun(H) -> H#{max_duration_ms => 300} end),
+    ?assertMatch(#{state := timed_out, reason := <<"TASK_TIMEOUT">>}, until_ended(Id)).
+
+max_queue_duration_ends_what_waits(_) ->
+    {ok, _} = submit(#{model => <<"hang">>}),
+    {ok, Id} = submit(#{}, fun(H) -> H#{max_queue_duration_ms => 200} end),
+    ?assertMatch(#{state := timed_out, attempts := 0}, until_ended(Id)).
+
+more_tasks_than_slots_wait_and_all_end(_) ->
+    Ids = [Id || N <- lists:seq(1, 60), {ok, Id} <- [submit(#{priority => N rem 10})]],
+    60 = length(Ids),
+    [?assertMatch(#{state := succeeded, attempts := 1}, until_ended(Id)) || Id <- Ids].
+
+an_unknown_agent_type_is_refused(_) ->
+    ?assertMatch({error, #{reason := agent_not_found}}, submit(#{agent_type => <<"astronaut">>})),
+    ?assertMatch({error, #{reason := agent_not_found}}, submit(#{agent_type => <<>>, agent_id => <<"nobody">>})).
+
+a_full_queue_is_refused(_) ->
+    Results = [submit(#{model => <<"hang">>}) || _ <- lists:seq(1, 5)],
+    ?assertMatch([{ok, _}, {ok, _}, {ok, _}, {error, #{reason := queue_full, retry_after_ms := _}}, {error, _}], Results).
+
+the_shell_runs_a_task_by_every_option_form(_) ->
+    {ok, Agent} = agent_execution_supervisor:spawn_agent(researcher, native),
+    {ok, Auto} = agent_execution_supervisor:spawn_agent(researcher, auto),
+    ?assertNotEqual(Agent, Auto),
+    Forms = [#{}, [], #{method => native}, [{method, auto}], #{method => {native, #{max_steps => 3}}}],
+    [?assertMatch({ok, #{state := succeeded, output := <<"say it">>}},
+                  agent_execution_supervisor:execute_task(Agent, "say it", Form)) || Form <- Forms],
+    ?assertMatch({error, #{reason := framework_unavailable}},
+                 agent_execution_supervisor:execute_task(Agent, "say it", #{method => {framework, crewai, #{}}})),
+    ?assertMatch({ok, #{state := succeeded}}, native_agent_pool:execute_task(Agent, "say it", #{})),
+    ?assertMatch({error, #{reason := agent_not_found}}, agent_execution_supervisor:spawn_agent(astronaut, native)).
+
+views_answer_and_why_says_why(_) ->
+    {ok, Id} = submit(#{model => <<"hang">>}),
+    eventually(fun() -> [running] =:= [S || #{state := S} <- agent_execution:tasks()] end),
+    Suffix = binary:part(Id, byte_size(Id), -8),
+    {ok, #{state := running, live := #{executor := <<"native">>}}} = agent_execution:task(Suffix),
+    {ok, Sentence} = agent_execution:why(Suffix),
+    ?assertMatch({_, _}, binary:match(Sentence, <<"on a native agent">>)),
+    [_ | _] = agent_execution:agents(),
+    [_ | _] = agent_execution:frameworks(),
+    [] = agent_execution:workers(),
+    ?assert(lists:any(fun({Name, _, _, _}) -> Name =:= <<"agent_engine_sup">> end, agent_execution:tree())).
+
+a_draining_node_refuses(_) ->
+    ok = agent_engine:drain(true),
+    ?assertMatch({error, #{reason := draining}}, submit(#{})),
+    ok = agent_engine:drain(false),
+    ?assertMatch({ok, _}, submit(#{})).
