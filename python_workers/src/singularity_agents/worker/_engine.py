@@ -63,7 +63,7 @@ class ChatReply(str):
     @property
     def finish_reason(self) -> str:
         """stop, length, tool_calls, content_filter, refusal, pause or other."""
-        return _FINISH.get(self.response.finish_reason, "other")
+        return finish_name(self.response)
 
     @property
     def tool_calls(self) -> list[dict[str, str]]:
@@ -79,6 +79,11 @@ class ChatReply(str):
     def provider(self) -> str:
         """The provider that answered."""
         return self.response.provider
+
+
+def finish_name(response: providers.ChatResponse) -> str:
+    """stop, length, tool_calls, content_filter, refusal, pause or other."""
+    return _FINISH.get(response.finish_reason, "other")
 
 
 def text_of(message: common.Message) -> str:
@@ -194,6 +199,10 @@ class Engine:
         response.ParseFromString(await self._calls.call(f.Call.CHAT, request.SerializeToString()))
         return response
 
+    def chat_raw_blocking(self, request: providers.ChatRequest) -> providers.ChatResponse:
+        """One model call as protobuf, for synchronous code."""
+        return providers.ChatResponse.FromString(self._call_from_anywhere(f.Call.CHAT, request.SerializeToString()))
+
     async def stream_raw(
         self, request: providers.ChatRequest
     ) -> AsyncIterator[tuple[providers.StreamChatResponse, providers.ChatResponse | None]]:
@@ -230,10 +239,25 @@ class Engine:
         reply.ParseFromString(await self._calls.call(f.Call.TOOL, request.SerializeToString()))
         return reply.content, reply.is_error
 
+    def tool_raw_blocking(self, name: str, arguments: str, tool_call_id: str = "") -> tuple[str, bool]:
+        """The same for synchronous code."""
+        request = worker.ToolRequest(name=name, arguments=arguments, tool_call_id=tool_call_id)
+        reply = worker.ToolReply.FromString(self._call_from_anywhere(f.Call.TOOL, request.SerializeToString()))
+        return reply.content, reply.is_error
+
     async def run_tool(
-        self, name: str, arguments: str, replay: str, body: Callable[[], Awaitable[str]], tool_call_id: str = ""
+        self,
+        name: str,
+        arguments: str,
+        replay: str,
+        body: Callable[[], Awaitable[str]],
+        tool_call_id: str = "",
+        passes: Callable[[BaseException], bool] = lambda error: False,
     ) -> tuple[str, bool, BaseException | None]:
-        """Runs a tool of this worker between TOOL_BEGIN and TOOL_END; a recorded result is given without running it."""
+        """Runs a tool of this worker between TOOL_BEGIN and TOOL_END; a recorded result is given without running it.
+
+        Gives the text, whether it is an error, and what the tool raised. An error that `passes` is no result and goes on.
+        """
         bracket = self._bracket(name, arguments, replay, tool_call_id)
         if replay != "safe":
             recorded = bracket.recorded(await self._calls.call(f.Call.TOOL_BEGIN, bracket.begin()))
@@ -244,6 +268,8 @@ class Engine:
         try:
             content, failed = await body(), False
         except Exception as raised:
+            if passes(raised):
+                raise
             error, content, failed = raised, f"{type(raised).__name__}: {raised}", True
         if replay != "safe":
             await self._calls.call(f.Call.TOOL_END, bracket.end(content, failed))
@@ -251,7 +277,13 @@ class Engine:
         return content, failed, error
 
     def run_tool_blocking(
-        self, name: str, arguments: str, replay: str, body: Callable[[], str], tool_call_id: str = ""
+        self,
+        name: str,
+        arguments: str,
+        replay: str,
+        body: Callable[[], str],
+        tool_call_id: str = "",
+        passes: Callable[[BaseException], bool] = lambda error: False,
     ) -> tuple[str, bool, BaseException | None]:
         """The same for synchronous code, in a thread of the task or on the loop itself."""
         bracket = self._bracket(name, arguments, replay, tool_call_id)
@@ -264,6 +296,8 @@ class Engine:
         try:
             content, failed = body(), False
         except Exception as raised:
+            if passes(raised):
+                raise
             error, content, failed = raised, f"{type(raised).__name__}: {raised}", True
         if replay != "safe":
             self._call_from_anywhere(f.Call.TOOL_END, bracket.end(content, failed))

@@ -32,8 +32,8 @@ class Scope:
     """One running task of the engine."""
 
     __slots__ = (
-        "__weakref__", "begun", "born", "cancelled", "fence", "gate", "model", "slot", "task_id", "unjournaled", "want_text",
-        "work",
+        "__weakref__", "begun", "born", "cancelled", "fence", "gate", "model", "notes", "slot", "task_id", "unjournaled",
+        "want_text", "work",
     )  # fmt: skip
 
     def __init__(self, slot: int, fence: int, want_text: bool) -> None:
@@ -50,6 +50,8 @@ class Scope:
         #: How often a tool was called with equal arguments.
         self.begun: Counter[tuple[str, str]] = Counter()
         self.unjournaled: set[str] = set()
+        #: What an adapter keeps for the length of the run.
+        self.notes: dict[str, Any] = {}
 
     def close(self) -> None:
         """No call of the task goes out any more."""

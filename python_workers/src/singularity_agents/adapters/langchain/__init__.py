@@ -1,0 +1,39 @@
+"""LangChain and LangGraph: agents whose models, tools and tokens are the engine's.
+
+>>> from singularity_agents.adapters.langchain import EngineChatModel
+>>> from langchain.agents import create_agent
+>>> agent = create_agent(EngineChatModel(), [my_tool])      # named by entrypoint = "module:agent"
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .._base import Adapter
+
+if TYPE_CHECKING:
+    from ._model import EngineChatModel
+    from ._seed import SingularityLangChainAgent
+    from ._tools import langchain_tool
+
+__all__ = ["EngineChatModel", "SingularityLangChainAgent", "langchain_tool", "load"]
+
+_HOMES = {"EngineChatModel": "_model", "SingularityLangChainAgent": "_seed", "langchain_tool": "_tools"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the framework when it is first needed."""
+    if home := _HOMES.get(name):
+        return getattr(import_module(f".{home}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load() -> Adapter:
+    """The adapter, the framework imported with its telemetry off."""
+    for name in [name for name in os.environ if name.startswith(("LANGSMITH_", "LANGCHAIN_"))]:
+        del os.environ[name]
+    os.environ["LANGSMITH_TRACING"] = "false"
+    adapter: Adapter = import_module("._adapter", __name__).LangChainAdapter()
+    return adapter
