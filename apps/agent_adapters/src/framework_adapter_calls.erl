@@ -94,10 +94,8 @@ started(ok, Ref, Kind, #{call_id := Id, fence := Fence}, C = #calls{open = Open}
     C#calls{open = Open#{Ref => #call{id = Id, kind = Kind, fence = Fence}}};
 started(busy, _, _, Frame, C) ->
     refuse(Frame, agent_error:new(overloaded, <<"too many provider calls are under way">>), C);
-started({error, #{reason := _} = Error}, _, _, Frame, C) ->
-    refuse(Frame, Error, C);
-started({error, _}, _, _, Frame, C) ->
-    refuse(Frame, agent_error:new(native_down, <<"the provider calls are being restarted">>), C).
+started({error, Error}, _, _, Frame, C) ->
+    refuse(Frame, Error, C).
 
 %% @doc A message of the native side, `{agent_native, Ref, Event, Props}'. `unknown' if no open call has that reference.
 -spec native(reference(), atom(), term(), calls()) -> unknown | {[note()], calls()}.

@@ -409,8 +409,6 @@ release(_State, W = #worker{spec = #{id := Id, manager := Manager, recycle_after
     end.
 
 -spec unlease(#worker{}) -> #worker{}.
-unlease(W = #worker{lease = none}) ->
-    W;
 unlease(W = #worker{lease = #lease{monitor = Mon}}) ->
     true = demonitor(Mon, [flush]),
     W#worker{lease = none}.
