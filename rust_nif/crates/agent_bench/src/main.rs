@@ -75,7 +75,14 @@ bare_service! {
 fn answer(spec: Option<pb::AgentTask>) -> pb::Task {
     let output = spec.as_ref().map(|t| t.description.clone()).unwrap_or_default();
     let result = pb::AgentResult { output, executor: "bare".into(), metrics: Some(pb::ExecutionMetrics::default()), ..Default::default() };
-    pb::Task { id: uuid::Uuid::now_v7().to_string(), spec, state: pb::TaskState::Succeeded as i32, attempts: 1, result: Some(result), ..Default::default() }
+    pb::Task {
+        id: uuid::Uuid::now_v7().to_string(),
+        spec,
+        state: pb::TaskState::Succeeded as i32,
+        attempts: 1,
+        result: Some(result),
+        ..Default::default()
+    }
 }
 
 async fn bare(address: &str) -> Result<(), Failure> {

@@ -49,7 +49,8 @@ impl Walk<'_> {
         for (key, _) in table {
             let name: &str = key.get_ref();
             if !fields.iter().any(|f| f.name == name) {
-                let near = nearest(name, fields.iter().map(|f| f.name)).map_or_else(|| format!("there are {}", names(fields)), |n| format!("did you mean \"{n}\"?"));
+                let near = nearest(name, fields.iter().map(|f| f.name))
+                    .map_or_else(|| format!("there are {}", names(fields)), |n| format!("did you mean \"{n}\"?"));
                 self.fault(key.span().start, path, &format!("unknown key \"{name}\", {near}   singularity config check"));
             }
         }
@@ -91,11 +92,15 @@ impl Walk<'_> {
                 }
                 (n.map(Node::Int), "")
             }
-            (Kind::Duration, DeValue::String(s)) => (units::duration_ms(s).map(Node::Int), "a duration such as \"250ms\", \"20s\", \"5m\", \"1h\""),
+            (Kind::Duration, DeValue::String(s)) => {
+                (units::duration_ms(s).map(Node::Int), "a duration such as \"250ms\", \"20s\", \"5m\", \"1h\"")
+            }
             (Kind::Duration, _) => (None, "a duration as text with a unit, such as \"20s\""),
             (Kind::Size, DeValue::String(s)) => (units::bytes(s).map(Node::Int), "a size such as \"64KiB\" or \"1GiB\""),
             (Kind::Size, _) => (None, "a size as text with a unit, such as \"1GiB\""),
-            (Kind::Money, DeValue::String(s)) => (units::micros(s).map(Node::Int), "an amount of dollars as a decimal text, such as \"5.00\""),
+            (Kind::Money, DeValue::String(s)) => {
+                (units::micros(s).map(Node::Int), "an amount of dollars as a decimal text, such as \"5.00\"")
+            }
             (Kind::Money, _) => (None, "an amount of dollars as a decimal text, such as \"5.00\""),
             (Kind::Word(words) | Kind::BoolOrWord(words), DeValue::String(s)) => {
                 if !words.contains(&s.as_ref()) {
@@ -116,7 +121,8 @@ impl Walk<'_> {
             }
             (Kind::Texts, _) => (None, "a list of texts"),
             (Kind::Ints(low, high), DeValue::Array(items)) => {
-                let numbers: Option<Vec<Node>> = items.iter().map(|i| int(i.get_ref()).filter(|n| (low..=high).contains(n)).map(Node::Int)).collect();
+                let numbers: Option<Vec<Node>> =
+                    items.iter().map(|i| int(i.get_ref()).filter(|n| (low..=high).contains(n)).map(Node::Int)).collect();
                 (numbers.map(Node::List), "a list of numbers in range")
             }
             (Kind::Ints(..), _) => (None, "a list of numbers"),

@@ -35,14 +35,36 @@ const OPENAI_URL: &str = "https://api.openai.com/v1";
 
 /// Built-in agent types: name, instructions, and what a crew needs to know.
 const TYPES: &[(&str, &str, [&str; 4])] = &[
-    ("researcher", "You are a careful researcher. Use tools to find facts, and say what you do not know.",
-     ["Senior Researcher", "Conduct thorough research and analysis", "An expert researcher who checks every claim", "A short report with findings and their sources"]),
-    ("coder", "You are an experienced programmer. Answer with working code and a short explanation.",
-     ["Senior Programmer", "Write correct, readable code", "A programmer who has maintained large systems", "Working code with a short explanation"]),
-    ("planner", "You are a planner. Break the task into clear steps in order.",
-     ["Planner", "Turn goals into steps that can be done", "A project lead who has delivered on time", "A numbered list of steps"]),
-    ("assistant", "You are a helpful assistant. Answer briefly.",
-     ["Assistant", "Help with the task at hand", "A patient generalist", "A short answer"]),
+    (
+        "researcher",
+        "You are a careful researcher. Use tools to find facts, and say what you do not know.",
+        [
+            "Senior Researcher",
+            "Conduct thorough research and analysis",
+            "An expert researcher who checks every claim",
+            "A short report with findings and their sources",
+        ],
+    ),
+    (
+        "coder",
+        "You are an experienced programmer. Answer with working code and a short explanation.",
+        [
+            "Senior Programmer",
+            "Write correct, readable code",
+            "A programmer who has maintained large systems",
+            "Working code with a short explanation",
+        ],
+    ),
+    (
+        "planner",
+        "You are a planner. Break the task into clear steps in order.",
+        ["Planner", "Turn goals into steps that can be done", "A project lead who has delivered on time", "A numbered list of steps"],
+    ),
+    (
+        "assistant",
+        "You are a helpful assistant. Answer briefly.",
+        ["Assistant", "Help with the task at hand", "A patient generalist", "A short answer"],
+    ),
 ];
 
 fn fixed(name: &str) -> Key {
@@ -112,12 +134,23 @@ fn providers(root: &mut Node, o: &Overrides) {
     if let Some(providers) = root.get_mut("providers") {
         let key_given = o.get("OPENAI_API_KEY").is_some();
         if providers.entries().is_empty() {
-            providers.set(named("local"), Node::Map(vec![(fixed("dialect"), text("local")), (fixed("models"), Node::List(vec![text(EMBEDDED_MODEL)]))]));
+            providers.set(
+                named("local"),
+                Node::Map(vec![(fixed("dialect"), text("local")), (fixed("models"), Node::List(vec![text(EMBEDDED_MODEL)]))]),
+            );
         }
         if key_given && providers.get("openai").is_none() {
             let url = o.get("OPENAI_BASE_URL").unwrap_or(OPENAI_URL);
             let secret = Node::Map(vec![(fixed("env"), text("OPENAI_API_KEY"))]);
-            providers.set(named("openai"), Node::Map(vec![(fixed("dialect"), text("openai")), (fixed("base_url"), text(url)), (fixed("api_key"), secret), (fixed("models"), Node::List(vec![]))]));
+            providers.set(
+                named("openai"),
+                Node::Map(vec![
+                    (fixed("dialect"), text("openai")),
+                    (fixed("base_url"), text(url)),
+                    (fixed("api_key"), secret),
+                    (fixed("models"), Node::List(vec![])),
+                ]),
+            );
         }
         if let Some(model) = o.get("SINGULARITY_MODEL") {
             let provider = if key_given { "openai" } else { "local" };
@@ -125,17 +158,21 @@ fn providers(root: &mut Node, o: &Overrides) {
         }
         // The alias "default" is the first model of the first provider, unless the file says otherwise.
         if let Some((key, first)) = providers.entries().first() {
-            let model = first.get("models").and_then(|m| if let Node::List(l) = m { l.first().and_then(Node::str) } else { None }).unwrap_or(match first.get("dialect").and_then(Node::str) {
-                Some("echo") => "echo",
-                _ => "default",
-            });
+            let model = first
+                .get("models")
+                .and_then(|m| if let Node::List(l) = m { l.first().and_then(Node::str) } else { None })
+                .unwrap_or(match first.get("dialect").and_then(Node::str) {
+                    Some("echo") => "echo",
+                    _ => "default",
+                });
             wanted.push(("default".to_owned(), key.text().to_owned(), model.to_owned()));
         }
     }
     if let Some(models) = root.get_mut("models") {
         for (alias, provider, model) in wanted {
             if models.get(&alias).is_none() {
-                let endpoint = Node::Map(vec![(fixed("provider"), text(&provider)), (fixed("name"), text(&model)), (fixed("priority"), Node::Int(1))]);
+                let endpoint =
+                    Node::Map(vec![(fixed("provider"), text(&provider)), (fixed("name"), text(&model)), (fixed("priority"), Node::Int(1))]);
                 models.set(named(&alias), Node::Map(vec![(fixed("endpoints"), Node::List(vec![endpoint]))]));
             }
         }
@@ -184,7 +221,9 @@ fn tenants(root: &mut Node, faults: &mut Vec<String>) -> BTreeMap<String, Vec<St
                 _ => Err("neither env nor file".to_owned()),
             };
             match value {
-                Ok(key) if key.trim().len() >= 16 => digests.push(Sha256::digest(key.trim().as_bytes()).iter().map(|b| format!("{b:02x}")).collect()),
+                Ok(key) if key.trim().len() >= 16 => {
+                    digests.push(Sha256::digest(key.trim().as_bytes()).iter().map(|b| format!("{b:02x}")).collect())
+                }
                 Ok(_) => faults.push(format!("[tenants.{}] keys: a key must have at least 16 characters", name.text())),
                 Err(why) => faults.push(format!("[tenants.{}] keys: {why}", name.text())),
             }
@@ -236,7 +275,8 @@ fn off_loopback(root: &Node, tenants: &BTreeMap<String, Vec<String>>, faults: &m
             faults.push(format!("[server] address = \"{address}\" is off loopback: [server] tls = {{ cert = …, key = … }} is needed"));
         }
         if tenants.values().all(Vec::is_empty) {
-            faults.push(format!("[server] address = \"{address}\" is off loopback: keys are needed, [tenants.NAME] keys = [{{ file = … }}]"));
+            faults
+                .push(format!("[server] address = \"{address}\" is off loopback: keys are needed, [tenants.NAME] keys = [{{ file = … }}]"));
         }
     }
     if let Some(tls) = server.get("tls") {

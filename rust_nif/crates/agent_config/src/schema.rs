@@ -54,12 +54,15 @@ const PROVIDER: &[Field] = &[
     d("models", Kind::Texts, "[]"),
     f("native_tools", Kind::Bool),
     d("concurrency", Kind::Int(1, 100_000), "1024"),
-    f("timeouts", Kind::Table(&[
-        d("headers", Kind::Duration, "\"60s\""),
-        d("first_token", Kind::Duration, "\"60s\""),
-        d("idle", Kind::Duration, "\"60s\""),
-        d("total", Kind::Duration, "\"600s\""),
-    ])),
+    f(
+        "timeouts",
+        Kind::Table(&[
+            d("headers", Kind::Duration, "\"60s\""),
+            d("first_token", Kind::Duration, "\"60s\""),
+            d("idle", Kind::Duration, "\"60s\""),
+            d("total", Kind::Duration, "\"600s\""),
+        ]),
+    ),
 ];
 
 const AGENT: &[Field] = &[
@@ -87,56 +90,81 @@ const TENANT: &[Field] = &[
 
 /// The whole file.
 pub(crate) const ROOT: &[Field] = &[
-    d("server", Kind::Table(&[
-        d("address", Kind::Text, "\"127.0.0.1:50151\""),
-        d("http_address", Kind::Text, "\"127.0.0.1:50152\""),
-        d("data_dir", Kind::Text, "\"data\""),
-        f("tls", Kind::Table(&[f("cert", Kind::Text), f("key", Kind::Text), f("client_ca", Kind::Text)])),
-        d("drain_timeout", Kind::Duration, "\"30s\""),
-        d("native_threads", Kind::Int(0, 256), "0"),
-    ]), "{}"),
+    d(
+        "server",
+        Kind::Table(&[
+            d("address", Kind::Text, "\"127.0.0.1:50151\""),
+            d("http_address", Kind::Text, "\"127.0.0.1:50152\""),
+            d("data_dir", Kind::Text, "\"data\""),
+            f("tls", Kind::Table(&[f("cert", Kind::Text), f("key", Kind::Text), f("client_ca", Kind::Text)])),
+            d("drain_timeout", Kind::Duration, "\"30s\""),
+            d("native_threads", Kind::Int(0, 256), "0"),
+        ]),
+        "{}",
+    ),
     d("store", Kind::Table(&[d("url", Kind::Text, "\"sqlite:singularity.db\"")]), "{}"),
     d("providers", Kind::Named(&Kind::Table(PROVIDER)), "{}"),
-    d("models", Kind::Named(&Kind::Table(&[
-        f("endpoints", Kind::Tables(&[f("provider", Kind::Text), f("name", Kind::Text), d("priority", Kind::Int(0, 1000), "1")])),
-    ])), "{}"),
+    d(
+        "models",
+        Kind::Named(&Kind::Table(&[f(
+            "endpoints",
+            Kind::Tables(&[f("provider", Kind::Text), f("name", Kind::Text), d("priority", Kind::Int(0, 1000), "1")]),
+        )])),
+        "{}",
+    ),
     d("agents", Kind::Named(&Kind::Table(AGENT)), "{}"),
-    d("workers", Kind::Table(&[
-        d("warm", Kind::Int(0, 64), "1"),
-        d("warm_frameworks", Kind::Texts, "[]"),
-        d("max_per_framework", Kind::Int(1, 256), "4"),
-        d("max_waiting", Kind::Int(1, 1_000_000), "10000"),
-        d("max_memory", Kind::Size, "\"1GiB\""),
-        d("max_processes", Kind::Int(1, 10_000), "64"),
-        d("recycle_after", Kind::Int(1, 1_000_000), "100"),
-        d("auto_install", Kind::Bool, "true"),
-        d("environments", Kind::Text, "\"\""),
-        d("isolation", Kind::Word(&["auto", "plain"]), "\"auto\""),
-        d("allow_connect", Kind::Ints(1, 65_535), "[]"),
-        d("block_grace", Kind::Duration, "\"10s\""),
-    ]), "{}"),
-    d("agent_execution", Kind::Table(&[
-        d("default_execution_method", Kind::Word(&["native", "framework_preferred", "auto"]), "\"auto\""),
-        d("framework_fallback", Kind::Bool, "true"),
-        d("hybrid_execution", Kind::Bool, "true"),
-        d("native_optimization", Kind::BoolOrWord(EFFORT), "\"balanced\""),
-        d("performance_optimization", Kind::BoolOrWord(EFFORT), "\"balanced\""),
-        d("max_running", Kind::Int(1, 1_000_000), "1000"),
-        d("max_queued", Kind::Int(1, 1_000_000), "10000"),
-    ]), "{}"),
+    d(
+        "workers",
+        Kind::Table(&[
+            d("warm", Kind::Int(0, 64), "1"),
+            d("warm_frameworks", Kind::Texts, "[]"),
+            d("max_per_framework", Kind::Int(1, 256), "4"),
+            d("max_waiting", Kind::Int(1, 1_000_000), "10000"),
+            d("max_memory", Kind::Size, "\"1GiB\""),
+            d("max_processes", Kind::Int(1, 10_000), "64"),
+            d("recycle_after", Kind::Int(1, 1_000_000), "100"),
+            d("auto_install", Kind::Bool, "true"),
+            d("environments", Kind::Text, "\"\""),
+            d("isolation", Kind::Word(&["auto", "plain"]), "\"auto\""),
+            d("allow_connect", Kind::Ints(1, 65_535), "[]"),
+            d("block_grace", Kind::Duration, "\"10s\""),
+        ]),
+        "{}",
+    ),
+    d(
+        "agent_execution",
+        Kind::Table(&[
+            d("default_execution_method", Kind::Word(&["native", "framework_preferred", "auto"]), "\"auto\""),
+            d("framework_fallback", Kind::Bool, "true"),
+            d("hybrid_execution", Kind::Bool, "true"),
+            d("native_optimization", Kind::BoolOrWord(EFFORT), "\"balanced\""),
+            d("performance_optimization", Kind::BoolOrWord(EFFORT), "\"balanced\""),
+            d("max_running", Kind::Int(1, 1_000_000), "1000"),
+            d("max_queued", Kind::Int(1, 1_000_000), "10000"),
+        ]),
+        "{}",
+    ),
     d("frameworks", Kind::Named(&Kind::Table(&[d("enabled", Kind::Bool, "true"), d("use_for", Kind::Texts, "[]")])), "{}"),
-    d("native_capabilities", Kind::Table(&[
-        d("provider_federation", Kind::Bool, "true"),
-        d("distributed_memory", Kind::Bool, "true"),
-        d("performance_optimization", Kind::Bool, "true"),
-        d("fault_tolerance", Kind::Word(&["bastion_supervision", "otp_supervision"]), "\"otp_supervision\""),
-    ]), "{}"),
+    d(
+        "native_capabilities",
+        Kind::Table(&[
+            d("provider_federation", Kind::Bool, "true"),
+            d("distributed_memory", Kind::Bool, "true"),
+            d("performance_optimization", Kind::Bool, "true"),
+            d("fault_tolerance", Kind::Word(&["bastion_supervision", "otp_supervision"]), "\"otp_supervision\""),
+        ]),
+        "{}",
+    ),
     d("framework_preferences", Kind::Named(&Kind::Text), "{}"),
-    d("performance_enhancements", Kind::Table(&[
-        d("rust_optimizations", Kind::Bool, "true"),
-        d("memory_federation", Kind::Bool, "true"),
-        d("provider_optimization", Kind::Bool, "true"),
-    ]), "{}"),
+    d(
+        "performance_enhancements",
+        Kind::Table(&[
+            d("rust_optimizations", Kind::Bool, "true"),
+            d("memory_federation", Kind::Bool, "true"),
+            d("provider_optimization", Kind::Bool, "true"),
+        ]),
+        "{}",
+    ),
     d("tenants", Kind::Named(&Kind::Table(TENANT)), "{}"),
     d("mcp_servers", Kind::Named(&Kind::Table(&[f("command", Kind::Texts), f("url", Kind::Text)])), "{}"),
 ];

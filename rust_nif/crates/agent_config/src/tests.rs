@@ -22,7 +22,10 @@ fn an_empty_file_gives_a_node_on_the_embedded_model() {
 #[test]
 fn both_documents_of_the_original_vision_load() {
     let native = good(include_str!("../../../../config/native_first.toml"));
-    assert_eq!((native["agent_execution"]["default_execution_method"].as_str(), native["frameworks"]["autogen"]["enabled"].as_bool()), (Some("native"), Some(false)));
+    assert_eq!(
+        (native["agent_execution"]["default_execution_method"].as_str(), native["frameworks"]["autogen"]["enabled"].as_bool()),
+        (Some("native"), Some(false))
+    );
     let framework = good(include_str!("../../../../config/framework_first.toml"));
     assert_eq!(framework["framework_preferences"]["planning_tasks"], "native");
     assert_eq!(framework["agent_execution"]["native_optimization"], "balanced");
@@ -31,7 +34,8 @@ fn both_documents_of_the_original_vision_load() {
 
 #[test]
 fn every_fault_is_named_with_line_and_nearest_key() {
-    let text = "[agents.researcher]\nframwork = \"langchain\"\n[workers]\nmax_memory = 5\nwarm = -1\n[providers.x]\nbase_url = \"http://a\"\n";
+    let text =
+        "[agents.researcher]\nframwork = \"langchain\"\n[workers]\nmax_memory = 5\nwarm = -1\n[providers.x]\nbase_url = \"http://a\"\n";
     let e = bad(text);
     assert!(e.contains("t.toml:2: [agents.researcher] framwork = \"langchain\""), "{e}");
     assert!(e.contains("did you mean \"framework\"?"), "{e}");

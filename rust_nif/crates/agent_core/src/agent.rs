@@ -171,7 +171,8 @@ impl Agent {
 
     fn ask(&mut self) -> Vec<Effect> {
         if self.steps >= self.max_steps {
-            let error = AgentError::new(Reason::IterationLimit, format!("no answer after {} model calls", self.steps)).with("max_steps", self.max_steps);
+            let error = AgentError::new(Reason::IterationLimit, format!("no answer after {} model calls", self.steps))
+                .with("max_steps", self.max_steps);
             return self.finish(Err(error));
         }
         self.steps += 1;
@@ -211,7 +212,8 @@ impl Agent {
         let Some(tool) = self.open.get_mut(&call_id).filter(|t| t.answer.is_none()) else { return Vec::new() };
         tool.answer = Some((content.clone(), is_error));
         let call = &tool.call;
-        let mut effects = vec![Effect::ToolAnswered(pb::ToolResultEvent { id: call.id.clone(), name: call.name.clone(), content, is_error })];
+        let mut effects =
+            vec![Effect::ToolAnswered(pb::ToolResultEvent { id: call.id.clone(), name: call.name.clone(), content, is_error })];
         if self.open.values().all(|t| t.answer.is_some()) {
             // In the order of the calls, whatever the order of the answers.
             for (_, OpenTool { call, answer }) in std::mem::take(&mut self.open) {
@@ -332,7 +334,10 @@ mod tests {
             .enumerate()
             .map(|(i, (name, arguments))| pb::ToolCall { id: format!("c{i}"), name: (*name).into(), arguments: (*arguments).into() })
             .collect();
-        pb::ChatResponse { message: Some(pb::Message { tool_calls, ..text_message(pb::Role::Assistant, text.into()) }), ..Default::default() }
+        pb::ChatResponse {
+            message: Some(pb::Message { tool_calls, ..text_message(pb::Role::Assistant, text.into()) }),
+            ..Default::default()
+        }
     }
 
     fn model_call(effects: &[Effect]) -> (u64, pb::ChatRequest) {
@@ -354,8 +359,10 @@ mod tests {
         let mut a = agent(5, None);
         let (id, request) = model_call(&a.step(Event::Start));
         assert_eq!(request.messages.len(), 2);
-        let effects = a.step(Event::ModelReply { call_id: id, reply: reply("", &[("calculate", r#"{"expression":"6*7"}"#), ("now", "{}")]) });
-        let ids: Vec<u64> = effects.iter().filter_map(|e| if let Effect::CallTool { call_id, .. } = e { Some(*call_id) } else { None }).collect();
+        let effects =
+            a.step(Event::ModelReply { call_id: id, reply: reply("", &[("calculate", r#"{"expression":"6*7"}"#), ("now", "{}")]) });
+        let ids: Vec<u64> =
+            effects.iter().filter_map(|e| if let Effect::CallTool { call_id, .. } = e { Some(*call_id) } else { None }).collect();
         assert_eq!(ids.len(), 2);
         // Answers in the other order: the messages keep the order of the calls.
         assert_eq!(a.step(Event::ToolResult { call_id: ids[1], content: "late".into(), is_error: false }).len(), 1);

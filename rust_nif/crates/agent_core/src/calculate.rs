@@ -41,11 +41,7 @@ fn format_number(value: f64) -> String {
     }
     let short = format!("{value:.12}");
     let trimmed = short.trim_end_matches('0').trim_end_matches('.');
-    if trimmed.is_empty() || trimmed == "0" || trimmed == "-0" || value.abs() >= 1e15 {
-        format!("{value:e}")
-    } else {
-        trimmed.to_owned()
-    }
+    if trimmed.is_empty() || trimmed == "0" || trimmed == "-0" || value.abs() >= 1e15 { format!("{value:e}") } else { trimmed.to_owned() }
 }
 
 struct Parser {
@@ -171,7 +167,8 @@ impl Parser {
         let start = self.at;
         while let Some(c) = self.peek() {
             let thousands = c == ',' && self.group_of_three(self.at + 1);
-            let exponent = matches!(c, 'e' | 'E') && self.chars.get(self.at + 1).is_some_and(|d| d.is_ascii_digit() || matches!(d, '+' | '-'));
+            let exponent =
+                matches!(c, 'e' | 'E') && self.chars.get(self.at + 1).is_some_and(|d| d.is_ascii_digit() || matches!(d, '+' | '-'));
             if c.is_ascii_digit() || c == '.' || c == '_' || thousands {
                 self.at += 1;
             } else if exponent {
@@ -241,9 +238,21 @@ mod tests {
     #[test]
     fn arithmetic_comes_out_as_people_write_it() {
         for (expression, wanted) in [
-            ("17 * 23", "391"), ("0.1 + 0.2", "0.3"), ("2 ** 10", "1024"), ("-2 ^ 2", "-4"), ("7 // 2", "3"), ("-7 % 3", "2"),
-            ("15% * 80", "12"), ("1,250 * 2", "2500"), ("max(1,2, 3)", "3"), ("sqrt(2)", "1.414213562373"), ("(1+2)*3", "9"),
-            ("10 / 4", "2.5"), ("1e3", "1000"), ("0 - 0", "0"), ("round(3.14159, 2)", "3.14"),
+            ("17 * 23", "391"),
+            ("0.1 + 0.2", "0.3"),
+            ("2 ** 10", "1024"),
+            ("-2 ^ 2", "-4"),
+            ("7 // 2", "3"),
+            ("-7 % 3", "2"),
+            ("15% * 80", "12"),
+            ("1,250 * 2", "2500"),
+            ("max(1,2, 3)", "3"),
+            ("sqrt(2)", "1.414213562373"),
+            ("(1+2)*3", "9"),
+            ("10 / 4", "2.5"),
+            ("1e3", "1000"),
+            ("0 - 0", "0"),
+            ("round(3.14159, 2)", "3.14"),
         ] {
             assert_eq!(calculate(expression).as_deref(), Ok(wanted), "{expression}");
         }

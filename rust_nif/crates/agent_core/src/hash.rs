@@ -41,7 +41,11 @@ mod tests {
 
     #[test]
     fn equal_tasks_hash_alike_and_a_difference_is_named() {
-        let task = pb::AgentTask { description: "x".into(), labels: [("b".into(), "1".into()), ("a".into(), "2".into())].into(), ..Default::default() };
+        let task = pb::AgentTask {
+            description: "x".into(),
+            labels: [("b".into(), "1".into()), ("a".into(), "2".into())].into(),
+            ..Default::default()
+        };
         let again = pb::AgentTask { labels: [("a".into(), "2".into()), ("b".into(), "1".into())].into(), ..task.clone() };
         assert_eq!(content_hash(&task), content_hash(&again));
         let other = pb::AgentTask { description: "y".into(), ..task.clone() };

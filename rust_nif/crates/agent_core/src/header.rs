@@ -129,7 +129,8 @@ pub fn header(task: &pb::AgentTask, task_id: &str, request_id: &str, tenant: &st
         tenant: tenant.to_owned(),
         agent_id: task.agent_id.clone(),
         agent_type: task.agent_type.clone(),
-        task_type: if task.task_type.is_empty() { infer_task_type(&task.description) } else { canonical_task_type(&task.task_type) }.to_owned(),
+        task_type: if task.task_type.is_empty() { infer_task_type(&task.description) } else { canonical_task_type(&task.task_type) }
+            .to_owned(),
         method: match hints.method() {
             pb::ExecutionMethod::Unspecified | pb::ExecutionMethod::Auto => "auto",
             pb::ExecutionMethod::Native => "native",

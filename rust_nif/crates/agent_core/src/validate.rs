@@ -74,7 +74,10 @@ pub fn validate_task(task: &pb::AgentTask, now_ms: i64) -> Vec<pb::FieldViolatio
     if task.description.trim().is_empty() {
         c.fail("task.description", "is empty; say what is to be done");
     } else if task.description.len() > MAX_DESCRIPTION_BYTES {
-        c.fail("task.description", format!("{} bytes, must be at most {MAX_DESCRIPTION_BYTES}; use an artefact for more", task.description.len()));
+        c.fail(
+            "task.description",
+            format!("{} bytes, must be at most {MAX_DESCRIPTION_BYTES}; use an artefact for more", task.description.len()),
+        );
     }
     c.name("task.agent_id", &task.agent_id);
     c.name("task.agent_type", &task.agent_type);
@@ -112,7 +115,10 @@ fn framework_name(c: &mut Check, field: &str, name: &str) {
 
 fn check_context(c: &mut Check, context: &pb::TaskContext) {
     if context.conversation_history.len() > MAX_HISTORY {
-        c.fail("task.context.conversation_history", format!("{} messages, must be at most {MAX_HISTORY}", context.conversation_history.len()));
+        c.fail(
+            "task.context.conversation_history",
+            format!("{} messages, must be at most {MAX_HISTORY}", context.conversation_history.len()),
+        );
     }
     for (i, m) in context.conversation_history.iter().enumerate() {
         if !matches!(pb::Role::try_from(m.role), Ok(r) if r != pb::Role::Unspecified) {
@@ -124,7 +130,8 @@ fn check_context(c: &mut Check, context: &pb::TaskContext) {
     }
     for (i, tool) in context.available_tools.iter().enumerate() {
         let field = format!("task.context.available_tools[{i}]");
-        if tool.name.is_empty() || tool.name.len() > 64 || !tool.name.chars().all(|ch| ch.is_ascii_alphanumeric() || ch == '_' || ch == '-') {
+        if tool.name.is_empty() || tool.name.len() > 64 || !tool.name.chars().all(|ch| ch.is_ascii_alphanumeric() || ch == '_' || ch == '-')
+        {
             c.fail(format!("{field}.name"), "must be 1 to 64 letters, digits, \"_\" or \"-\"");
         }
         c.known_enum::<pb::ToolKind>(&format!("{field}.kind"), tool.kind);
@@ -255,8 +262,13 @@ mod tests {
         assert_eq!(
             fields(&task),
             [
-                "task.description", "task.preferred_framework", "task.requirements.output_schema", "task.requirements.max_tokens",
-                "task.requirements.max_duration", "task.execution_hints.priority", "task.execution_hints.not_before",
+                "task.description",
+                "task.preferred_framework",
+                "task.requirements.output_schema",
+                "task.requirements.max_tokens",
+                "task.requirements.max_duration",
+                "task.execution_hints.priority",
+                "task.execution_hints.not_before",
             ]
         );
     }
@@ -264,7 +276,10 @@ mod tests {
     #[test]
     fn a_plain_task_is_right_and_a_huge_one_is_not() {
         assert!(fields(&pb::AgentTask { description: "hello".into(), ..Default::default() }).is_empty());
-        assert_eq!(fields(&pb::AgentTask { description: "x".repeat(MAX_DESCRIPTION_BYTES + 1), ..Default::default() }), ["task.description"]);
+        assert_eq!(
+            fields(&pb::AgentTask { description: "x".repeat(MAX_DESCRIPTION_BYTES + 1), ..Default::default() }),
+            ["task.description"]
+        );
     }
 
     #[test]

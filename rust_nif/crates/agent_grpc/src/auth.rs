@@ -30,7 +30,8 @@ impl Auth {
         let mut keys = Vec::new();
         for (tenant, t) in tenants {
             for hex in &t.key_sha256 {
-                let digest = unhex(hex).ok_or_else(|| AgentError::new(Reason::InvalidField, format!("a key of tenant {tenant} is not a SHA-256")))?;
+                let digest = unhex(hex)
+                    .ok_or_else(|| AgentError::new(Reason::InvalidField, format!("a key of tenant {tenant} is not a SHA-256")))?;
                 keys.push((digest, tenant.clone()));
             }
         }

@@ -41,7 +41,9 @@ impl pb::framework_service_server::FrameworkService for Frameworks {
         let tenant = self.0.tenant(&request)?;
         let name = request.into_inner().framework;
         match self.0.ask(tenant.clone(), EngineBody::RestartWorkers { name: name.clone() }).await? {
-            EngineReply::Restarted(restarted) => ok(pb::RestartWorkersResponse { restarted, framework: Some(self.one(tenant, name).await?) }),
+            EngineReply::Restarted(restarted) => {
+                ok(pb::RestartWorkersResponse { restarted, framework: Some(self.one(tenant, name).await?) })
+            }
             _ => Err(unexpected()),
         }
     }

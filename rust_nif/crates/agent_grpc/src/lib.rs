@@ -64,7 +64,9 @@ impl Shared {
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(EngineReply::Error(e))) => Err(to_status(&e)),
             Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) | Err(_) => Err(to_status(&AgentError::new(Reason::CommitAmbiguous, "the outcome is not known; resend with the same request_id"))),
+            Ok(Err(_)) | Err(_) => {
+                Err(to_status(&AgentError::new(Reason::CommitAmbiguous, "the outcome is not known; resend with the same request_id")))
+            }
         }
     }
 }
@@ -76,7 +78,11 @@ fn unexpected() -> Status {
 /// A page of a list that is already in memory; the token is the position.
 fn page<T>(all: Vec<T>, size: i32, token: &str) -> Result<(Vec<T>, String), Status> {
     let size = page_size(size)?;
-    let from: usize = if token.is_empty() { 0 } else { token.parse().map_err(|_| to_status(&AgentError::new(Reason::PageTokenInvalid, "the page token is not one of ours")))? };
+    let from: usize = if token.is_empty() {
+        0
+    } else {
+        token.parse().map_err(|_| to_status(&AgentError::new(Reason::PageTokenInvalid, "the page token is not one of ours")))?
+    };
     let total = all.len();
     let items: Vec<T> = all.into_iter().skip(from).take(size).collect();
     let next = from.saturating_add(items.len());
@@ -100,5 +106,6 @@ fn ok<T>(value: T) -> Reply<T> {
 /// An id that a client may choose.
 fn check_id(field: &str, id: &str) -> Option<pb::FieldViolation> {
     let good = id.len() <= 63 && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
-    (!good).then(|| pb::FieldViolation { field: field.to_owned(), description: "must be 1 to 63 letters, digits, \"-\" or \"_\"".to_owned() })
+    (!good)
+        .then(|| pb::FieldViolation { field: field.to_owned(), description: "must be 1 to 63 letters, digits, \"-\" or \"_\"".to_owned() })
 }

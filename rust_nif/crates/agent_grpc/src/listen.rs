@@ -141,7 +141,12 @@ pub async fn serve(config: &ServerConfig, shared: Shared, on_end: impl FnOnce(St
     Ok(Listener { address, stop, health })
 }
 
-async fn accept(tcp: TcpListener, tls: Option<tokio_rustls::TlsAcceptor>, accepted: mpsc::Sender<Result<Io, std::io::Error>>, mut stopped: watch::Receiver<bool>) {
+async fn accept(
+    tcp: TcpListener,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+    accepted: mpsc::Sender<Result<Io, std::io::Error>>,
+    mut stopped: watch::Receiver<bool>,
+) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let stream = tokio::select! {
@@ -178,11 +183,17 @@ async fn accept(tcp: TcpListener, tls: Option<tokio_rustls::TlsAcceptor>, accept
 fn acceptor(tls: &Tls) -> Result<tokio_rustls::TlsAcceptor, AgentError> {
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let bad = |what: &str, path: &str, e: &dyn std::fmt::Display| AgentError::new(Reason::InvalidField, format!("[server] tls.{what} = \"{path}\": {e}"));
-    let chain = CertificateDer::pem_file_iter(&tls.cert).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(|e| bad("cert", &tls.cert, &e))?;
+    let bad = |what: &str, path: &str, e: &dyn std::fmt::Display| {
+        AgentError::new(Reason::InvalidField, format!("[server] tls.{what} = \"{path}\": {e}"))
+    };
+    let chain = CertificateDer::pem_file_iter(&tls.cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|e| bad("cert", &tls.cert, &e))?;
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|e| bad("key", &tls.key, &e))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(|e| bad("cert", &tls.cert, &e))?;
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| bad("cert", &tls.cert, &e))?;
     let builder = match &tls.client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
@@ -190,7 +201,9 @@ fn acceptor(tls: &Tls) -> Result<tokio_rustls::TlsAcceptor, AgentError> {
             for cert in CertificateDer::pem_file_iter(path).map_err(|e| bad("client_ca", path, &e))? {
                 roots.add(cert.map_err(|e| bad("client_ca", path, &e))?).map_err(|e| bad("client_ca", path, &e))?;
             }
-            let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().map_err(|e| bad("client_ca", path, &e))?;
+            let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .map_err(|e| bad("client_ca", path, &e))?;
             builder.with_client_cert_verifier(verifier)
         }
     };

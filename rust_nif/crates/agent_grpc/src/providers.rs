@@ -42,7 +42,9 @@ impl pb::provider_service_server::ProviderService for ProviderCalls {
         let all = self.0.providers.list();
         let known = all.iter().map(|p| p.name.clone()).collect::<Vec<_>>().join(", ");
         let found = all.into_iter().find(|p| &p.name == name);
-        ok(found.ok_or_else(|| to_status(&AgentError::new(Reason::NoProviderMatches, format!("there is no such provider; known are {known}"))))?)
+        ok(found.ok_or_else(|| {
+            to_status(&AgentError::new(Reason::NoProviderMatches, format!("there is no such provider; known are {known}")))
+        })?)
     }
 
     async fn list_models(&self, request: Request<pb::ListModelsRequest>) -> Reply<pb::ListModelsResponse> {

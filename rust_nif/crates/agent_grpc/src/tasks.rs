@@ -28,7 +28,10 @@ fn prepare(task: Option<pb::AgentTask>, request_id: &str, tenant: &str) -> Resul
     let Some(task) = task else { return Err(AgentError::field("task", "is missing")) };
     let mut violations = validate_task(&task, now);
     if request_id.len() > 128 {
-        violations.push(pb::FieldViolation { field: "request_id".into(), description: format!("{} bytes, must be at most 128", request_id.len()) });
+        violations.push(pb::FieldViolation {
+            field: "request_id".into(),
+            description: format!("{} bytes, must be at most 128", request_id.len()),
+        });
     }
     if task.plan.is_some() {
         return Err(AgentError::pending("plans").with("field", "task.plan"));
@@ -45,10 +48,22 @@ fn prepare(task: Option<pb::AgentTask>, request_id: &str, tenant: &str) -> Resul
 }
 
 impl Tasks {
-    async fn submit(&self, task: Option<pb::AgentTask>, request_id: &str, tenant: &str, permits: Option<Permits>) -> Result<String, Status> {
+    async fn submit(
+        &self,
+        task: Option<pb::AgentTask>,
+        request_id: &str,
+        tenant: &str,
+        permits: Option<Permits>,
+    ) -> Result<String, Status> {
         // The permit covers decode to commit, not the waiting for the end.
         let _permit = match &permits {
-            Some(p) => Some(p.0.try_acquire().map_err(|_| to_status(&AgentError::new(Reason::Overloaded, "64 submits of this connection wait for their commit").with("limit", "connection").retry_after(20)))?),
+            Some(p) => Some(p.0.try_acquire().map_err(|_| {
+                to_status(
+                    &AgentError::new(Reason::Overloaded, "64 submits of this connection wait for their commit")
+                        .with("limit", "connection")
+                        .retry_after(20),
+                )
+            })?),
             None => None,
         };
         let (header, spec) = prepare(task, request_id, tenant).map_err(|e| to_status(&e))?;
@@ -158,7 +173,9 @@ impl pb::task_service_server::TaskService for Tasks {
         let limit = Duration::from_millis(u64::try_from(grace_ms).unwrap_or(0)) + crate::ENGINE_TIMEOUT;
         let reason = r.reason.chars().take(1024).collect();
         match self.0.ask_within(tenant.clone(), EngineBody::Cancel { task_id, grace_ms, reason }, limit).await? {
-            EngineReply::Cancelled { task_id, proof } => ok(pb::CancelTaskResponse { task: Some(self.get(&tenant, &task_id)?), proof: Some(*proof) }),
+            EngineReply::Cancelled { task_id, proof } => {
+                ok(pb::CancelTaskResponse { task: Some(self.get(&tenant, &task_id)?), proof: Some(*proof) })
+            }
             _ => Err(unexpected()),
         }
     }
@@ -168,7 +185,9 @@ impl pb::task_service_server::TaskService for Tasks {
         let r = request.into_inner();
         let old = self.get(&tenant, &r.task_id)?;
         if !agent_store::record::is_terminal(old.state()) {
-            return Err(to_status(&AgentError::new(Reason::WrongState, "the task has not ended; cancel it first").with("state", old.state().as_str_name())));
+            return Err(to_status(
+                &AgentError::new(Reason::WrongState, "the task has not ended; cancel it first").with("state", old.state().as_str_name()),
+            ));
         }
         let (mut header, spec) = prepare(old.spec, &r.request_id, &tenant).map_err(|e| to_status(&e))?;
         header.retry_of.clone_from(&old.id);
@@ -199,7 +218,12 @@ impl pb::task_service_server::TaskService for Tasks {
                     Ok((header, spec)) => self.one_of_batch(tenant, header, spec).await,
                 };
                 use pb::batch_outcome::Outcome;
-                pb::BatchOutcome { outcome: Some(match outcome { Ok(task) => Outcome::Task(task), Err(e) => Outcome::Error(e.to_task_error()) }) }
+                pb::BatchOutcome {
+                    outcome: Some(match outcome {
+                        Ok(task) => Outcome::Task(task),
+                        Err(e) => Outcome::Error(e.to_task_error()),
+                    }),
+                }
             }
         }));
         ok(pb::BatchSubmitTasksResponse { outcomes: outcomes.await })
@@ -219,7 +243,10 @@ impl Tasks {
     async fn one_of_batch(&self, tenant: &str, header: Box<TaskHeader>, spec: Box<pb::AgentTask>) -> Result<pb::Task, AgentError> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         let request = crate::EngineRequest { tenant: tenant.to_owned(), body: EngineBody::Submit { header, spec }, reply };
-        self.0.engine.request(request).map_err(|_| AgentError::new(Reason::QueueFull, "too many requests wait for the engine").retry_after(100))?;
+        self.0
+            .engine
+            .request(request)
+            .map_err(|_| AgentError::new(Reason::QueueFull, "too many requests wait for the engine").retry_after(100))?;
         match tokio::time::timeout(crate::ENGINE_TIMEOUT, answer).await {
             Ok(Ok(EngineReply::Task(id))) => self.0.store.get(tenant, &id),
             Ok(Ok(EngineReply::Error(e))) => Err(e),

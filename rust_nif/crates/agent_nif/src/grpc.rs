@@ -73,7 +73,13 @@ impl Engine for Door {
         let mut message = OwnedEnv::new();
         let sent = message.send_and_clear(&self.ingress, |env| {
             let (method, header, payload) = body_terms(env, body);
-            let map = Map::new(env).put(atoms::token(), token).put(atoms::method(), method).put(atoms::tenant(), tenant).put(atoms::header(), header).put(atoms::payload(), payload).end();
+            let map = Map::new(env)
+                .put(atoms::token(), token)
+                .put(atoms::method(), method)
+                .put(atoms::tenant(), tenant)
+                .put(atoms::header(), header)
+                .put(atoms::payload(), payload)
+                .end();
             (atoms::agent_native(), atoms::grpc(), atoms::request(), map).encode(env)
         });
         // The ingress is gone: the token was dropped with the message, and the caller hears of it.
@@ -215,7 +221,8 @@ fn grpc_reply<'a>(env: Env<'a>, token: ResourceArc<Token>, reply: Term<'a>) -> T
 }
 
 fn reply_of(term: Term<'_>) -> EngineReply {
-    parse_reply(term).unwrap_or_else(|| EngineReply::Error(AgentError::new(Reason::Internal, "the engine gave an answer that cannot be read")))
+    parse_reply(term)
+        .unwrap_or_else(|| EngineReply::Error(AgentError::new(Reason::Internal, "the engine gave an answer that cannot be read")))
 }
 
 fn parse_reply(term: Term<'_>) -> Option<EngineReply> {

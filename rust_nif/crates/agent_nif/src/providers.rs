@@ -12,10 +12,10 @@ use prost::Message;
 use rustler::{Atom, Binary, Encoder, Env, LocalPid, Resource, ResourceArc, Term};
 use tokio::sync::Semaphore;
 
+use crate::atoms;
 use crate::reply::Final;
 use crate::runtime::{self, Owner, Runtime};
 use crate::terms::{self, Bin, Map, get, int, text};
-use crate::atoms;
 
 /// Calls that may be open at once in a node.
 const MAX_CALLS: usize = 20_000;
@@ -100,7 +100,11 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
     let task = tokio.spawn(async move {
         // Taken out of the map whatever happens, aborted too.
         let _entry = Entry { open, key: own_key };
-        let result = if streams { stream(&providers, &request, limit, &reply, &own_credit).await } else { providers.chat(&request, limit, None).await };
+        let result = if streams {
+            stream(&providers, &request, limit, &reply, &own_credit).await
+        } else {
+            providers.chat(&request, limit, None).await
+        };
         match result {
             Ok(response) => reply.done(|env| response_term(env, &response)),
             Err(e) => reply.error(&e),
@@ -133,7 +137,13 @@ impl Drop for Entry {
     }
 }
 
-async fn stream(providers: &Providers, request: &pb::ChatRequest, limit: Option<Instant>, reply: &Final, credit: &Semaphore) -> Result<pb::ChatResponse, AgentError> {
+async fn stream(
+    providers: &Providers,
+    request: &pb::ChatRequest,
+    limit: Option<Instant>,
+    reply: &Final,
+    credit: &Semaphore,
+) -> Result<pb::ChatResponse, AgentError> {
     let (pieces, mut arrived) = tokio::sync::mpsc::channel::<pb::StreamChatResponse>(PIECES);
     let call = async move {
         let result = providers.chat(request, limit, Some(&pieces)).await;
@@ -245,7 +255,8 @@ fn cancel(handle: ResourceArc<ProvidersHandle>, reference: Term<'_>) -> Atom {
 #[rustler::nif]
 fn set_endpoint(handle: ResourceArc<ProvidersHandle>, name: Binary<'_>, endpoint: Term<'_>) -> Atom {
     let name = String::from_utf8_lossy(name.as_slice());
-    let place = endpoint.is_map().then(|| (text(endpoint, atoms::base_url()), Some(text(endpoint, atoms::api_key())).filter(|k| !k.is_empty())));
+    let place =
+        endpoint.is_map().then(|| (text(endpoint, atoms::base_url()), Some(text(endpoint, atoms::api_key())).filter(|k| !k.is_empty())));
     handle.providers.set_endpoint(&name, place);
     atoms::ok()
 }

@@ -93,7 +93,11 @@ fn task_encode<'a>(env: Env<'a>, map: Term<'a>) -> Term<'a> {
             available_tools: texts(map, atoms::tools()).into_iter().map(|name| pb::ToolDefinition { name, ..Default::default() }).collect(),
             ..Default::default()
         }),
-        requirements: Some(pb::TaskRequirements { model: text(map, atoms::model()), max_tokens: get(map, atoms::max_tokens()), ..Default::default() }),
+        requirements: Some(pb::TaskRequirements {
+            model: text(map, atoms::model()),
+            max_tokens: get(map, atoms::max_tokens()),
+            ..Default::default()
+        }),
         execution_hints: Some(pb::ExecutionHints {
             method: match method.as_str() {
                 "native" => pb::ExecutionMethod::Native,
@@ -168,7 +172,12 @@ fn effect_term(env: Env<'_>, effect: Effect) -> Term<'_> {
             (atoms::emit(), (atoms::tool_call(), map)).encode(env)
         }
         Effect::ToolAnswered(r) => {
-            let map = Map::new(env).put(atoms::id(), r.id).put(atoms::name(), r.name).put(atoms::content(), r.content).put(atoms::is_error(), r.is_error).end();
+            let map = Map::new(env)
+                .put(atoms::id(), r.id)
+                .put(atoms::name(), r.name)
+                .put(atoms::content(), r.content)
+                .put(atoms::is_error(), r.is_error)
+                .end();
             (atoms::emit(), (atoms::tool_result(), map)).encode(env)
         }
         Effect::Finish(end) => match *end {

@@ -48,7 +48,12 @@ impl Drop for Runtime {
 fn runtime_start<'a>(env: Env<'a>, options: Term<'a>) -> Term<'a> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = terms::get::<usize>(options, atoms::threads()).filter(|n| *n > 0).unwrap_or((cores / 2).max(1));
-    let built = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).max_blocking_threads(8).thread_name("native").enable_all().build();
+    let built = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(8)
+        .thread_name("native")
+        .enable_all()
+        .build();
     match built {
         Ok(runtime) => {
             let resource = ResourceArc::new(Runtime { tokio: RwLock::new(Some(runtime)) });

@@ -77,7 +77,8 @@ fn store_start<'a>(env: Env<'a>, runtime: ResourceArc<Runtime>, reference: Term<
             Ok(store) => {
                 let (epoch, schema, version) = (store.epoch(), store.schema(), store.sqlite_version());
                 *opened.store.write() = Some(store);
-                owner.ready(|env| Map::new(env).put(atoms::epoch(), epoch).put(atoms::schema(), schema).put(atoms::sqlite(), version).end());
+                owner
+                    .ready(|env| Map::new(env).put(atoms::epoch(), epoch).put(atoms::schema(), schema).put(atoms::sqlite(), version).end());
             }
             Err(e) => owner.error(&e),
         }
@@ -141,7 +142,9 @@ fn store_write<'a>(env: Env<'a>, handle: ResourceArc<StoreHandle>, reference: Te
 fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
     match written {
         Written::Ok => atoms::ok().encode(env),
-        Written::Created { fence, attempt } => (atoms::created(), Map::new(env).put(atoms::fence(), fence).put(atoms::attempt(), attempt).end()).encode(env),
+        Written::Created { fence, attempt } => {
+            (atoms::created(), Map::new(env).put(atoms::fence(), fence).put(atoms::attempt(), attempt).end()).encode(env)
+        }
         Written::Existing { id } => (atoms::existing(), id).encode(env),
         Written::Claimed { fence, attempt, header, spec, lost } => {
             let map = Map::new(env)
@@ -159,7 +162,13 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
         Written::Fenced(fence) => (atoms::ok(), fence).encode(env),
         Written::Recovered(queued) => queued
             .iter()
-            .map(|q| Map::new(env).put(atoms::task_id(), &q.header.task_id).put(atoms::header(), header_term(env, &q.header)).put(atoms::lost_count(), q.lost).end())
+            .map(|q| {
+                Map::new(env)
+                    .put(atoms::task_id(), &q.header.task_id)
+                    .put(atoms::header(), header_term(env, &q.header))
+                    .put(atoms::lost_count(), q.lost)
+                    .end()
+            })
             .collect::<Vec<_>>()
             .encode(env),
     }
@@ -316,7 +325,11 @@ fn event_of(term: Term<'_>) -> Option<Event> {
     let event = if kind == atoms::text() {
         Event::TextDelta(pb::TextDelta { text: string(second)?, offset: 0 })
     } else if kind == atoms::tool_call() {
-        Event::ToolCall(pb::ToolCallEvent { id: text(second, atoms::id()), name: text(second, atoms::name()), arguments: text(second, atoms::arguments()) })
+        Event::ToolCall(pb::ToolCallEvent {
+            id: text(second, atoms::id()),
+            name: text(second, atoms::name()),
+            arguments: text(second, atoms::arguments()),
+        })
     } else if kind == atoms::tool_result() {
         Event::ToolResult(pb::ToolResultEvent {
             id: text(second, atoms::id()),
@@ -330,15 +343,27 @@ fn event_of(term: Term<'_>) -> Option<Event> {
         Event::ProviderCall(pb::ProviderCallEvent {
             provider: text(second, atoms::provider()),
             model: text(second, atoms::model()),
-            usage: Some(pb::Usage { input_tokens: n(atoms::input()), output_tokens: n(atoms::output()), cached_tokens: n(atoms::cached()), reasoning_tokens: n(atoms::reasoning()) }),
+            usage: Some(pb::Usage {
+                input_tokens: n(atoms::input()),
+                output_tokens: n(atoms::output()),
+                cached_tokens: n(atoms::cached()),
+                reasoning_tokens: n(atoms::reasoning()),
+            }),
             latency: Some(agent_core::header::duration(int(second, atoms::latency_ms()))),
             finish_reason: get::<Term<'_>>(second, atoms::finish_reason()).and_then(string).unwrap_or_default(),
             cost_micros: get(second, atoms::cost_micros()),
         })
     } else if kind == atoms::worker_assigned() {
-        Event::WorkerAssigned(pb::WorkerAssigned { worker: text(second, atoms::worker()), host_pid: int(second, atoms::host_pid()), framework: text(second, atoms::framework()) })
+        Event::WorkerAssigned(pb::WorkerAssigned {
+            worker: text(second, atoms::worker()),
+            host_pid: int(second, atoms::host_pid()),
+            framework: text(second, atoms::framework()),
+        })
     } else if kind == atoms::worker_lost() {
-        Event::WorkerLost(pb::WorkerLost { cause: get::<Term<'_>>(second, atoms::cause()).and_then(string)?.to_uppercase(), detail: text(second, atoms::detail()) })
+        Event::WorkerLost(pb::WorkerLost {
+            cause: get::<Term<'_>>(second, atoms::cause()).and_then(string)?.to_uppercase(),
+            detail: text(second, atoms::detail()),
+        })
     } else if kind == atoms::log() {
         let level = get::<Term<'_>>(second, atoms::level()).and_then(string).unwrap_or_default();
         Event::Log(pb::LogEvent { level, source: text(second, atoms::source()), message: text(second, atoms::message()) })
@@ -411,7 +436,11 @@ fn read_of(op: Term<'_>) -> NifResult<Read> {
         Box::new(move |s| Ok(Answer::Task(Box::new(s.get(&tenant, &id)?))))
     } else if kind == atoms::tasks() {
         let filter = text(arg, atoms::state());
-        let query = agent_store::ListQuery { page_size: usize::try_from(int(arg, atoms::length())).unwrap_or(0).clamp(1, 1000), filter, ..Default::default() };
+        let query = agent_store::ListQuery {
+            page_size: usize::try_from(int(arg, atoms::length())).unwrap_or(0).clamp(1, 1000),
+            filter,
+            ..Default::default()
+        };
         Box::new(move |s| Ok(Answer::Tasks(s.list(&tenant, &query)?.0)))
     } else if kind == atoms::attempts() {
         let id = str_of(arg)?;

@@ -98,7 +98,8 @@ fn reason_atom(env: Env<'_>, reason: Reason) -> Atom {
 
 /// `ErrorMap` of the contract.
 pub(crate) fn error_map<'a>(env: Env<'a>, e: &AgentError) -> Term<'a> {
-    let fields: Vec<Term<'a>> = e.fields.iter().map(|f| Map::new(env).put(atoms::field(), &f.field).put(atoms::description(), &f.description).end()).collect();
+    let fields: Vec<Term<'a>> =
+        e.fields.iter().map(|f| Map::new(env).put(atoms::field(), &f.field).put(atoms::description(), &f.description).end()).collect();
     Map::new(env)
         .put(atoms::reason(), reason_atom(env, e.reason))
         .put(atoms::message(), &e.message)

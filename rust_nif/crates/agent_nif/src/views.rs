@@ -18,7 +18,12 @@ pub(crate) fn agent_of(m: Term<'_>) -> pb::Agent {
         instructions: text(m, atoms::instructions()),
         model: text(m, atoms::model()),
         tools: texts(m, atoms::tools()),
-        capabilities: Some(pb::AgentCapabilities { streaming: true, tools: texts(m, atoms::tools()), max_parallel: 1, ..Default::default() }),
+        capabilities: Some(pb::AgentCapabilities {
+            streaming: true,
+            tools: texts(m, atoms::tools()),
+            max_parallel: 1,
+            ..Default::default()
+        }),
         memory_namespace: text(m, atoms::memory_namespace()),
         state: "ready".into(),
         running_tasks: i32::try_from(int(m, atoms::running_tasks())).unwrap_or(0),
@@ -83,7 +88,13 @@ pub(crate) fn framework_of(m: Term<'_>) -> pb::Framework {
     };
     // The zygote's ready line: {"framework": ..., "versions": {...}, "import_ms": ...}.
     let info: serde_json::Value = serde_json::from_str(&text(m, atoms::versions())).unwrap_or_default();
-    let versions = info.get("versions").and_then(serde_json::Value::as_object).into_iter().flatten().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect();
+    let versions = info
+        .get("versions")
+        .and_then(serde_json::Value::as_object)
+        .into_iter()
+        .flatten()
+        .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
+        .collect();
     pb::Framework {
         name: text(m, atoms::name()),
         state: state as i32,

@@ -50,12 +50,21 @@ fn wire_encode<'a>(env: Env<'a>, kind: Atom, m: Term<'a>) -> Term<'a> {
         .encode_to_vec()
     } else if kind == atoms::error() {
         let e = terms::error_of(m);
-        w::Error { reason: e.reason.upper().to_owned(), message: e.message, metadata: e.metadata, code: e.reason.code(), retryable: e.reason.retryable(), traceback: String::new() }.encode_to_vec()
+        w::Error {
+            reason: e.reason.upper().to_owned(),
+            message: e.message,
+            metadata: e.metadata,
+            code: e.reason.code(),
+            retryable: e.reason.retryable(),
+            traceback: String::new(),
+        }
+        .encode_to_vec()
     } else if kind == atoms::tool_reply() {
         w::ToolReply { content: text(m, atoms::content()), is_error: get(m, atoms::is_error()).unwrap_or(false) }.encode_to_vec()
     } else if kind == atoms::tool_begin_reply() {
         let recorded = get::<Atom>(m, atoms::decision()) == Some(atoms::recorded());
-        w::ToolBeginReply { recorded, content: text(m, atoms::content()), is_error: get(m, atoms::is_error()).unwrap_or(false) }.encode_to_vec()
+        w::ToolBeginReply { recorded, content: text(m, atoms::content()), is_error: get(m, atoms::is_error()).unwrap_or(false) }
+            .encode_to_vec()
     } else {
         Vec::new()
     };
@@ -84,7 +93,8 @@ fn decode<'a>(env: Env<'a>, kind: Atom, bytes: &[u8]) -> Result<Term<'a>, prost:
             .put(atoms::rss_bytes(), h.rss_bytes)
     } else if kind == atoms::ready() {
         let r = w::Ready::decode(bytes)?;
-        map.put(atoms::unjournaled_tools(), r.unjournaled_tools).put(atoms::tools(), r.tools.into_iter().map(|t| t.name).collect::<Vec<_>>())
+        map.put(atoms::unjournaled_tools(), r.unjournaled_tools)
+            .put(atoms::tools(), r.tools.into_iter().map(|t| t.name).collect::<Vec<_>>())
     } else if kind == atoms::result() {
         let r = w::Result::decode(bytes)?;
         map.opt(atoms::result(), r.result.as_ref().map(prost::Message::encode_to_vec).as_deref().map(Bin))
@@ -102,7 +112,10 @@ fn decode<'a>(env: Env<'a>, kind: Atom, bytes: &[u8]) -> Result<Term<'a>, prost:
             pb::ToolReplay::Journaled => atoms::journaled(),
             _ => atoms::once(),
         };
-        map.put(atoms::name(), b.name).put(atoms::arguments(), b.arguments).put(atoms::occurrence(), b.occurrence).put(atoms::replay(), replay)
+        map.put(atoms::name(), b.name)
+            .put(atoms::arguments(), b.arguments)
+            .put(atoms::occurrence(), b.occurrence)
+            .put(atoms::replay(), replay)
     } else if kind == atoms::tool_end() {
         let e = w::ToolEnd::decode(bytes)?;
         map.put(atoms::name(), e.name).put(atoms::content(), e.content).put(atoms::is_error(), e.is_error)
@@ -134,7 +147,11 @@ pub(crate) fn worker_event(kind: u8, bytes: &[u8]) -> Option<Event> {
             Some(if s.started {
                 Event::StepStarted(pb::StepStarted { executor: String::new(), name })
             } else {
-                Event::StepFinished(pb::StepFinished { executor: String::new(), status: if s.is_error { "failed" } else { "succeeded" }.into(), name })
+                Event::StepFinished(pb::StepFinished {
+                    executor: String::new(),
+                    status: if s.is_error { "failed" } else { "succeeded" }.into(),
+                    name,
+                })
             })
         }
         3 => {
@@ -156,6 +173,7 @@ pub(crate) fn worker_event(kind: u8, bytes: &[u8]) -> Option<Event> {
 /// Definitions of engine tools by name; unknown ones are left out.
 #[rustler::nif]
 fn tool_definitions<'a>(env: Env<'a>, names: Vec<Term<'a>>) -> Term<'a> {
-    let found: Vec<Term<'a>> = names.into_iter().filter_map(string).filter_map(|n| tools::definition(&n)).map(|d| Bin(&d.encode_to_vec()).encode(env)).collect();
+    let found: Vec<Term<'a>> =
+        names.into_iter().filter_map(string).filter_map(|n| tools::definition(&n)).map(|d| Bin(&d.encode_to_vec()).encode(env)).collect();
     (atoms::ok(), found).encode(env)
 }

@@ -65,7 +65,8 @@ impl<U: Message + Default> Decoder for TypedDecoder<U> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         if buf.remaining() > MAX_MESSAGE_BYTES {
-            let text = format!("the message has {} bytes, at most {MAX_MESSAGE_BYTES} are allowed; use an artefact for more", buf.remaining());
+            let text =
+                format!("the message has {} bytes, at most {MAX_MESSAGE_BYTES} are allowed; use an artefact for more", buf.remaining());
             return Err(refuse("PAYLOAD_TOO_LARGE", &text));
         }
         U::decode(buf).map(Some).map_err(|e| {

@@ -21,7 +21,8 @@ pub(crate) fn status(status: u16, retry_after_ms: Option<u64>, body: &str) -> Ag
         _ => (Reason::ProviderRejected, "invalid_request"),
     };
     let words = provider_words(body);
-    let message = if words.is_empty() { format!("the provider answered {status}") } else { format!("the provider answered {status}: {words}") };
+    let message =
+        if words.is_empty() { format!("the provider answered {status}") } else { format!("the provider answered {status}: {words}") };
     let mut error = AgentError::new(reason, message).with("kind", kind).with("status", status);
     error.retry_after_ms = retry_after_ms.unwrap_or(0);
     error
@@ -31,7 +32,12 @@ pub(crate) fn status(status: u16, retry_after_ms: Option<u64>, body: &str) -> Ag
 fn provider_words(body: &str) -> String {
     const MAX_CHARS: usize = 300;
     let Ok(value) = serde_json::from_str::<serde_json::Value>(body) else { return String::new() };
-    let text = value.pointer("/error/message").or_else(|| value.pointer("/message")).or_else(|| value.get("error")).and_then(|v| v.as_str()).unwrap_or_default();
+    let text = value
+        .pointer("/error/message")
+        .or_else(|| value.pointer("/message"))
+        .or_else(|| value.get("error"))
+        .and_then(|v| v.as_str())
+        .unwrap_or_default();
     text.split_whitespace()
         .map(|w| if w.starts_with("sk-") || w.starts_with("Bearer") || w.len() > 60 { "[redacted]" } else { w })
         .collect::<Vec<_>>()
@@ -68,5 +74,6 @@ pub(crate) fn silent(phase: &str) -> AgentError {
 }
 
 pub(crate) fn too_large(limit: usize) -> AgentError {
-    AgentError::new(Reason::ProviderResponseTooLarge, format!("the provider's answer is over {limit} bytes")).with("kind", "response_too_large")
+    AgentError::new(Reason::ProviderResponseTooLarge, format!("the provider's answer is over {limit} bytes"))
+        .with("kind", "response_too_large")
 }

@@ -17,7 +17,11 @@ use crate::{Pieces, classify, openai, openai::Endpoint, send_text, wire};
 /// Longest answer where the task sets none: a small model may repeat itself for ever.
 const MAX_TOKENS: i32 = 256;
 
-pub(crate) async fn chat(endpoint: &Endpoint<'_>, request: &pb::ChatRequest, pieces: Option<&Pieces>) -> Result<pb::ChatResponse, AgentError> {
+pub(crate) async fn chat(
+    endpoint: &Endpoint<'_>,
+    request: &pb::ChatRequest,
+    pieces: Option<&Pieces>,
+) -> Result<pb::ChatResponse, AgentError> {
     let offered = offered(request);
     let plain = rewrite(request, &offered.tools);
     let mut answer = decode(endpoint, &plain, &schema(&offered.tools, offered.answer, request), pieces).await?;
@@ -85,9 +89,13 @@ fn last_user(request: &pb::ChatRequest) -> String {
 }
 
 fn called_before(request: &pb::ChatRequest, name: &str, arguments: &Value) -> bool {
-    request.messages.iter().rev().take_while(|m| m.role() != pb::Role::User).flat_map(|m| &m.tool_calls).any(|c| {
-        c.name == name && serde_json::from_str::<Value>(&c.arguments).is_ok_and(|a| &a == arguments)
-    })
+    request
+        .messages
+        .iter()
+        .rev()
+        .take_while(|m| m.role() != pb::Role::User)
+        .flat_map(|m| &m.tool_calls)
+        .any(|c| c.name == name && serde_json::from_str::<Value>(&c.arguments).is_ok_and(|a| &a == arguments))
 }
 
 fn schema(tools: &[&pb::ToolDefinition], answer: bool, request: &pb::ChatRequest) -> Value {
@@ -161,7 +169,8 @@ fn system(own: &str, tools: &[pb::ToolDefinition]) -> String {
     text.push_str("You have these tools:\n");
     for t in tools {
         let parameters = t.parameters.as_ref().map(json::from_struct).unwrap_or_default();
-        let names: Vec<String> = parameters.get("properties").and_then(Value::as_object).map(|p| p.keys().cloned().collect()).unwrap_or_default();
+        let names: Vec<String> =
+            parameters.get("properties").and_then(Value::as_object).map(|p| p.keys().cloned().collect()).unwrap_or_default();
         text.push_str(&format!("- {}({}): {}\n", t.name, names.join(", "), t.description.lines().next().unwrap_or_default()));
     }
     text.push_str("Call a tool if one helps. Reply in JSON: either tool and arguments, or answer.");
@@ -203,7 +212,12 @@ fn example(tool: &pb::ToolDefinition) -> Vec<pb::Message> {
     ]
 }
 
-async fn decode(endpoint: &Endpoint<'_>, request: &pb::ChatRequest, schema: &Value, pieces: Option<&Pieces>) -> Result<wire::Answer, AgentError> {
+async fn decode(
+    endpoint: &Endpoint<'_>,
+    request: &pb::ChatRequest,
+    schema: &Value,
+    pieces: Option<&Pieces>,
+) -> Result<wire::Answer, AgentError> {
     let mut body = wire::body(endpoint.model, request, pieces.is_some());
     body["response_format"] = json!({"type": "json_schema", "json_schema": {"name": "step", "schema": schema}});
     let Some(pieces) = pieces else { return openai::complete(endpoint, &body, None).await };
@@ -227,7 +241,9 @@ async fn decode(endpoint: &Endpoint<'_>, request: &pb::ChatRequest, schema: &Val
 }
 
 fn parse(text: &str) -> Result<Step, AgentError> {
-    let mut value: Value = serde_json::from_str(text.trim()).or_else(|e| cut_answer(text).ok_or(e)).map_err(|_| classify::bad("the constrained answer is not JSON"))?;
+    let mut value: Value = serde_json::from_str(text.trim())
+        .or_else(|e| cut_answer(text).ok_or(e))
+        .map_err(|_| classify::bad("the constrained answer is not JSON"))?;
     match (value.get_mut("answer").map(Value::take), value.get("tool").and_then(Value::as_str)) {
         (Some(Value::String(answer)), _) => Ok(Step::Answer(answer)),
         (Some(other), _) => Ok(Step::Answer(other.to_string())),
@@ -346,7 +362,11 @@ mod tests {
     #[test]
     fn a_tool_that_the_user_names_must_be_used_until_it_has_answered() {
         let tools = ["now", "calculate"].map(|n| agent_core::tools::definition(n).unwrap()).to_vec();
-        let mut request = pb::ChatRequest { tools, messages: vec![text_message(pb::Role::User, "Use the calculate tool: 2+2".into())], ..Default::default() };
+        let mut request = pb::ChatRequest {
+            tools,
+            messages: vec![text_message(pb::Role::User, "Use the calculate tool: 2+2".into())],
+            ..Default::default()
+        };
         let o = offered(&request);
         assert_eq!((o.tools.len(), o.tools[0].name.as_str(), o.answer), (1, "calculate", false));
         request.messages.push(pb::Message { name: "calculate".into(), ..text_message(pb::Role::Tool, "4".into()) });

@@ -53,10 +53,19 @@ pub(crate) async fn chat(model: &str, request: &pb::ChatRequest, pieces: Option<
         return Err(classify::status(status, None, "echo was asked to fail"));
     }
     let last = request.messages.last();
-    let input_tokens = request.messages.iter().map(|m| m.content.iter().map(|p| match &p.part {
-        Some(pb::content_part::Part::Text(t)) => tokens_of(t),
-        _ => 0,
-    }).sum::<i64>()).sum();
+    let input_tokens = request
+        .messages
+        .iter()
+        .map(|m| {
+            m.content
+                .iter()
+                .map(|p| match &p.part {
+                    Some(pb::content_part::Part::Text(t)) => tokens_of(t),
+                    _ => 0,
+                })
+                .sum::<i64>()
+        })
+        .sum();
     let is_tool_result = last.is_some_and(|m| m.role() == pb::Role::Tool);
     if let (Some(tool), false) = (shape.tool, is_tool_result) {
         let call = pb::ToolCall { id: "call_echo".into(), name: tool.to_owned(), arguments: shape.args.unwrap_or_else(|| "{}".into()) };

@@ -103,7 +103,12 @@ impl Providers {
     }
 
     /// One model call. With `pieces` the answer is streamed there too; its last piece is the whole answer.
-    pub async fn chat(&self, request: &pb::ChatRequest, deadline: Option<Instant>, pieces: Option<&Pieces>) -> Result<pb::ChatResponse, AgentError> {
+    pub async fn chat(
+        &self,
+        request: &pb::ChatRequest,
+        deadline: Option<Instant>,
+        pieces: Option<&Pieces>,
+    ) -> Result<pb::ChatResponse, AgentError> {
         let (provider, model) = self.resolve(&request.model)?;
         let _slot = provider.enter()?;
         let started = Instant::now();
@@ -111,7 +116,11 @@ impl Providers {
         let call = self.call(&provider, &model, request, pieces);
         let result = match tokio::time::timeout(limit, call).await {
             Ok(result) => result,
-            Err(_) => Err(AgentError::new(Reason::ProviderTimeout, format!("{} did not answer within {} s", provider.name, limit.as_secs_f32())).with("phase", "deadline").with("kind", "timeout")),
+            Err(_) => {
+                Err(AgentError::new(Reason::ProviderTimeout, format!("{} did not answer within {} s", provider.name, limit.as_secs_f32()))
+                    .with("phase", "deadline")
+                    .with("kind", "timeout"))
+            }
         };
         provider.record(&result, started.elapsed());
         let mut response = result.map_err(|e| e.with("provider", &provider.name).with("model", &model))?;
@@ -129,7 +138,13 @@ impl Providers {
         Ok(response)
     }
 
-    async fn call(&self, provider: &Provider, model: &str, request: &pb::ChatRequest, pieces: Option<&Pieces>) -> Result<pb::ChatResponse, AgentError> {
+    async fn call(
+        &self,
+        provider: &Provider,
+        model: &str,
+        request: &pb::ChatRequest,
+        pieces: Option<&Pieces>,
+    ) -> Result<pb::ChatResponse, AgentError> {
         if provider.config.dialect == Dialect::Echo {
             return echo::chat(model, request, pieces).await;
         }
@@ -137,7 +152,8 @@ impl Providers {
         let Place::At { base_url, key } = place else {
             return Err(AgentError::new(Reason::ProviderUnavailable, format!("{} is not available", provider.name)).with("kind", "connect"));
         };
-        let endpoint = openai::Endpoint { http: &self.http, base_url: &base_url, key: key.as_deref(), model, timeouts: &provider.config.timeouts };
+        let endpoint =
+            openai::Endpoint { http: &self.http, base_url: &base_url, key: key.as_deref(), model, timeouts: &provider.config.timeouts };
         let bounded;
         let mut request = request;
         if provider.config.dialect == Dialect::Local && request.max_tokens.is_none() {
@@ -162,7 +178,13 @@ impl Providers {
         let Place::At { base_url, key } = place else {
             return Err(AgentError::new(Reason::ProviderUnavailable, format!("{} is not available", provider.name)).with("kind", "connect"));
         };
-        let endpoint = openai::Endpoint { http: &self.http, base_url: &base_url, key: key.as_deref(), model: &model, timeouts: &provider.config.timeouts };
+        let endpoint = openai::Endpoint {
+            http: &self.http,
+            base_url: &base_url,
+            key: key.as_deref(),
+            model: &model,
+            timeouts: &provider.config.timeouts,
+        };
         let limit = deadline.map_or(provider.config.timeouts.total, |d| d.saturating_duration_since(Instant::now()));
         let mut response = tokio::time::timeout(limit, openai::embed(&endpoint, request))
             .await
@@ -181,10 +203,24 @@ impl Providers {
             return Ok((provider, model));
         }
         match candidates.first() {
-            Some(c) => Err(AgentError::new(Reason::ProviderUnavailable, format!("no provider of \"{}\" is available: {}: {}", clip(wanted), c.provider, c.refused)).with("kind", "connect").retry_after(1000)),
+            Some(c) => Err(AgentError::new(
+                Reason::ProviderUnavailable,
+                format!("no provider of \"{}\" is available: {}: {}", clip(wanted), c.provider, c.refused),
+            )
+            .with("kind", "connect")
+            .retry_after(1000)),
             None => {
-                let known: Vec<&str> = self.models.keys().map(String::as_str).chain(self.providers.values().flat_map(|p| p.config.models.iter().map(String::as_str))).collect();
-                Err(AgentError::new(Reason::ModelNotFound, format!("there is no model \"{}\"; known are {}", clip(wanted), known.join(", "))).with("model", clip(wanted)))
+                let known: Vec<&str> = self
+                    .models
+                    .keys()
+                    .map(String::as_str)
+                    .chain(self.providers.values().flat_map(|p| p.config.models.iter().map(String::as_str)))
+                    .collect();
+                Err(AgentError::new(
+                    Reason::ModelNotFound,
+                    format!("there is no model \"{}\"; known are {}", clip(wanted), known.join(", ")),
+                )
+                .with("model", clip(wanted)))
             }
         }
     }
@@ -213,7 +249,12 @@ impl Providers {
                 Place::Nowhere(why) => why.clone(),
             };
             #[allow(clippy::cast_precision_loss)]
-            candidates.push(pb::ProviderCandidate { provider: provider.name.clone(), model: model.clone(), score: 1.0 / (1.0 + i as f64), refused: refused.clone() });
+            candidates.push(pb::ProviderCandidate {
+                provider: provider.name.clone(),
+                model: model.clone(),
+                score: 1.0 / (1.0 + i as f64),
+                refused: refused.clone(),
+            });
             if chosen.is_none() && refused.is_empty() {
                 chosen = Some((provider, model));
             }
@@ -233,7 +274,12 @@ impl Providers {
             }
         }
         match candidates.iter().find(|c| c.refused.is_empty()).cloned() {
-            Some(c) => Ok(pb::SelectProviderResponse { reason: format!("first usable endpoint of \"{}\" by priority", clip(wanted)), provider: c.provider, model: c.model, candidates }),
+            Some(c) => Ok(pb::SelectProviderResponse {
+                reason: format!("first usable endpoint of \"{}\" by priority", clip(wanted)),
+                provider: c.provider,
+                model: c.model,
+                candidates,
+            }),
             None if candidates.is_empty() => Err(AgentError::new(Reason::ModelNotFound, format!("there is no model \"{}\"", clip(wanted)))),
             None => {
                 let mut error = AgentError::new(Reason::NoProviderMatches, "every provider of the model was removed");
@@ -259,7 +305,12 @@ impl Providers {
             ..Default::default()
         });
         let listed = self.providers.values().flat_map(|p| {
-            p.config.models.iter().map(|m| pb::Model { name: m.clone(), endpoints: vec![format!("{}/{m}", p.name)], capabilities: vec!["streaming".into()], ..Default::default() })
+            p.config.models.iter().map(|m| pb::Model {
+                name: m.clone(),
+                endpoints: vec![format!("{}/{m}", p.name)],
+                capabilities: vec!["streaming".into()],
+                ..Default::default()
+            })
         });
         aliases.chain(listed).collect()
     }
@@ -278,7 +329,9 @@ impl Provider {
         let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
         let slot = InFlight(self);
         if before >= self.config.concurrency {
-            return Err(AgentError::new(Reason::ProviderOverloaded, format!("{} calls of {} are under way", before, self.name)).with("kind", "overloaded").retry_after(200));
+            return Err(AgentError::new(Reason::ProviderOverloaded, format!("{} calls of {} are under way", before, self.name))
+                .with("kind", "overloaded")
+                .retry_after(200));
         }
         Ok(slot)
     }

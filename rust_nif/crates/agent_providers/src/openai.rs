@@ -61,7 +61,9 @@ impl Endpoint<'_> {
 }
 
 fn retry_after_ms(headers: &reqwest::header::HeaderMap) -> Option<u64> {
-    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse::<f64>().ok()).filter(|n| *n >= 0.0 && n.is_finite());
+    let text = |name: &str| {
+        headers.get(name).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse::<f64>().ok()).filter(|n| *n >= 0.0 && n.is_finite())
+    };
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     text("retry-after-ms").or_else(|| text("retry-after").map(|s| s * 1000.0)).map(|ms| (ms as u64).min(MAX_RETRY_AFTER_MS))
 }
@@ -80,7 +82,11 @@ async fn read(response: reqwest::Response, limit: usize, idle: Duration) -> Resu
     }
 }
 
-pub(crate) async fn chat(endpoint: &Endpoint<'_>, request: &pb::ChatRequest, pieces: Option<&Pieces>) -> Result<pb::ChatResponse, AgentError> {
+pub(crate) async fn chat(
+    endpoint: &Endpoint<'_>,
+    request: &pb::ChatRequest,
+    pieces: Option<&Pieces>,
+) -> Result<pb::ChatResponse, AgentError> {
     let body = wire::body(endpoint.model, request, pieces.is_some());
     let answer = complete(endpoint, &body, pieces).await?;
     Ok(answer.finish())
@@ -89,7 +95,8 @@ pub(crate) async fn chat(endpoint: &Endpoint<'_>, request: &pb::ChatRequest, pie
 /// Sends a body and gathers the answer; with `pieces` the body asks for a stream.
 pub(crate) async fn complete(endpoint: &Endpoint<'_>, body: &Value, pieces: Option<&Pieces>) -> Result<wire::Answer, AgentError> {
     let response = endpoint.post("chat/completions", body).await?;
-    let is_stream = response.headers().get("content-type").and_then(|v| v.to_str().ok()).is_some_and(|v| v.starts_with("text/event-stream"));
+    let is_stream =
+        response.headers().get("content-type").and_then(|v| v.to_str().ok()).is_some_and(|v| v.starts_with("text/event-stream"));
     if is_stream { stream(endpoint, response, |piece| forward(pieces, piece)).await } else { whole(endpoint, response).await }
 }
 
@@ -116,7 +123,8 @@ async fn whole(endpoint: &Endpoint<'_>, response: reqwest::Response) -> Result<w
 /// An error that came with status 200.
 fn in_band_error(value: &Value) -> Option<AgentError> {
     let error = value.get("error").filter(|e| !e.is_null())?;
-    let status = error.get("code").and_then(Value::as_u64).and_then(|c| u16::try_from(c).ok()).filter(|c| (400..600).contains(c)).unwrap_or(500);
+    let status =
+        error.get("code").and_then(Value::as_u64).and_then(|c| u16::try_from(c).ok()).filter(|c| (400..600).contains(c)).unwrap_or(500);
     Some(classify::status(status, None, &value.to_string()))
 }
 
@@ -145,7 +153,11 @@ pub(crate) async fn stream<F: Future<Output = ()>>(
         }
         for event in decoder.feed(&chunk).map_err(classify::bad)? {
             if event.trim() == "[DONE]" {
-                return if answer.finish.is_empty() && answer.text.is_empty() && answer.calls.is_empty() { Err(classify::cut()) } else { Ok(answer) };
+                return if answer.finish.is_empty() && answer.text.is_empty() && answer.calls.is_empty() {
+                    Err(classify::cut())
+                } else {
+                    Ok(answer)
+                };
             }
             let value: Value = serde_json::from_str(&event).map_err(|_| classify::bad("an event is not JSON"))?;
             if let Some(error) = in_band_error(&value) {
@@ -174,9 +186,20 @@ pub(crate) async fn embed(endpoint: &Endpoint<'_>, request: &pb::EmbedRequest) -
         body["dimensions"] = request.dimensions.into();
     }
     let response = endpoint.post("embeddings", &body).await?;
-    let value: Value = serde_json::from_slice(&read(response, MAX_BODY_BYTES, endpoint.timeouts.idle).await?).map_err(|_| classify::bad("it is not JSON"))?;
-    let data = value.get("data").and_then(Value::as_array).filter(|d| d.len() == request.input.len()).ok_or_else(|| classify::bad("it has another number of vectors"))?;
+    let value: Value = serde_json::from_slice(&read(response, MAX_BODY_BYTES, endpoint.timeouts.idle).await?)
+        .map_err(|_| classify::bad("it is not JSON"))?;
+    let data = value
+        .get("data")
+        .and_then(Value::as_array)
+        .filter(|d| d.len() == request.input.len())
+        .ok_or_else(|| classify::bad("it has another number of vectors"))?;
     #[allow(clippy::cast_possible_truncation)]
-    let vector = |d: &Value| pb::Embedding { values: d.get("embedding").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_f64).map(|n| n as f32).collect() };
-    Ok(pb::EmbedResponse { embeddings: data.iter().map(vector).collect(), usage: value.get("usage").and_then(wire::usage), ..Default::default() })
+    let vector = |d: &Value| pb::Embedding {
+        values: d.get("embedding").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_f64).map(|n| n as f32).collect(),
+    };
+    Ok(pb::EmbedResponse {
+        embeddings: data.iter().map(vector).collect(),
+        usage: value.get("usage").and_then(wire::usage),
+        ..Default::default()
+    })
 }

@@ -10,10 +10,14 @@ pub(crate) fn body(model: &str, request: &pb::ChatRequest, stream: bool) -> Valu
     body.insert("model".into(), model.into());
     body.insert("messages".into(), request.messages.iter().map(message).collect());
     if !request.tools.is_empty() {
-        let tools: Vec<Value> = request.tools.iter().map(|t| {
-            let parameters = t.parameters.as_ref().map_or_else(|| json!({"type": "object", "properties": {}}), json::from_struct);
-            json!({"type": "function", "function": {"name": t.name, "description": t.description, "parameters": parameters}})
-        }).collect();
+        let tools: Vec<Value> = request
+            .tools
+            .iter()
+            .map(|t| {
+                let parameters = t.parameters.as_ref().map_or_else(|| json!({"type": "object", "properties": {}}), json::from_struct);
+                json!({"type": "function", "function": {"name": t.name, "description": t.description, "parameters": parameters}})
+            })
+            .collect();
         body.insert("tools".into(), tools.into());
         match request.tool_choice.as_str() {
             "" | "auto" => {}
@@ -26,7 +30,10 @@ pub(crate) fn body(model: &str, request: &pb::ChatRequest, stream: bool) -> Valu
         }
     }
     if let Some(schema) = &request.output_schema {
-        body.insert("response_format".into(), json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": json::from_struct(schema)}}));
+        body.insert(
+            "response_format".into(),
+            json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": json::from_struct(schema)}}),
+        );
     }
     if let Some(t) = request.temperature {
         body.insert("temperature".into(), json!(t));
@@ -60,7 +67,11 @@ fn message(m: &pb::Message) -> Value {
     let content = if has_image { m.content.iter().filter_map(part).collect() } else { Value::String(text_of(m)) };
     out.insert("content".into(), if m.content.is_empty() && !m.tool_calls.is_empty() { Value::Null } else { content });
     if !m.tool_calls.is_empty() {
-        let calls: Vec<Value> = m.tool_calls.iter().map(|c| json!({"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}})).collect();
+        let calls: Vec<Value> = m
+            .tool_calls
+            .iter()
+            .map(|c| json!({"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}))
+            .collect();
         out.insert("tool_calls".into(), calls.into());
     }
     if !m.tool_call_id.is_empty() {
@@ -75,7 +86,9 @@ fn part(p: &pb::ContentPart) -> Option<Value> {
         pb::content_part::Part::Image(image) => {
             let url = match image.source.as_ref()? {
                 pb::image_part::Source::Uri(uri) => uri.clone(),
-                pb::image_part::Source::Data(data) => format!("data:{};base64,{}", image.media_type, base64::engine::general_purpose::STANDARD.encode(data)),
+                pb::image_part::Source::Data(data) => {
+                    format!("data:{};base64,{}", image.media_type, base64::engine::general_purpose::STANDARD.encode(data))
+                }
             };
             Some(json!({"type": "image_url", "image_url": {"url": url}}))
         }
@@ -135,7 +148,12 @@ impl Answer {
         }
         for (i, call) in delta.get("tool_calls").and_then(Value::as_array).into_iter().flatten().enumerate() {
             let id = call.get("id").and_then(Value::as_str).unwrap_or_default();
-            let index = call.get("index").and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok()).unwrap_or_else(|| if id.is_empty() { self.calls.len().saturating_sub(1) } else { i.max(self.calls.len()) }).min(127);
+            let index = call
+                .get("index")
+                .and_then(Value::as_u64)
+                .and_then(|n| usize::try_from(n).ok())
+                .unwrap_or_else(|| if id.is_empty() { self.calls.len().saturating_sub(1) } else { i.max(self.calls.len()) })
+                .min(127);
             while self.calls.len() <= index {
                 self.calls.push(pb::ToolCall::default());
             }
@@ -154,7 +172,12 @@ impl Answer {
             }
             have.arguments.push_str(&arguments);
             #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
-            pieces.push(Piece::ToolCallDelta(pb::ToolCallDelta { index: index as i32, id: id.to_owned(), name: name.to_owned(), arguments }));
+            pieces.push(Piece::ToolCallDelta(pb::ToolCallDelta {
+                index: index as i32,
+                id: id.to_owned(),
+                name: name.to_owned(),
+                arguments,
+            }));
         }
         pieces
     }

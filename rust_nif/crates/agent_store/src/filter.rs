@@ -28,7 +28,8 @@ impl Filter {
             if word.is_empty() {
                 continue;
             }
-            let fail = |why: &str| AgentError::new(Reason::FilterInvalid, format!("at position {position}: {why}")).with("position", position);
+            let fail =
+                |why: &str| AgentError::new(Reason::FilterInvalid, format!("at position {position}: {why}")).with("position", position);
             let (key, value) = word.split_once('=').ok_or_else(|| fail("expected FIELD=VALUE"))?;
             let field = match key {
                 "state" => {

@@ -158,9 +158,8 @@ impl TaskStore {
             }
             WriteOp::Wake { id } => self.change_memory(&id, now, |r| r.wake(now)),
             WriteOp::Fence { id, fence } => self.change_memory(&id, now, |r| r.fence(fence)),
-            WriteOp::CancelRequest { tenant, id } => {
-                self.change_memory(&id, now, |r| if r.tenant == tenant { Ok(r.cancel_request()) } else { Err(sqlite::not_found(&r.task.id)) })
-            }
+            WriteOp::CancelRequest { tenant, id } => self
+                .change_memory(&id, now, |r| if r.tenant == tenant { Ok(r.cancel_request()) } else { Err(sqlite::not_found(&r.task.id)) }),
             WriteOp::Delete { tenant, id } => {
                 let record = self.memory.get(&tenant, &id).ok_or_else(|| sqlite::not_found(&id))?;
                 if !is_terminal(record.task.state()) {
@@ -174,7 +173,12 @@ impl TaskStore {
         }
     }
 
-    fn change_memory(&self, id: &str, now: i64, f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>) -> Result<Written, AgentError> {
+    fn change_memory(
+        &self,
+        id: &str,
+        now: i64,
+        f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>,
+    ) -> Result<Written, AgentError> {
         let ((events, written), ended, dropped) = self.memory.change(id, now, f)?;
         self.hub.publish(id, events, ended, true);
         for old in dropped {
@@ -231,7 +235,8 @@ impl TaskStore {
             return Err(AgentError::new(Reason::PageTokenInvalid, "the page token is not one of ours"));
         }
         let later = |id: &str, than: &str| than.is_empty() || if newest_first { id < than } else { id > than };
-        let mut found: Vec<pb::Task> = self.memory.tasks(tenant).into_iter().filter(|t| later(&t.id, &query.page_token) && filter.matches(t)).collect();
+        let mut found: Vec<pb::Task> =
+            self.memory.tasks(tenant).into_iter().filter(|t| later(&t.id, &query.page_token) && filter.matches(t)).collect();
         let (mut beyond, mut seen, mut durable) = (query.page_token.clone(), 0, 0);
         while durable <= query.page_size && seen < LIST_SCAN {
             let page = self.readers.page(tenant, &beyond, newest_first, 500)?;

@@ -59,7 +59,12 @@ impl Memory {
     }
 
     /// Changes a task in place; gives ids that retention has dropped since.
-    pub(crate) fn change<T>(&self, id: &str, now_ms: i64, f: impl FnOnce(&mut Record) -> Result<T, AgentError>) -> Result<(T, bool, Vec<String>), AgentError> {
+    pub(crate) fn change<T>(
+        &self,
+        id: &str,
+        now_ms: i64,
+        f: impl FnOnce(&mut Record) -> Result<T, AgentError>,
+    ) -> Result<(T, bool, Vec<String>), AgentError> {
         let mut shard = self.shard(id).lock();
         let record = shard.get_mut(id).ok_or_else(|| gone(id))?;
         let value = f(record)?;

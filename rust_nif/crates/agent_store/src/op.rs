@@ -68,8 +68,16 @@ impl WriteOp {
     pub fn task_id(&self) -> Option<&str> {
         match self {
             WriteOp::Submit { header, .. } => Some(&header.task_id),
-            WriteOp::Claim { id } | WriteOp::Attempt { id, .. } | WriteOp::Route { id, .. } | WriteOp::Events { id, .. } | WriteOp::Finish { id, .. }
-            | WriteOp::Requeue { id, .. } | WriteOp::Wake { id } | WriteOp::CancelRequest { id, .. } | WriteOp::Fence { id, .. } | WriteOp::Delete { id, .. } => Some(id),
+            WriteOp::Claim { id }
+            | WriteOp::Attempt { id, .. }
+            | WriteOp::Route { id, .. }
+            | WriteOp::Events { id, .. }
+            | WriteOp::Finish { id, .. }
+            | WriteOp::Requeue { id, .. }
+            | WriteOp::Wake { id }
+            | WriteOp::CancelRequest { id, .. }
+            | WriteOp::Fence { id, .. }
+            | WriteOp::Delete { id, .. } => Some(id),
             WriteOp::PutAgent { .. } | WriteOp::DeleteAgent { .. } | WriteOp::Recover => None,
         }
     }

@@ -47,7 +47,11 @@ fn fenced(given: i64, current: i64) -> AgentError {
 }
 
 fn wrong_state(state: S, wanted: &str) -> AgentError {
-    AgentError::new(Reason::WrongState, format!("the task is {}, this needs {wanted}", state.as_str_name().trim_start_matches("TASK_STATE_"))).with("state", state.as_str_name())
+    AgentError::new(
+        Reason::WrongState,
+        format!("the task is {}, this needs {wanted}", state.as_str_name().trim_start_matches("TASK_STATE_")),
+    )
+    .with("state", state.as_str_name())
 }
 
 impl Record {
@@ -64,7 +68,13 @@ impl Record {
             node: node_name().to_owned(),
             ..Default::default()
         };
-        let mut r = Self { task, tenant: header.tenant.clone(), not_before_ms: header.not_before_ms, hash: header.content_hash.clone(), ..Default::default() };
+        let mut r = Self {
+            task,
+            tenant: header.tenant.clone(),
+            not_before_ms: header.not_before_ms,
+            hash: header.content_hash.clone(),
+            ..Default::default()
+        };
         let mut events = Vec::new();
         if header.not_before_ms > now_ms {
             r.task.waiting_for = pb::WaitingFor::Timer as i32;
@@ -154,7 +164,16 @@ impl Record {
         let mut events = Vec::new();
         self.begin(epoch, now_ms, &mut events);
         let spec = Box::new(self.task.spec.clone().unwrap_or_default());
-        Ok((events, Written::Claimed { fence: self.task.fencing_token, attempt: self.task.attempts, header: Box::new(self.header()), spec, lost: self.lost }))
+        Ok((
+            events,
+            Written::Claimed {
+                fence: self.task.fencing_token,
+                attempt: self.task.attempts,
+                header: Box::new(self.header()),
+                spec,
+                lost: self.lost,
+            },
+        ))
     }
 
     /// Records who has the attempt.
@@ -180,7 +199,12 @@ impl Record {
     }
 
     /// Numbers events of the running attempt.
-    pub fn events(&mut self, fence: i64, new: Vec<pb::task_event::Event>, now_ms: i64) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+    pub fn events(
+        &mut self,
+        fence: i64,
+        new: Vec<pb::task_event::Event>,
+        now_ms: i64,
+    ) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
         self.running(fence)?;
         let events: Vec<pb::TaskEvent> = new.into_iter().map(|e| self.stamp(e, now_ms)).collect();
         self.touch();
@@ -213,7 +237,16 @@ impl Record {
 
     /// The attempt is over, the task is not.
     #[allow(clippy::too_many_arguments)]
-    pub fn requeue(&mut self, fence: i64, outcome: &str, cause: &str, counts: bool, not_before_ms: i64, new: Vec<pb::task_event::Event>, now_ms: i64) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+    pub fn requeue(
+        &mut self,
+        fence: i64,
+        outcome: &str,
+        cause: &str,
+        counts: bool,
+        not_before_ms: i64,
+        new: Vec<pb::task_event::Event>,
+        now_ms: i64,
+    ) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
         self.running(fence)?;
         let mut events: Vec<pb::TaskEvent> = new.into_iter().map(|e| self.stamp(e, now_ms)).collect();
         self.close_attempt(outcome, cause, None, now_ms);

@@ -91,7 +91,10 @@ pub(crate) fn open(path: &Path) -> Result<(Connection, i64), AgentError> {
     };
     let version = setup(&mut db).map_err(|e| unavailable(&e))?;
     if version > SCHEMA {
-        return Err(AgentError::new(Reason::StoreUnavailable, format!("the database has schema {version}, this program knows {SCHEMA}; use a newer program")));
+        return Err(AgentError::new(
+            Reason::StoreUnavailable,
+            format!("the database has schema {version}, this program knows {SCHEMA}; use a newer program"),
+        ));
     }
     let migrate = |db: &mut Connection| -> Result<i64, rusqlite::Error> {
         let tx = db.transaction()?;
@@ -109,7 +112,13 @@ pub(crate) fn open(path: &Path) -> Result<(Connection, i64), AgentError> {
 
 impl Writer {
     /// Starts the thread; `on_end` hears once why it ended.
-    pub(crate) fn start(db: Connection, epoch: i64, hub: Arc<Hub>, clock: fn() -> i64, on_end: Box<dyn FnOnce(String) + Send>) -> Result<Self, AgentError> {
+    pub(crate) fn start(
+        db: Connection,
+        epoch: i64,
+        hub: Arc<Hub>,
+        clock: fn() -> i64,
+        on_end: Box<dyn FnOnce(String) + Send>,
+    ) -> Result<Self, AgentError> {
         let (queue, jobs) = mpsc::channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let counter = waiting.clone();
@@ -200,7 +209,10 @@ impl Thread {
         if let Err(e) = self.exec("COMMIT") {
             self.cache.clear();
             for item in items {
-                (item.done)(Err(AgentError::new(Reason::CommitAmbiguous, "the commit failed; read back, or send again with the same request_id")));
+                (item.done)(Err(AgentError::new(
+                    Reason::CommitAmbiguous,
+                    "the commit failed; read back, or send again with the same request_id",
+                )));
             }
             return Err(e);
         }
@@ -263,9 +275,13 @@ impl Thread {
             }
             WriteOp::Wake { id } => self.change(&id, |r| r.wake(now)),
             WriteOp::Fence { id, fence } => self.change(&id, |r| r.fence(fence)),
-            WriteOp::CancelRequest { tenant, id } => self.change(&id, |r| if r.tenant == tenant { Ok(r.cancel_request()) } else { Err(not_found(&id)) }),
+            WriteOp::CancelRequest { tenant, id } => {
+                self.change(&id, |r| if r.tenant == tenant { Ok(r.cancel_request()) } else { Err(not_found(&id)) })
+            }
             WriteOp::Delete { tenant, id } => self.delete(&tenant, &id),
-            WriteOp::PutAgent { tenant, id, data } => self.sql("INSERT OR REPLACE INTO agent VALUES(?1, ?2, ?3)", params![tenant, id, data]),
+            WriteOp::PutAgent { tenant, id, data } => {
+                self.sql("INSERT OR REPLACE INTO agent VALUES(?1, ?2, ?3)", params![tenant, id, data])
+            }
             WriteOp::DeleteAgent { tenant, id } => self.sql("DELETE FROM agent WHERE tenant = ?1 AND id = ?2", params![tenant, id]),
             WriteOp::Recover => self.recover(now),
         }
@@ -279,11 +295,18 @@ impl Thread {
 
     fn find_request(&self, tenant: &str, request_id: &str) -> Result<Option<Record>, AgentError> {
         let sql = format!("{SELECT} WHERE tenant = ?1 AND request_id = ?2");
-        self.db.prepare_cached(&sql).and_then(|mut s| s.query_row(params![tenant, request_id], record_of).optional()).map_err(|e| unavailable(&e))
+        self.db
+            .prepare_cached(&sql)
+            .and_then(|mut s| s.query_row(params![tenant, request_id], record_of).optional())
+            .map_err(|e| unavailable(&e))
     }
 
     #[allow(clippy::type_complexity)]
-    fn change(&mut self, id: &str, f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>) -> Result<(Written, Vec<(String, Vec<pb::TaskEvent>, bool)>), AgentError> {
+    fn change(
+        &mut self,
+        id: &str,
+        f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>,
+    ) -> Result<(Written, Vec<(String, Vec<pb::TaskEvent>, bool)>), AgentError> {
         let mut record = match self.cache.remove(id) {
             Some(record) => record,
             None => load(&self.db, id).map_err(|e| unavailable(&e))?.ok_or_else(|| not_found(id))?,
@@ -311,8 +334,22 @@ impl Thread {
             .prepare_cached("INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16)")
             .and_then(|mut s| {
                 s.execute(params![
-                    r.task.id, rid, r.tenant, request, r.task.state, r.task.fencing_token, r.epoch, r.not_before_ms, created, r.lost, r.sequence,
-                    r.text_offset, r.hash, agent_core::hash::VERSION, r.task.encode_to_vec(), attempts_blob(r)
+                    r.task.id,
+                    rid,
+                    r.tenant,
+                    request,
+                    r.task.state,
+                    r.task.fencing_token,
+                    r.epoch,
+                    r.not_before_ms,
+                    created,
+                    r.lost,
+                    r.sequence,
+                    r.text_offset,
+                    r.hash,
+                    agent_core::hash::VERSION,
+                    r.task.encode_to_vec(),
+                    attempts_blob(r)
                 ])
             })
             .map_err(|e| unavailable(&e))?;
@@ -388,7 +425,9 @@ pub(crate) fn existing(old: &Record, hash: &[u8], spec: &pb::AgentTask) -> Resul
         return Ok(Written::Existing { id: old.task.id.clone() });
     }
     let field = old.task.spec.as_ref().and_then(|s| differing_field(s, spec)).unwrap_or("task");
-    Err(AgentError::new(Reason::RequestIdReused, format!("the request_id belongs to task {}, which differs in {field}", old.task.id)).with("task_id", &old.task.id).with("field", field))
+    Err(AgentError::new(Reason::RequestIdReused, format!("the request_id belongs to task {}, which differs in {field}", old.task.id))
+        .with("task_id", &old.task.id)
+        .with("field", field))
 }
 
 pub(crate) fn not_found(id: &str) -> AgentError {
@@ -436,7 +475,11 @@ impl Readers {
         let idle = self.idle.lock().pop();
         let db = match idle {
             Some(db) => db,
-            None => Connection::open_with_flags(&self.path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(|e| unavailable(&e))?,
+            None => Connection::open_with_flags(
+                &self.path,
+                rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX,
+            )
+            .map_err(|e| unavailable(&e))?,
         };
         let result = f(&db).map_err(|e| unavailable(&e));
         let mut idle = self.idle.lock();
@@ -490,7 +533,9 @@ impl Readers {
 
     pub(crate) fn due(&self, now: i64) -> Result<Vec<String>, AgentError> {
         self.with(|db| {
-            let mut s = db.prepare_cached("SELECT id FROM task WHERE state = 3 AND not_before > 0 AND not_before <= ?1 ORDER BY not_before LIMIT 1000")?;
+            let mut s = db.prepare_cached(
+                "SELECT id FROM task WHERE state = 3 AND not_before > 0 AND not_before <= ?1 ORDER BY not_before LIMIT 1000",
+            )?;
             let rows = s.query_map([now], |r| r.get(0))?;
             rows.collect()
         })

@@ -69,7 +69,15 @@ fn both_back_ends_keep_the_rules_of_a_tasks_life() {
         // Claimed once.
         assert_eq!(write(&store, WriteOp::Claim { id: id.clone() }).unwrap_err().reason, Reason::WrongState);
         // A lost attempt: the next one has the next fence, and the old one can say nothing any more.
-        let requeue = WriteOp::Requeue { id: id.clone(), fence: 1, outcome: "lost".into(), cause: "WORKER_CRASHED".into(), counts: true, not_before_ms: 0, events: vec![] };
+        let requeue = WriteOp::Requeue {
+            id: id.clone(),
+            fence: 1,
+            outcome: "lost".into(),
+            cause: "WORKER_CRASHED".into(),
+            counts: true,
+            not_before_ms: 0,
+            events: vec![],
+        };
         assert!(matches!(write(&store, requeue), Ok(Written::Requeued { lost: 1 })));
         assert!(matches!(write(&store, WriteOp::Claim { id: id.clone() }), Ok(Written::Claimed { fence: 2, attempt: 2, .. })));
         for late in [finish(&id, 1), text(&id, 1, "late"), WriteOp::Fence { id: id.clone(), fence: 1 }] {

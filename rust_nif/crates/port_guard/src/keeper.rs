@@ -66,15 +66,19 @@ fn end(conn: &std::os::fd::OwnedFd, worker: i32, init: i32) -> i32 {
     }
     let deadline = Instant::now() + END_WITHIN;
     let mut code = 0;
-    let (count, all) = tree::end_all(deadline, |_| false, |r| {
-        if r.pid == worker {
-            code = r.signal.map_or(i32::from(r.code), |s| 128 + i32::from(s));
-            let mut message = vec![EXITED, u8::from(r.signal.is_some()), r.signal.unwrap_or(r.code)];
-            message.extend_from_slice(&r.peak_rss.to_be_bytes());
-            message.extend_from_slice(&r.cpu_ms.to_be_bytes());
-            let _ = sys::send_with(conn, &message, &[]);
-        }
-    });
+    let (count, all) = tree::end_all(
+        deadline,
+        |_| false,
+        |r| {
+            if r.pid == worker {
+                code = r.signal.map_or(i32::from(r.code), |s| 128 + i32::from(s));
+                let mut message = vec![EXITED, u8::from(r.signal.is_some()), r.signal.unwrap_or(r.code)];
+                message.extend_from_slice(&r.peak_rss.to_be_bytes());
+                message.extend_from_slice(&r.cpu_ms.to_be_bytes());
+                let _ = sys::send_with(conn, &message, &[]);
+            }
+        },
+    );
     let proof = match (all, init > 0) {
         (true, true) => PROOF_NAMESPACE,
         (true, false) => PROOF_DESCENDANTS,

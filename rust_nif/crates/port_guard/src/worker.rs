@@ -98,7 +98,12 @@ impl Guard {
         let mut log_open = true;
         loop {
             let [node, keeper, log, init] = sys::poll(
-                [Some(IN), Some(self.conn.as_raw_fd()), log_open.then(|| self.log.as_raw_fd()), self.killing.and(self.init.as_ref().map(AsRawFd::as_raw_fd))],
+                [
+                    Some(IN),
+                    Some(self.conn.as_raw_fd()),
+                    log_open.then(|| self.log.as_raw_fd()),
+                    self.killing.and(self.init.as_ref().map(AsRawFd::as_raw_fd)),
+                ],
                 [libc::POLLIN; 4],
                 self.pause(),
             );
@@ -228,7 +233,8 @@ impl Guard {
 
     fn gone(&mut self, proof: u8, reaped: u32, since: Instant) -> i32 {
         self.drain_log();
-        let alive = |p: &i32| *p > 0 && std::fs::read_to_string(format!("/proc/{p}/stat")).is_ok_and(|s| !s.contains(") Z") && !s.contains(") X"));
+        let alive =
+            |p: &i32| *p > 0 && std::fs::read_to_string(format!("/proc/{p}/stat")).is_ok_and(|s| !s.contains(") Z") && !s.contains(") X"));
         let survivors: Vec<i32> = if proof == PROOF_UNCONFIRMED { self.pids.iter().copied().filter(alive).collect() } else { Vec::new() };
         control::gone(proof, reaped, since, &survivors);
         if proof == PROOF_UNCONFIRMED { EXIT_UNCONFIRMED } else { self.code }

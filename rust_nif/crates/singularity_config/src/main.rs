@@ -20,7 +20,9 @@ fn usage() -> ExitCode {
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let mut overrides = Overrides::of_environment();
-    let file = |arg: Option<&String>| arg.map(PathBuf::from).or_else(|| std::env::var_os("SINGULARITY_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from));
+    let file = |arg: Option<&String>| {
+        arg.map(PathBuf::from).or_else(|| std::env::var_os("SINGULARITY_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from))
+    };
     match args.first().map(String::as_str) {
         Some("check") => report(load(file(args.get(1)).as_deref(), &overrides).map(|_| println!("ok"))),
         Some("show") => report(load(file(args.get(1)).as_deref(), &overrides).map(|c| println!("{:#}", c.json()))),
