@@ -121,10 +121,10 @@ fn override_server(root: &mut Node, o: &Overrides) {
     if let (Some(url), Some(store)) = (o.get("SINGULARITY_STORE_URL"), root.get_mut("store")) {
         store.set(fixed("url"), text(url));
     }
-    if let (Some(dir), Some(workers)) = (o.get("SINGULARITY_ENVS"), root.get_mut("workers")) {
-        if workers.get("environments").and_then(Node::str) == Some("") {
-            workers.set(fixed("environments"), text(dir));
-        }
+    if let (Some(dir), Some(workers)) = (o.get("SINGULARITY_ENVS"), root.get_mut("workers"))
+        && workers.get("environments").and_then(Node::str) == Some("")
+    {
+        workers.set(fixed("environments"), text(dir));
     }
 }
 

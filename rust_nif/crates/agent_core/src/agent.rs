@@ -10,8 +10,9 @@ use serde_json::Value;
 
 use crate::{AgentError, Reason, json, tools};
 
-/// What happened.
+/// What happened. One lives at a time, so the size of its largest variant costs nothing.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "made and consumed one at a time")]
 pub enum Event {
     /// Begin; must come first.
     Start,
@@ -264,10 +265,10 @@ impl Agent {
     fn structured(&self, output: &str) -> Result<Option<prost_types::Value>, String> {
         let Some(schema) = &self.schema else { return Ok(None) };
         let value: Value = serde_json::from_str(output.trim()).map_err(|e| format!("it is not JSON: {e}"))?;
-        if let Ok(validator) = jsonschema::validator_for(schema) {
-            if let Some(e) = validator.iter_errors(&value).next() {
-                return Err(format!("{e} (at {})", e.instance_path()));
-            }
+        if let Ok(validator) = jsonschema::validator_for(schema)
+            && let Some(e) = validator.iter_errors(&value).next()
+        {
+            return Err(format!("{e} (at {})", e.instance_path()));
         }
         Ok(Some(json::to_value(&value)))
     }

@@ -195,10 +195,10 @@ fn check_hints(c: &mut Check, hints: &pb::ExecutionHints, now_ms: i64) {
     if let Some(p) = hints.priority {
         c.range(&at("priority"), p, 0, 9);
     }
-    if let Some(t) = hints.temperature {
-        if !(0.0..=2.0).contains(&t) {
-            c.fail(at("temperature"), format!("{t}, must be 0 to 2"));
-        }
+    if let Some(t) = hints.temperature
+        && !(0.0..=2.0).contains(&t)
+    {
+        c.fail(at("temperature"), format!("{t}, must be 0 to 2"));
     }
     c.range(&at("max_steps"), hints.max_steps, 0, 1000);
     c.range(&at("max_parallel"), hints.max_parallel, 0, 64);

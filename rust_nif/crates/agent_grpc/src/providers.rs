@@ -101,10 +101,10 @@ where
     use std::task::Poll;
     let mut end: Option<Option<AgentError>> = None;
     futures::stream::poll_fn(move |cx| {
-        if end.is_none() {
-            if let Poll::Ready(result) = call.as_mut().poll(cx) {
-                end = Some(result);
-            }
+        if end.is_none()
+            && let Poll::Ready(result) = call.as_mut().poll(cx)
+        {
+            end = Some(result);
         }
         match next(cx) {
             Poll::Ready(Some(piece)) => Poll::Ready(Some(Ok(piece))),

@@ -103,10 +103,10 @@ impl Owner {
 pub(crate) fn spawn_guarded(handle: &tokio::runtime::Handle, owner: Owner, future: impl Future<Output = ()> + Send + 'static) {
     let task = handle.spawn(future);
     handle.spawn(async move {
-        if let Err(e) = task.await {
-            if e.is_panic() {
-                owner.ended("panic");
-            }
+        if let Err(e) = task.await
+            && e.is_panic()
+        {
+            owner.ended("panic");
         }
     });
 }

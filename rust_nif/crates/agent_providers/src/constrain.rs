@@ -307,11 +307,11 @@ impl Within {
             return;
         };
         escape.push(c);
-        if escape.starts_with('u') {
-            if escape.len() < 5 {
+        if let Some(digits) = escape.strip_prefix('u') {
+            if digits.len() < 4 {
                 return;
             }
-            let unit = u16::from_str_radix(&escape[1..], 16).unwrap_or(0xFFFD);
+            let unit = u16::from_str_radix(digits, 16).unwrap_or(0xFFFD);
             let units: Vec<u16> = self.high.take().into_iter().chain([unit]).collect();
             if (0xD800..0xDC00).contains(&unit) {
                 self.high = Some(unit);

@@ -232,10 +232,10 @@ impl Providers {
             endpoints.sort_by_key(|e| e.priority);
             found.extend(endpoints.iter().filter_map(|e| Some((self.providers.get(&e.provider)?.clone(), e.name.clone()))));
         }
-        if found.is_empty() {
-            if let Some((provider, model)) = wanted.split_once('/') {
-                found.extend(self.providers.get(provider).map(|p| (p.clone(), model.to_owned())));
-            }
+        if found.is_empty()
+            && let Some((provider, model)) = wanted.split_once('/')
+        {
+            found.extend(self.providers.get(provider).map(|p| (p.clone(), model.to_owned())));
         }
         if found.is_empty() {
             let base = wanted.split('?').next().unwrap_or(wanted);
@@ -383,10 +383,10 @@ fn clip(name: &str) -> String {
 }
 
 pub(crate) async fn send_text(pieces: Option<&Pieces>, text: &str) {
-    if let Some(pieces) = pieces {
-        if !text.is_empty() {
-            let piece = pb::StreamChatResponse { piece: Some(pb::stream_chat_response::Piece::TextDelta(text.to_owned())) };
-            let _ = pieces.send(piece).await;
-        }
+    if let Some(pieces) = pieces
+        && !text.is_empty()
+    {
+        let piece = pb::StreamChatResponse { piece: Some(pb::stream_chat_response::Piece::TextDelta(text.to_owned())) };
+        let _ = pieces.send(piece).await;
     }
 }

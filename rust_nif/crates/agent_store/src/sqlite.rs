@@ -5,6 +5,7 @@
 //! nothing that the kernel says of the file can be trusted.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -28,6 +29,12 @@ const BATCH_ITEMS: usize = 512;
 const QUEUE_ITEMS: usize = 20_000;
 /// Of these, reserved for results, cancels and fences.
 const RESERVED_ITEMS: usize = QUEUE_ITEMS / 10;
+/// Bytes of content that may wait for the writer; the reserved tenth comes on top.
+const QUEUE_BYTES: usize = 256 * 1024 * 1024;
+/// Bytes of content that close a batch.
+const BATCH_BYTES: usize = 1024 * 1024;
+/// The words of the partial index `task_open`: a query uses it only if it says the same.
+const OPEN: &str = "state IN (1, 2, 3)";
 /// Running and queued tasks whose rows the writer remembers.
 const CACHE_TASKS: usize = 20_000;
 /// Tasks that one recovery gives back.
@@ -55,14 +62,33 @@ const MIGRATION_1: &str = "
 pub(crate) type Done = Box<dyn FnOnce(Result<Written, AgentError>) + Send>;
 
 enum Job {
-    Write(WriteOp, Done),
+    Write(WriteOp, usize, Done),
     Panic,
+}
+
+/// What waits for the writer.
+#[derive(Default)]
+struct Waiting {
+    items: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Waiting {
+    fn add(&self, bytes: usize) {
+        self.items.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn take(&self, bytes: usize) {
+        self.items.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 /// The writer's end of the queue.
 pub(crate) struct Writer {
     queue: Mutex<Option<mpsc::Sender<Job>>>,
-    waiting: Arc<AtomicUsize>,
+    waiting: Arc<Waiting>,
 }
 
 pub(crate) fn unavailable(e: &rusqlite::Error) -> AgentError {
@@ -111,22 +137,25 @@ pub(crate) fn open(path: &Path) -> Result<(Connection, i64), AgentError> {
 }
 
 impl Writer {
-    /// Starts the thread; `on_end` hears once why it ended.
+    /// Starts the thread, which holds the lock of the data folder; `on_end` hears once why it ended, when file and lock are free again.
     pub(crate) fn start(
         db: Connection,
+        lock: File,
         epoch: i64,
         hub: Arc<Hub>,
         clock: fn() -> i64,
         on_end: Box<dyn FnOnce(String) + Send>,
     ) -> Result<Self, AgentError> {
         let (queue, jobs) = mpsc::channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
+        let waiting = Arc::new(Waiting::default());
         let counter = waiting.clone();
         std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || {
                 let mut thread = Thread { db, epoch, hub, clock, cache: HashMap::new(), waiting: counter };
                 let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| thread.run(&jobs)));
+                drop(thread);
+                drop(lock);
                 on_end(match end {
                     Ok(Ok(())) => "stopped".to_owned(),
                     Ok(Err(e)) => e.to_string(),
@@ -139,12 +168,17 @@ impl Writer {
 
     /// Queues a write; false when the queue is full or closed (then `done` was dropped unheard).
     pub(crate) fn write(&self, op: WriteOp, done: Done) -> bool {
-        let limit = if op.is_urgent() { QUEUE_ITEMS } else { QUEUE_ITEMS - RESERVED_ITEMS };
-        if self.waiting.load(Ordering::Relaxed) >= limit {
+        let (items, bytes) = if op.is_urgent() { (QUEUE_ITEMS, QUEUE_BYTES + QUEUE_BYTES / 10) } else { (QUEUE_ITEMS - RESERVED_ITEMS, QUEUE_BYTES) };
+        if self.waiting.items.load(Ordering::Relaxed) >= items || self.waiting.bytes.load(Ordering::Relaxed) >= bytes {
             return false;
         }
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        self.queue.lock().as_ref().is_some_and(|q| q.send(Job::Write(op, done)).is_ok())
+        let size = op.size();
+        self.waiting.add(size);
+        let sent = self.queue.lock().as_ref().is_some_and(|q| q.send(Job::Write(op, size, done)).is_ok());
+        if !sent {
+            self.waiting.take(size);
+        }
+        sent
     }
 
     /// Makes the writer panic, to see that the node lives.
@@ -166,7 +200,7 @@ struct Thread {
     hub: Arc<Hub>,
     clock: fn() -> i64,
     cache: HashMap<String, Record>,
-    waiting: Arc<AtomicUsize>,
+    waiting: Arc<Waiting>,
 }
 
 struct Item {
@@ -178,17 +212,26 @@ struct Item {
 impl Thread {
     fn run(&mut self, jobs: &mpsc::Receiver<Job>) -> Result<(), AgentError> {
         while let Ok(first) = jobs.recv() {
+            let mut bytes = self.taken(&first);
             let mut batch = vec![first];
-            while batch.len() < BATCH_ITEMS {
-                match jobs.try_recv() {
-                    Ok(job) => batch.push(job),
-                    Err(_) => break,
-                }
+            while batch.len() < BATCH_ITEMS && bytes < BATCH_BYTES {
+                let Ok(job) = jobs.try_recv() else { break };
+                bytes += self.taken(&job);
+                batch.push(job);
             }
-            self.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
             self.commit(batch)?;
         }
         Ok(())
+    }
+
+    fn taken(&self, job: &Job) -> usize {
+        match job {
+            Job::Write(_, size, _) => {
+                self.waiting.take(*size);
+                *size
+            }
+            Job::Panic => 0,
+        }
     }
 
     fn commit(&mut self, batch: Vec<Job>) -> Result<(), AgentError> {
@@ -197,7 +240,7 @@ impl Thread {
         for job in batch {
             match job {
                 Job::Panic => panic!("injected into the store's writer"),
-                Job::Write(op, done) => {
+                Job::Write(op, _, done) => {
                     let (result, publish) = match self.item(op) {
                         Ok((written, publish)) => (Ok(written), publish),
                         Err(e) => (Err(e), Vec::new()),
@@ -254,10 +297,10 @@ impl Thread {
         let epoch = self.epoch;
         match op {
             WriteOp::Submit { header, spec, run } => {
-                if !header.content_hash.is_empty() {
-                    if let Some(old) = self.find_request(&header.tenant, &header.request_id)? {
-                        return existing(&old, &header.content_hash, &spec).map(|w| (w, Vec::new()));
-                    }
+                if !header.content_hash.is_empty()
+                    && let Some(old) = self.find_request(&header.tenant, &header.request_id)?
+                {
+                    return existing(&old, &header.content_hash, &spec).map(|w| (w, Vec::new()));
                 }
                 let (record, events, written) = Record::submitted(&header, *spec, run, epoch, now);
                 self.insert(&record, &events)?;
@@ -404,7 +447,7 @@ impl Thread {
             let rows = s.query_map([], record_of)?;
             rows.collect()
         };
-        let lost = select(&self.db, &format!("state = 2 AND epoch < {}", self.epoch)).map_err(|e| unavailable(&e))?;
+        let lost = select(&self.db, &format!("{OPEN} AND state = 2 AND epoch < {}", self.epoch)).map_err(|e| unavailable(&e))?;
         let mut publish = Vec::with_capacity(lost.len());
         for mut record in lost {
             let fence = record.task.fencing_token;
@@ -414,7 +457,7 @@ impl Thread {
             self.cache.remove(&record.task.id);
             publish.push((record.task.id, events, false));
         }
-        let queued = select(&self.db, &format!("state = 1 ORDER BY id LIMIT {RECOVER_TASKS}")).map_err(|e| unavailable(&e))?;
+        let queued = select(&self.db, &format!("{OPEN} AND state = 1 ORDER BY id LIMIT {RECOVER_TASKS}")).map_err(|e| unavailable(&e))?;
         Ok((Written::Recovered(queued.iter().map(|r| Queued { header: r.header(), lost: r.lost }).collect()), publish))
     }
 }
@@ -458,6 +501,10 @@ fn attempts_blob(r: &Record) -> Vec<u8> {
 
 fn load(db: &Connection, id: &str) -> Result<Option<Record>, rusqlite::Error> {
     db.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?.query_row([id], record_of).optional()
+}
+
+fn due_sql() -> String {
+    format!("SELECT id FROM task WHERE {OPEN} AND state = 3 AND not_before > 0 AND not_before <= ?1 ORDER BY not_before LIMIT 1000")
 }
 
 /// Read connections, opened as needed.
@@ -525,7 +572,7 @@ impl Readers {
 
     pub(crate) fn running(&self, epoch: i64) -> Result<Vec<(String, i64)>, AgentError> {
         self.with(|db| {
-            let mut s = db.prepare_cached("SELECT id, fence FROM task WHERE state = 2 AND epoch = ?1")?;
+            let mut s = db.prepare_cached(&format!("SELECT id, fence FROM task WHERE {OPEN} AND state = 2 AND epoch = ?1"))?;
             let rows = s.query_map([epoch], |r| Ok((r.get(0)?, r.get(1)?)))?;
             rows.collect()
         })
@@ -533,9 +580,7 @@ impl Readers {
 
     pub(crate) fn due(&self, now: i64) -> Result<Vec<String>, AgentError> {
         self.with(|db| {
-            let mut s = db.prepare_cached(
-                "SELECT id FROM task WHERE state = 3 AND not_before > 0 AND not_before <= ?1 ORDER BY not_before LIMIT 1000",
-            )?;
+            let mut s = db.prepare_cached(&due_sql())?;
             let rows = s.query_map([now], |r| r.get(0))?;
             rows.collect()
         })
@@ -547,5 +592,27 @@ impl Readers {
             let rows = s.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
             rows.collect()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_poll_for_due_tasks_reads_an_index_and_not_the_table() {
+        let db = Connection::open_in_memory().unwrap();
+        db.execute_batch(MIGRATION_1).unwrap();
+        let plan: String = db.query_row(&format!("EXPLAIN QUERY PLAN {}", due_sql()), [0], |r| r.get(3)).unwrap();
+        assert!(plan.contains("USING COVERING INDEX task_open") || plan.contains("USING INDEX task_open"), "{plan}");
+    }
+
+    #[test]
+    fn errors_of_the_disk_have_their_own_reasons() {
+        let fault = |code| unavailable(&rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None)).reason;
+        assert_eq!(fault(rusqlite::ffi::SQLITE_FULL), Reason::DiskLow);
+        assert_eq!(fault(rusqlite::ffi::SQLITE_CORRUPT), Reason::StoreCorrupt);
+        assert_eq!(fault(rusqlite::ffi::SQLITE_NOTADB), Reason::StoreCorrupt);
+        assert_eq!(fault(rusqlite::ffi::SQLITE_IOERR), Reason::StoreUnavailable);
     }
 }

@@ -113,10 +113,8 @@ impl Guard {
                     _ => log_open = false,
                 }
             }
-            if keeper {
-                if let Some(code) = self.keeper_says() {
-                    return code;
-                }
+            if keeper && let Some(code) = self.keeper_says() {
+                return code;
             }
             if node {
                 match self.commands.read() {
