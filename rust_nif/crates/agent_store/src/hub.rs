@@ -46,7 +46,8 @@ impl Live {
             ring.bytes += event.encoded_len();
             ring.events.push_back(Arc::new(event));
         }
-        while ring.events.len() > RING_EVENTS || ring.bytes > RING_BYTES {
+        // The newest stays whatever its size: an empty ring could not say that older ones are in the store.
+        while ring.events.len() > 1 && (ring.events.len() > RING_EVENTS || ring.bytes > RING_BYTES) {
             match ring.events.pop_front() {
                 Some(old) => ring.bytes -= old.encoded_len(),
                 None => break,
@@ -63,6 +64,11 @@ impl Live {
             Some(first) if first.sequence > after + 1 => Behind::TooOld,
             _ => Behind::Events(ring.events.iter().filter(|e| e.sequence > after).cloned().collect(), ring.ended),
         }
+    }
+
+    /// What the ring still has, however far behind the cursor is: for tasks that no store keeps.
+    pub(crate) fn remaining(&self) -> Vec<Arc<pb::TaskEvent>> {
+        self.ring.lock().events.iter().cloned().collect()
     }
 
     pub(crate) fn ended(&self) -> bool {
@@ -95,6 +101,9 @@ impl Hub {
 
     /// Adds events; the end wakes everybody, and the entry is dropped unless `keep`.
     pub(crate) fn publish(&self, id: &str, events: Vec<pb::TaskEvent>, ended: bool, keep: bool) {
+        if events.is_empty() && !ended {
+            return;
+        }
         let live = {
             let mut shard = self.shard(id).lock();
             let live = shard.entry(id.to_owned()).or_default().clone();

@@ -82,6 +82,18 @@ impl WriteOp {
         }
     }
 
+    /// Bytes of content that it holds while it waits, roughly.
+    pub fn size(&self) -> usize {
+        let events = |all: &[pb::task_event::Event]| all.iter().map(pb::task_event::Event::encoded_len).sum::<usize>();
+        match self {
+            WriteOp::Submit { spec, .. } => prost::Message::encoded_len(spec.as_ref()),
+            WriteOp::Events { events: all, .. } | WriteOp::Requeue { events: all, .. } => events(all),
+            WriteOp::Finish { finish, .. } => finish.result.as_ref().map_or(0, prost::Message::encoded_len) + events(&finish.events),
+            WriteOp::PutAgent { data, .. } => data.len(),
+            _ => 0,
+        }
+    }
+
     /// Whether it may use the part of the queue that is reserved for ending what runs.
     pub fn is_urgent(&self) -> bool {
         !matches!(self, WriteOp::Submit { .. } | WriteOp::Claim { .. } | WriteOp::PutAgent { .. })

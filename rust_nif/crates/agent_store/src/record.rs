@@ -327,3 +327,105 @@ fn metrics(m: &Metrics) -> pb::ExecutionMetrics {
 pub fn node_name() -> &'static str {
     "node1"
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Claim,
+        Events(i64),
+        Fence(i64),
+        Requeue(i64, bool),
+        Finish(i64),
+        Wake,
+        Cancel,
+        Recover,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        // Fences as an offset to the newest: 0 is right, the others are late or made up.
+        let off = -1i64..=1;
+        let step = prop_oneof![
+            Just(Step::Claim),
+            off.clone().prop_map(Step::Events),
+            off.clone().prop_map(Step::Fence),
+            (off.clone(), any::<bool>()).prop_map(|(o, wait)| Step::Requeue(o, wait)),
+            off.prop_map(Step::Finish),
+            Just(Step::Wake),
+            Just(Step::Cancel),
+            Just(Step::Recover),
+        ];
+        proptest::collection::vec(step, 0..40)
+    }
+
+    fn end() -> Finish {
+        Finish {
+            state: S::Succeeded,
+            result: None,
+            error: None,
+            executor: "native".into(),
+            metrics: Metrics::default(),
+            outcome: "succeeded".into(),
+            cause: String::new(),
+            proof: None,
+            events: Vec::new(),
+        }
+    }
+
+    fn legal(from: S, to: S) -> bool {
+        from == to
+            || matches!(
+                (from, to),
+                (S::Queued, S::Running)
+                    | (S::Running, S::Queued | S::Waiting)
+                    | (S::Waiting, S::Queued)
+                    | (S::Queued | S::Running | S::Waiting, S::Succeeded)
+            )
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_asked_a_task_ends_once_and_only_its_newest_fence_counts(run in any::<bool>(), steps in steps()) {
+            let header = TaskHeader { task_id: "t".into(), ..Default::default() };
+            let (mut r, first, _) = Record::submitted(&header, pb::AgentTask::default(), run, 1, 1);
+            let mut sequence = first.len() as i64;
+            for (i, step) in steps.into_iter().enumerate() {
+                let (state, fence, lost) = (r.task.state(), r.task.fencing_token, r.lost);
+                let now = 2 + i as i64;
+                let not_before = |wait: bool| if wait { now + 1000 } else { 0 };
+                let (given, result) = match step {
+                    Step::Claim => (None, r.claim(1, now)),
+                    Step::Events(o) => (Some(o), r.events(fence + o, vec![pb::task_event::Event::TextDelta(pb::TextDelta::default())], now)),
+                    Step::Fence(o) => (Some(o), r.fence(fence + o)),
+                    Step::Requeue(o, wait) => (Some(o), r.requeue(fence + o, "lost", "WORKER_CRASHED", true, not_before(wait), vec![], now)),
+                    Step::Finish(o) => (Some(o), r.finish(fence + o, end(), now)),
+                    Step::Wake => (None, r.wake(now)),
+                    Step::Cancel => (None, Ok(r.cancel_request())),
+                    Step::Recover if state == S::Running => (None, Ok((r.recover(now), Written::Ok))),
+                    Step::Recover => continue,
+                };
+                prop_assert!(legal(state, r.task.state()), "{state:?} to {:?}", r.task.state());
+                prop_assert!(r.task.fencing_token >= fence && r.task.fencing_token <= fence + 1);
+                match result {
+                    Ok((events, _)) => {
+                        prop_assert!(given.is_none_or(|o| o == 0), "another fence was accepted");
+                        for e in events {
+                            sequence += 1;
+                            prop_assert_eq!(e.sequence, sequence);
+                        }
+                    }
+                    Err(_) => prop_assert_eq!((r.task.state(), r.task.fencing_token, r.lost), (state, fence, lost)),
+                }
+                prop_assert_eq!(r.attempts.len(), usize::try_from(r.task.attempts).unwrap());
+                // An attempt is open exactly while the task runs.
+                let open = r.attempts.iter().filter(|a| a.end_time.is_none()).count();
+                prop_assert_eq!(open, usize::from(r.task.state() == S::Running));
+                prop_assert_eq!(r.task.end_time.is_some(), is_terminal(r.task.state()));
+            }
+        }
+    }
+}

@@ -168,7 +168,8 @@ impl Writer {
 
     /// Queues a write; false when the queue is full or closed (then `done` was dropped unheard).
     pub(crate) fn write(&self, op: WriteOp, done: Done) -> bool {
-        let (items, bytes) = if op.is_urgent() { (QUEUE_ITEMS, QUEUE_BYTES + QUEUE_BYTES / 10) } else { (QUEUE_ITEMS - RESERVED_ITEMS, QUEUE_BYTES) };
+        let (items, bytes) =
+            if op.is_urgent() { (QUEUE_ITEMS, QUEUE_BYTES + QUEUE_BYTES / 10) } else { (QUEUE_ITEMS - RESERVED_ITEMS, QUEUE_BYTES) };
         if self.waiting.items.load(Ordering::Relaxed) >= items || self.waiting.bytes.load(Ordering::Relaxed) >= bytes {
             return false;
         }

@@ -92,7 +92,7 @@ fn both_back_ends_keep_the_rules_of_a_tasks_life() {
         let outcomes: Vec<String> = store.attempts("t", &id[28..]).unwrap().into_iter().map(|a| a.outcome).collect();
         assert_eq!(outcomes, ["lost", "succeeded"]);
     }
-    store.stop();
+    stop(&dir, &store);
     std::fs::remove_dir_all(dir).unwrap();
 }
 
@@ -108,28 +108,141 @@ fn a_request_id_gives_the_same_task_or_names_the_difference() {
         let error = submit(&store, ephemeral, Some(&name), "y", true).1.unwrap_err();
         assert_eq!((error.reason, error.metadata["field"].as_str()), (Reason::RequestIdReused, "task.description"));
     }
+    stop(&dir, &store);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// Waits until a stopped store has given back its file and lock.
+fn stop(dir: &Path, store: &TaskStore) {
     store.stop();
+    let file = std::fs::File::open(dir.join("LOCK")).unwrap();
+    file.lock().unwrap();
+}
+
+#[test]
+fn after_a_kill_every_answered_write_is_there_and_running_tasks_are_queued_again() {
+    use std::io::BufRead as _;
+    let dir = dir("kill");
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "tests::writes_until_it_is_killed", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(KILLED_DIR, &dir)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut answered: Vec<(String, String)> = Vec::new();
+    for line in lines.by_ref() {
+        if let Some((word, id)) = line.split_once(' ').filter(|(w, id)| ["finished", "running"].contains(w) && id.len() == 36) {
+            answered.push((word.to_owned(), id.to_owned()));
+        }
+        if answered.len() == 300 {
+            child.kill().unwrap();
+        }
+    }
+    child.wait().unwrap();
+    assert!(answered.len() >= 300, "{}", answered.len());
+    let again = open(&dir);
+    assert_eq!(again.epoch(), 2);
+    let Ok(Written::Recovered(queued)) = write(&again, WriteOp::Recover) else { panic!("no recovery") };
+    for (word, id) in &answered {
+        let task = again.get("t", id).unwrap();
+        if word == "finished" {
+            assert_eq!((task.state(), task.result.unwrap().output.as_str()), (pb::TaskState::Succeeded, "done"));
+            continue;
+        }
+        // A node's end is nobody's fault: it does not count towards POISON_TASK. A finish that was committed but not answered is a success.
+        if task.state() == pb::TaskState::Queued {
+            assert_eq!(queued.iter().find(|q| &q.header.task_id == id).map(|q| q.lost), Some(0));
+            assert!(matches!(write(&again, WriteOp::Claim { id: id.clone() }), Ok(Written::Claimed { fence: 2, attempt: 2, .. })));
+            assert_eq!(again.attempts("t", id).unwrap()[0].cause, "NODE_LOST");
+            assert_eq!(write(&again, finish(id, 1)).unwrap_err().reason, Reason::AttemptFenced);
+        }
+    }
+    assert!(!queued.is_empty());
+    stop(&dir, &again);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+const KILLED_DIR: &str = "SINGULARITY_TEST_KILLED_DIR";
+
+#[test]
+#[ignore = "the process that the test above starts and kills"]
+fn writes_until_it_is_killed() {
+    let Some(dir) = std::env::var_os(KILLED_DIR) else { return };
+    let store = open(Path::new(&dir));
+    loop {
+        let (id, written) = submit(&store, false, None, "x", true);
+        written.unwrap();
+        write(&store, text(&id, 1, "half")).unwrap();
+        println!("running {id}");
+        let (done, _) = submit(&store, false, None, "x", true);
+        write(&store, finish(&done, 1)).unwrap();
+        println!("finished {done}");
+    }
+}
+
+#[test]
+fn a_database_of_a_newer_program_is_refused_and_left_alone() {
+    let dir = dir("newer");
+    stop(&dir, &open(&dir));
+    let db = rusqlite::Connection::open(dir.join("s.db")).unwrap();
+    db.pragma_update(None, "user_version", 99).unwrap();
+    let error = TaskStore::open(&dir.join("s.db"), Box::new(|_| {})).err().unwrap();
+    assert!(error.message.contains("schema 99"), "{}", error.message);
+    assert_eq!(db.query_row("PRAGMA user_version", [], |r| r.get::<_, i64>(0)).unwrap(), 99);
     std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
-fn after_a_kill_finished_tasks_are_there_and_running_ones_are_queued_again() {
-    let dir = dir("kill");
+fn a_file_that_is_no_database_is_told_as_corrupt() {
+    let dir = dir("corrupt");
+    std::fs::write(dir.join("s.db"), "this is no database, it is a text ".repeat(64)).unwrap();
+    let error = TaskStore::open(&dir.join("s.db"), Box::new(|_| {})).err().unwrap();
+    assert_eq!(error.reason, Reason::StoreCorrupt);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn ended_ephemeral_tasks_are_kept_up_to_their_number() {
+    let dir = dir("retention");
     let store = open(&dir);
-    let (done, _) = submit(&store, false, None, "done", true);
-    write(&store, finish(&done, 1)).unwrap();
-    let (open_id, _) = submit(&store, false, None, "open", true);
-    write(&store, text(&open_id, 1, "half")).unwrap();
-    // As after kill -9: nothing is closed but the lock, which the kernel gives back.
-    store.lock.unlock().unwrap();
-    let again = open(&dir);
-    assert_eq!(again.get("t", &done).unwrap().state(), pb::TaskState::Succeeded);
-    let Ok(Written::Recovered(queued)) = write(&again, WriteOp::Recover) else { panic!("no recovery") };
-    assert_eq!(queued.iter().map(|q| (q.header.task_id.clone(), q.lost)).collect::<Vec<_>>(), [(open_id.clone(), 0)]);
-    assert!(matches!(write(&again, WriteOp::Claim { id: open_id.clone() }), Ok(Written::Claimed { fence: 2, attempt: 2, .. })));
-    assert_eq!(again.attempts("t", &open_id).unwrap()[0].cause, "NODE_LOST");
-    again.stop();
-    store.stop();
+    let ids: Vec<String> = (0..20_010)
+        .map(|_| {
+            let (id, _) = submit(&store, true, None, "x", true);
+            write(&store, finish(&id, 1)).unwrap();
+            id
+        })
+        .collect();
+    assert_eq!(store.get("t", &ids[9]).unwrap_err().reason, Reason::TaskNotFound);
+    assert_eq!(store.get("t", &ids[20_009]).unwrap().state(), pb::TaskState::Succeeded);
+    stop(&dir, &store);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[tokio::test]
+async fn a_watcher_that_left_the_ring_reads_on_from_the_store_without_a_gap() {
+    let dir = dir("ring");
+    let store = open(&dir);
+    for ephemeral in [false, true] {
+        let (id, _) = submit(&store, ephemeral, None, "x", true);
+        for _ in 0..1500 {
+            write(&store, text(&id, 1, "a")).unwrap();
+        }
+        write(&store, finish(&id, 1)).unwrap();
+        let mut sequences: Vec<i64> = Vec::new();
+        loop {
+            let next = store.next_events("t", &id, sequences.last().copied().unwrap_or(0));
+            let events = tokio::time::timeout(Duration::from_secs(5), next).await.unwrap().unwrap();
+            if events.is_empty() {
+                break;
+            }
+            sequences.extend(events.iter().map(|e| e.sequence));
+        }
+        // Two of the start, the text, the end. An ephemeral task has only what is in memory.
+        let first = if ephemeral { 504 } else { 1 };
+        assert_eq!(sequences, (first..=1503).collect::<Vec<_>>());
+    }
+    stop(&dir, &store);
     std::fs::remove_dir_all(dir).unwrap();
 }
 
@@ -139,7 +252,7 @@ fn two_nodes_never_share_a_data_folder() {
     let store = open(&dir);
     let error = TaskStore::open(&dir.join("s.db"), Box::new(|_| {})).err().unwrap();
     assert!(error.message.contains("in use"), "{}", error.message);
-    store.stop();
+    stop(&dir, &store);
     std::fs::remove_dir_all(dir).unwrap();
 }
 
@@ -160,7 +273,7 @@ fn a_bad_item_fails_alone_in_its_batch() {
     results.sort_unstable();
     assert!(results.iter().all(|(i, ok)| *ok == (i % 2 == 0)));
     assert_eq!(store.running().unwrap().len(), 25);
-    store.stop();
+    stop(&dir, &store);
     std::fs::remove_dir_all(dir).unwrap();
 }
 
@@ -203,7 +316,7 @@ async fn watchers_read_from_any_cursor_while_it_runs_and_afterwards() {
         }
         assert_eq!(sequences, (1..=5).collect::<Vec<_>>());
     }
-    store.stop();
+    stop(&dir, &store);
     std::fs::remove_dir_all(dir).unwrap();
 }
 
@@ -224,6 +337,6 @@ fn lists_page_and_filter() {
     assert!(first[0].id > first[1].id && first[1].id > second[0].id);
     let error = store.list("t", &query("state=RUNNING colour=red", String::new())).unwrap_err();
     assert_eq!((error.reason, error.metadata["position"].as_str()), (Reason::FilterInvalid, "15"));
-    store.stop();
+    stop(&dir, &store);
     std::fs::remove_dir_all(dir).unwrap();
 }
