@@ -153,7 +153,8 @@ fn providers(root: &mut Node, o: &Overrides) {
             );
         }
         if let Some(model) = o.get("SINGULARITY_MODEL") {
-            let provider = if key_given { "openai" } else { "local" };
+            let first = providers.entries().first().map_or("local", |(key, _)| key.text());
+            let provider = if key_given { "openai" } else { first };
             wanted.push(("default".to_owned(), provider.to_owned(), model.to_owned()));
         }
         // The alias "default" is the first model of the first provider, unless the file says otherwise.

@@ -20,10 +20,14 @@ pub struct Config {
     root: Node,
 }
 
+/// The file that a new user starts from.
+pub const EXAMPLE: &str = include_str!("../../../../config/singularity.toml");
+
 /// Checks a file's text. The errors are lines for people, all of them.
 pub fn parse(name: &str, text: &str, overrides: &Overrides) -> Result<Config, Vec<String>> {
     let mut root = check::check(name, text)?;
-    finish::finish(&mut root, overrides)?;
+    finish::finish(&mut root, overrides)
+        .map_err(|faults| faults.into_iter().map(|fault| format!("{name}: {fault}")).collect::<Vec<_>>())?;
     Ok(Config { root })
 }
 

@@ -84,3 +84,53 @@ fn terms_hold_names_as_binaries_and_schema_as_atoms() {
     assert!(terms.contains("instructions => <<97,32,34,98,34>>"), "{terms}");
     assert!(terms.ends_with("}.\n"));
 }
+
+#[test]
+fn a_model_of_the_environment_is_served_by_the_files_first_provider() {
+    let env = [("SINGULARITY_MODEL".to_owned(), "m".to_owned())];
+    let overrides = Overrides { env: env.into(), data_dir: None };
+    let c = parse("t", "[providers.mine]\ndialect = \"openai\"\nbase_url = \"http://127.0.0.1:9/v1\"\n", &overrides).unwrap().json();
+    assert_eq!(c["models"]["default"]["endpoints"][0]["provider"], "mine");
+    assert_eq!(c["models"]["default"]["endpoints"][0]["name"], "m");
+}
+
+/// What Erlang reads, word for word; `UPDATE_VECTORS=1 cargo test` writes it anew.
+#[test]
+fn the_terms_that_erlang_reads_are_those_of_the_vector() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/vectors/config");
+    for name in ["default", "full"] {
+        let toml = folder.join(format!("{name}.toml"));
+        let terms = folder.join(format!("{name}.terms"));
+        let text = std::fs::read_to_string(&toml).unwrap();
+        let made = parse("t.toml", &text, &Overrides::default()).unwrap_or_else(|e| panic!("{}", e.join("\n"))).erlang();
+        if std::env::var_os("UPDATE_VECTORS").is_some() {
+            std::fs::write(&terms, &made).unwrap();
+        }
+        assert_eq!(made, std::fs::read_to_string(&terms).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn every_key_is_described() {
+    let doc = include_str!("../../../../docs/configuration.md");
+    let mut missing = Vec::new();
+    keys(schema::Kind::Table(schema::ROOT), &mut |key| {
+        if !doc.contains(&format!("`{key}`")) && !doc.contains(&format!("[{key}")) {
+            missing.push(key.to_owned());
+        }
+    });
+    assert!(missing.is_empty(), "docs/configuration.md says nothing of {missing:?}");
+}
+
+fn keys(kind: schema::Kind, tell: &mut impl FnMut(&str)) {
+    match kind {
+        schema::Kind::Table(fields) | schema::Kind::Tables(fields) => {
+            for field in fields {
+                tell(field.name);
+                keys(field.kind, tell);
+            }
+        }
+        schema::Kind::Named(kind) => keys(*kind, tell),
+        _ => {}
+    }
+}

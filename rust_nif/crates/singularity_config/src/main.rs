@@ -4,16 +4,17 @@
 //! singularity_config check [FILE]
 //! singularity_config render [--config FILE] [--data-dir DIR] --out TERMS
 //! singularity_config show [FILE]
+//! singularity_config default
 //! ```
 //! Exit code 0: good; 1: the configuration is wrong, every fault on stderr; 2: usage.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use agent_config::{Overrides, load};
+use agent_config::{EXAMPLE, Overrides, load};
 
 fn usage() -> ExitCode {
-    eprintln!("usage: singularity_config check [FILE] | show [FILE] | render [--config FILE] [--data-dir DIR] --out TERMS");
+    eprintln!("usage: singularity_config check [FILE] | show [FILE] | default | render [--config FILE] [--data-dir DIR] --out TERMS");
     ExitCode::from(2)
 }
 
@@ -26,6 +27,10 @@ fn main() -> ExitCode {
     match args.first().map(String::as_str) {
         Some("check") => report(load(file(args.get(1)).as_deref(), &overrides).map(|_| println!("ok"))),
         Some("show") => report(load(file(args.get(1)).as_deref(), &overrides).map(|c| println!("{:#}", c.json()))),
+        Some("default") => {
+            print!("{EXAMPLE}");
+            ExitCode::SUCCESS
+        }
         Some("render") => {
             let (mut config, mut out) = (None, None);
             let mut rest = args[1..].iter();
