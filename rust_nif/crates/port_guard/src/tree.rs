@@ -36,6 +36,12 @@ pub(crate) fn size(roots: &[i32]) -> (u64, u64) {
     (count, bytes)
 }
 
+/// Parent of a process, dead or alive; 0 if it is reaped.
+pub(crate) fn parent(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+}
+
 /// Whether a process is a keeper of ours: it ends by itself.
 pub(crate) fn is_keeper(pid: i32) -> bool {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -50,9 +56,11 @@ pub(crate) fn end_all(deadline: Instant, spare: impl Fn(i32) -> bool, mut reaped
     let me = i32::try_from(std::process::id()).unwrap_or(0);
     let mut count = 0;
     loop {
-        let mut left = 0;
+        let (mut left, mut spared) = (0, 0);
         for pid in children(me) {
-            if !spare(pid) {
+            if spare(pid) {
+                spared += 1;
+            } else {
                 sys::kill(pid, libc::SIGKILL);
                 left += 1;
             }
@@ -63,7 +71,8 @@ pub(crate) fn end_all(deadline: Instant, spare: impl Fn(i32) -> bool, mut reaped
                     count += 1;
                     reaped(&r);
                 }
-                Wait::None if left == 0 => return (count, true),
+                // The kernel's list of children may miss some while others end: without spared ones only ECHILD is a proof.
+                Wait::None if left == 0 && spared > 0 => return (count, true),
                 Wait::None => break,
                 Wait::NoChildren => return (count, true),
             }

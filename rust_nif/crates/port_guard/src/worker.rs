@@ -225,6 +225,13 @@ impl Guard {
             for pidfd in [&self.worker, &self.init].into_iter().flatten() {
                 sys::pidfd_signal(pidfd, libc::SIGKILL);
             }
+            // A namespace does not end while a stopped keeper has not reaped the worker: without the keeper, the zygote's guard does.
+            let keeper = tree::parent(self.pids[0]);
+            if let Ok(pidfd) = sys::pidfd_open(keeper)
+                && tree::is_keeper(keeper)
+            {
+                sys::pidfd_signal(&pidfd, libc::SIGKILL);
+            }
         }
         None
     }

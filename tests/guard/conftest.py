@@ -1,0 +1,30 @@
+"""A zygote for each test, and the proof that nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .harness import Process, Zygote, all_gone, descendants
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # Short: the path of a Unix socket has 107 bytes.
+    path = Path(tempfile.mkdtemp(prefix="sg-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def zygote(folder: Path) -> Iterator[Zygote]:
+    made = Zygote(folder)
+    yield made
+    left = [Process.of(pid) for pid in descendants(os.getpid())]
+    made.close()
+    all_gone(left)
