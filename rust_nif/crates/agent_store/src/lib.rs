@@ -3,6 +3,7 @@
 //! [`TaskStore::write`] takes an operation and answers once it is committed; for an ephemeral task that is at once. Every rule of a
 //! task's life stands in [`record`], which both back ends use.
 
+mod durable;
 pub mod filter;
 mod hub;
 mod memory;
@@ -10,7 +11,7 @@ pub mod op;
 pub mod record;
 mod sqlite;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +19,8 @@ use agent_core::hash::VERSION as HASH_VERSION;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 
+pub use durable::Store;
+use durable::{existing, not_found};
 use filter::Filter;
 use hub::{Behind, Hub, Live};
 use memory::Memory;
@@ -27,7 +30,9 @@ use record::{Record, is_terminal};
 /// Shortest suffix that names a task.
 const MIN_SUFFIX: usize = 4;
 /// Events read from the disk at once for a watcher.
-const EVENT_PAGE: i64 = 500;
+const EVENT_PAGE: usize = 500;
+/// Tasks read from the disk at once for a listing.
+const PAGE: usize = 500;
 /// Tasks that one call of ListTasks looks at.
 const LIST_SCAN: usize = 20_000;
 
@@ -59,9 +64,7 @@ pub struct ListQuery {
 pub struct TaskStore {
     hub: Arc<Hub>,
     memory: Memory,
-    writer: sqlite::Writer,
-    readers: sqlite::Readers,
-    epoch: i64,
+    durable: Box<dyn Store>,
 }
 
 /// Milliseconds since the epoch.
@@ -69,47 +72,41 @@ pub fn now_ms() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
-fn io(path: &Path, e: &std::io::Error) -> AgentError {
-    AgentError::new(Reason::StoreUnavailable, format!("{}: {e}", path.display()))
-}
-
 impl TaskStore {
     /// Opens the database file, making its folder; `on_end` hears once when the store ends by itself.
     pub fn open(path: &Path, on_end: Box<dyn FnOnce(String) + Send>) -> Result<Arc<Self>, AgentError> {
-        let dir: PathBuf = path.parent().filter(|p| !p.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_path_buf);
-        std::fs::create_dir_all(&dir).map_err(|e| io(&dir, &e))?;
-        let lock_path = dir.join("LOCK");
-        let lock = std::fs::File::create(&lock_path).map_err(|e| io(&lock_path, &e))?;
-        lock.try_lock().map_err(|_| AgentError::new(Reason::StoreUnavailable, format!("{} is in use by another node", dir.display())))?;
-        let (db, epoch) = sqlite::open(path)?;
         let hub = Arc::new(Hub::new());
-        let writer = sqlite::Writer::start(db, lock, epoch, hub.clone(), now_ms, on_end)?;
-        Ok(Arc::new(Self { hub, memory: Memory::new(), writer, readers: sqlite::Readers::new(path.to_owned()), epoch }))
+        let durable = Box::new(sqlite::Sqlite::start(path, hub.clone(), on_end)?);
+        Ok(Self::with(hub, durable))
+    }
+
+    fn with(hub: Arc<Hub>, durable: Box<dyn Store>) -> Arc<Self> {
+        Arc::new(Self { hub, memory: Memory::new(), durable })
     }
 
     /// Epoch of this boot.
     pub fn epoch(&self) -> i64 {
-        self.epoch
+        self.durable.epoch()
     }
 
     /// Version of the schema.
     pub fn schema(&self) -> i64 {
-        sqlite::SCHEMA
+        self.durable.schema()
     }
 
-    /// Version of SQLite.
-    pub fn sqlite_version(&self) -> &'static str {
-        rusqlite::version()
+    /// Version of the database program.
+    pub fn sqlite_version(&self) -> String {
+        self.durable.version()
     }
 
     /// Ends the writer after what waits; the file may be opened again once `on_end` has heard of it.
     pub fn stop(&self) {
-        self.writer.stop();
+        self.durable.stop();
     }
 
     /// For tests of the node: the writer panics.
     pub fn inject_panic(&self) {
-        self.writer.inject_panic();
+        self.durable.inject_panic();
     }
 
     /// Writes; `done` is called exactly once unless the answer is [`Enqueued::Busy`].
@@ -118,7 +115,7 @@ impl TaskStore {
             done(self.write_inline(op));
             return Enqueued::Inline;
         }
-        if self.writer.write(op, Box::new(done)) { Enqueued::Queued } else { Enqueued::Busy }
+        if self.durable.write(op, Box::new(done)) { Enqueued::Queued } else { Enqueued::Busy }
     }
 
     /// Whether a write is answered at once: its task is ephemeral.
@@ -132,13 +129,13 @@ impl TaskStore {
     /// Writes on an ephemeral task, without waiting for anything.
     pub fn write_inline(&self, op: WriteOp) -> Result<Written, AgentError> {
         let now = now_ms();
-        let epoch = self.epoch;
+        let epoch = self.durable.epoch();
         match op {
             WriteOp::Submit { header, spec, run } => {
                 if !header.content_hash.is_empty() {
                     debug_assert_eq!(header.hash_version, HASH_VERSION);
                     if let Some(old) = self.memory.find_request(&header.tenant, &header.request_id) {
-                        return sqlite::existing(&old, &header.content_hash, &spec);
+                        return existing(&old, &header.content_hash, &spec);
                     }
                 }
                 let (record, events, written) = Record::submitted(&header, *spec, run, epoch, now);
@@ -156,10 +153,11 @@ impl TaskStore {
             }
             WriteOp::Wake { id } => self.change_memory(&id, now, |r| r.wake(now)),
             WriteOp::Fence { id, fence } => self.change_memory(&id, now, |r| r.fence(fence)),
-            WriteOp::CancelRequest { tenant, id } => self
-                .change_memory(&id, now, |r| if r.tenant == tenant { Ok(r.cancel_request()) } else { Err(sqlite::not_found(&r.task.id)) }),
+            WriteOp::CancelRequest { tenant, id } => {
+                self.change_memory(&id, now, |r| if r.tenant == tenant { Ok(r.cancel_request()) } else { Err(not_found(&r.task.id)) })
+            }
             WriteOp::Delete { tenant, id } => {
-                let record = self.memory.get(&tenant, &id).ok_or_else(|| sqlite::not_found(&id))?;
+                let record = self.memory.get(&tenant, &id).ok_or_else(|| not_found(&id))?;
                 if !is_terminal(record.task.state()) {
                     return Err(AgentError::new(Reason::WrongState, "the task has not ended; cancel it first"));
                 }
@@ -191,14 +189,14 @@ impl TaskStore {
             return Ok(id.to_owned());
         }
         if id.len() < MIN_SUFFIX || !id.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
-            return Err(sqlite::not_found(id));
+            return Err(not_found(id));
         }
         let mut found = self.memory.by_suffix(tenant, id);
-        found.extend(self.readers.by_suffix(tenant, id)?);
+        found.extend(self.durable.by_suffix(tenant, id)?);
         found.dedup();
         match found.as_slice() {
             [one] => Ok(one.clone()),
-            [] => Err(sqlite::not_found(id)),
+            [] => Err(not_found(id)),
             several => Err(AgentError::field("task_id", format!("\"{id}\" names several tasks: {}", several.join(", ")))),
         }
     }
@@ -207,7 +205,7 @@ impl TaskStore {
         let id = self.find(tenant, id)?;
         match self.memory.get(tenant, &id) {
             Some(record) => Ok(record),
-            None => self.readers.get(tenant, &id)?.ok_or_else(|| sqlite::not_found(&id)),
+            None => self.durable.get(tenant, &id)?.ok_or_else(|| not_found(&id)),
         }
     }
 
@@ -237,8 +235,8 @@ impl TaskStore {
             self.memory.tasks(tenant).into_iter().filter(|t| later(&t.id, &query.page_token) && filter.matches(t)).collect();
         let (mut beyond, mut seen, mut durable, mut exhausted) = (query.page_token.clone(), 0, 0, false);
         while durable <= query.page_size && seen < LIST_SCAN {
-            let page = self.readers.page(tenant, &beyond, newest_first, 500)?;
-            exhausted = page.len() < 500;
+            let page = self.durable.page(tenant, &beyond, newest_first, PAGE)?;
+            exhausted = page.len() < PAGE;
             let Some(last) = page.last() else { break };
             beyond.clone_from(&last.id);
             seen += page.len();
@@ -298,7 +296,7 @@ impl TaskStore {
         changed.as_mut().enable();
         match live.behind(after) {
             Behind::TooOld => {
-                let events = self.readers.events(id, after, EVENT_PAGE)?;
+                let events = self.durable.events(id, after, EVENT_PAGE)?;
                 if events.is_empty() && self.memory.has(id) {
                     // An ephemeral task has no older ones than the ring: the watcher goes on with what is left; offsets show the gap in the text.
                     return Ok(Some(live.remaining().iter().map(|e| (**e).clone()).collect()));
@@ -317,7 +315,7 @@ impl TaskStore {
     async fn stored(&self, tenant: &str, id: &str, after: i64) -> Result<Vec<pb::TaskEvent>, AgentError> {
         let poll = Duration::from_millis(200);
         loop {
-            let events = self.readers.events(id, after, EVENT_PAGE)?;
+            let events = self.durable.events(id, after, EVENT_PAGE)?;
             if !events.is_empty() || is_terminal(self.get(tenant, id)?.state()) || self.hub.get(id).is_some() {
                 return Ok(events);
             }
@@ -327,19 +325,19 @@ impl TaskStore {
 
     /// Running tasks of this epoch, with their fences.
     pub fn running(&self) -> Result<Vec<(String, i64)>, AgentError> {
-        let mut all = self.readers.running(self.epoch)?;
+        let mut all = self.durable.running()?;
         all.extend(self.memory.running());
         Ok(all)
     }
 
     /// Waiting tasks whose time has come.
     pub fn due(&self, now: i64) -> Result<Vec<String>, AgentError> {
-        self.readers.due(now)
+        self.durable.due(now)
     }
 
     /// Agents made through the API.
     pub fn agents(&self) -> Result<Vec<(String, String, Vec<u8>)>, AgentError> {
-        self.readers.agents()
+        self.durable.agents()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Behaviour of the facade, the same on both back ends.
 
+use std::path::PathBuf;
 use std::sync::mpsc;
 
 use agent_core::header::header;

@@ -1,65 +1,42 @@
-//! The durable back end: SQLite, WAL, `synchronous=FULL`, one writer thread with group commit.
-//!
-//! The writer takes what is there, up to a batch, each item in a savepoint, and commits; while it waits for the disk the next batch gathers. Whoever
-//! asked hears after the commit. A commit that fails answers every item of the batch as ambiguous and ends the store: after a failed fsync
-//! nothing that the kernel says of the file can be trusted.
+//! The one thread that writes.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
-use agent_core::hash::differing_field;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use parking_lot::Mutex;
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::rows::{SELECT, attempts_blob, load, record_of};
+use super::{OPEN, unavailable};
+use crate::durable::{Done, existing, not_found};
 use crate::hub::Hub;
 use crate::op::{Queued, WriteOp, Written};
 use crate::record::{Record, is_terminal};
 
-/// Version of the schema that this program writes.
-pub const SCHEMA: i64 = 1;
 /// Items of one commit at most.
 const BATCH_ITEMS: usize = 512;
+/// Bytes of content that close a batch.
+const BATCH_BYTES: usize = 1024 * 1024;
 /// Items that may wait for the writer.
 const QUEUE_ITEMS: usize = 20_000;
 /// Of these, reserved for results, cancels and fences.
 const RESERVED_ITEMS: usize = QUEUE_ITEMS / 10;
 /// Bytes of content that may wait for the writer; the reserved tenth comes on top.
 const QUEUE_BYTES: usize = 256 * 1024 * 1024;
-/// Bytes of content that close a batch.
-const BATCH_BYTES: usize = 1024 * 1024;
-/// The words of the partial index `task_open`: a query uses it only if it says the same.
-const OPEN: &str = "state IN (1, 2, 3)";
 /// Running and queued tasks whose rows the writer remembers.
 const CACHE_TASKS: usize = 20_000;
 /// Tasks that one recovery gives back.
 const RECOVER_TASKS: i64 = 10_000;
-/// Versions from 3.7.0 to 3.51.2 may corrupt a database in WAL mode (sqlite.org/wal.html, "WAL-reset bug").
-const SQLITE_AFFECTED_UNTIL: i32 = 3_051_002;
 
-const MIGRATION_1: &str = "
-    CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-    CREATE TABLE task(
-        id TEXT PRIMARY KEY, rid TEXT NOT NULL, tenant TEXT NOT NULL, request_id TEXT, state INTEGER NOT NULL, fence INTEGER NOT NULL,
-        epoch INTEGER NOT NULL, not_before INTEGER NOT NULL, create_ms INTEGER NOT NULL, lost INTEGER NOT NULL, sequence INTEGER NOT NULL,
-        text_offset INTEGER NOT NULL, hash BLOB, hash_version INTEGER NOT NULL, data BLOB NOT NULL, attempts BLOB NOT NULL
-    ) WITHOUT ROWID;
-    CREATE UNIQUE INDEX task_request ON task(tenant, request_id) WHERE request_id IS NOT NULL;
-    CREATE INDEX task_tenant ON task(tenant, id);
-    CREATE INDEX task_suffix ON task(tenant, rid);
-    CREATE INDEX task_open ON task(state, not_before) WHERE state IN (1, 2, 3);
-    CREATE TABLE event(task_id TEXT NOT NULL, sequence INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY(task_id, sequence)) WITHOUT ROWID;
-    CREATE TABLE agent(tenant TEXT NOT NULL, id TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY(tenant, id)) WITHOUT ROWID;
-    INSERT INTO meta VALUES('epoch', 0);
-";
-
-/// Told the outcome of a write.
-pub(crate) type Done = Box<dyn FnOnce(Result<Written, AgentError>) + Send>;
+/// Events to publish once they are stored: task, events, whether it has ended.
+type Publish = Vec<(String, Vec<pb::TaskEvent>, bool)>;
+/// What one item gave.
+type Outcome = Result<(Written, Publish), AgentError>;
 
 enum Job {
     Write(WriteOp, usize, Done),
@@ -89,51 +66,6 @@ impl Waiting {
 pub(crate) struct Writer {
     queue: Mutex<Option<mpsc::Sender<Job>>>,
     waiting: Arc<Waiting>,
-}
-
-pub(crate) fn unavailable(e: &rusqlite::Error) -> AgentError {
-    let reason = match e.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DiskFull) => Reason::DiskLow,
-        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => Reason::StoreCorrupt,
-        _ => Reason::StoreUnavailable,
-    };
-    AgentError::new(reason, format!("the database answered: {e}")).retry_after(1000)
-}
-
-/// Opens or makes the database; gives the connection of the writer and the boot epoch.
-pub(crate) fn open(path: &Path) -> Result<(Connection, i64), AgentError> {
-    if (3_007_000..=SQLITE_AFFECTED_UNTIL).contains(&rusqlite::version_number()) {
-        return Err(AgentError::new(Reason::StoreUnavailable, format!("SQLite {} has the WAL-reset bug", rusqlite::version())));
-    }
-    let mut db = Connection::open(path).map_err(|e| unavailable(&e))?;
-    let setup = |db: &mut Connection| -> Result<i64, rusqlite::Error> {
-        // Both only take effect before the first table.
-        db.pragma_update(None, "page_size", 8192)?;
-        db.pragma_update(None, "auto_vacuum", 2)?;
-        db.pragma_update(None, "journal_mode", "WAL")?;
-        db.pragma_update(None, "synchronous", "FULL")?;
-        db.pragma_update(None, "mmap_size", 0)?;
-        db.query_row("PRAGMA user_version", [], |r| r.get(0))
-    };
-    let version = setup(&mut db).map_err(|e| unavailable(&e))?;
-    if version > SCHEMA {
-        return Err(AgentError::new(
-            Reason::StoreUnavailable,
-            format!("the database has schema {version}, this program knows {SCHEMA}; use a newer program"),
-        ));
-    }
-    let migrate = |db: &mut Connection| -> Result<i64, rusqlite::Error> {
-        let tx = db.transaction()?;
-        if version < 1 {
-            tx.execute_batch(MIGRATION_1)?;
-            tx.pragma_update(None, "user_version", SCHEMA)?;
-        }
-        let epoch = tx.query_row("UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value", [], |r| r.get(0))?;
-        tx.commit()?;
-        Ok(epoch)
-    };
-    let epoch = migrate(&mut db).map_err(|e| unavailable(&e))?;
-    Ok((db, epoch))
 }
 
 impl Writer {
@@ -207,7 +139,7 @@ struct Thread {
 struct Item {
     done: Done,
     result: Result<Written, AgentError>,
-    publish: Vec<(String, Vec<pb::TaskEvent>, bool)>,
+    publish: Publish,
 }
 
 impl Thread {
@@ -277,8 +209,7 @@ impl Thread {
     }
 
     /// One item in its savepoint: it fails alone.
-    #[allow(clippy::type_complexity)]
-    fn item(&mut self, op: WriteOp) -> Result<(Written, Vec<(String, Vec<pb::TaskEvent>, bool)>), AgentError> {
+    fn item(&mut self, op: WriteOp) -> Outcome {
         self.exec("SAVEPOINT item")?;
         let id = op.task_id().map(str::to_owned);
         let result = self.apply(op);
@@ -292,8 +223,7 @@ impl Thread {
         result
     }
 
-    #[allow(clippy::type_complexity)]
-    fn apply(&mut self, op: WriteOp) -> Result<(Written, Vec<(String, Vec<pb::TaskEvent>, bool)>), AgentError> {
+    fn apply(&mut self, op: WriteOp) -> Outcome {
         let now = (self.clock)();
         let epoch = self.epoch;
         match op {
@@ -331,8 +261,7 @@ impl Thread {
         }
     }
 
-    #[allow(clippy::type_complexity)]
-    fn sql(&self, sql: &str, params: impl rusqlite::Params) -> Result<(Written, Vec<(String, Vec<pb::TaskEvent>, bool)>), AgentError> {
+    fn sql(&self, sql: &str, params: impl rusqlite::Params) -> Outcome {
         self.db.prepare_cached(sql).and_then(|mut s| s.execute(params)).map_err(|e| unavailable(&e))?;
         Ok((Written::Ok, Vec::new()))
     }
@@ -345,12 +274,7 @@ impl Thread {
             .map_err(|e| unavailable(&e))
     }
 
-    #[allow(clippy::type_complexity)]
-    fn change(
-        &mut self,
-        id: &str,
-        f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>,
-    ) -> Result<(Written, Vec<(String, Vec<pb::TaskEvent>, bool)>), AgentError> {
+    fn change(&mut self, id: &str, f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>) -> Outcome {
         let mut record = match self.cache.remove(id) {
             Some(record) => record,
             None => load(&self.db, id).map_err(|e| unavailable(&e))?.ok_or_else(|| not_found(id))?,
@@ -429,8 +353,7 @@ impl Thread {
         Ok(())
     }
 
-    #[allow(clippy::type_complexity)]
-    fn delete(&mut self, tenant: &str, id: &str) -> Result<(Written, Vec<(String, Vec<pb::TaskEvent>, bool)>), AgentError> {
+    fn delete(&mut self, tenant: &str, id: &str) -> Outcome {
         let record = load(&self.db, id).map_err(|e| unavailable(&e))?.filter(|r| r.tenant == tenant).ok_or_else(|| not_found(id))?;
         if !is_terminal(record.task.state()) {
             return Err(AgentError::new(Reason::WrongState, "the task has not ended; cancel it first"));
@@ -441,8 +364,7 @@ impl Thread {
         self.sql("DELETE FROM task WHERE id = ?1", params![id])
     }
 
-    #[allow(clippy::type_complexity)]
-    fn recover(&mut self, now: i64) -> Result<(Written, Vec<(String, Vec<pb::TaskEvent>, bool)>), AgentError> {
+    fn recover(&mut self, now: i64) -> Outcome {
         let select = |db: &Connection, condition: &str| -> Result<Vec<Record>, rusqlite::Error> {
             let mut s = db.prepare(&format!("{SELECT} WHERE {condition}"))?;
             let rows = s.query_map([], record_of)?;
@@ -460,160 +382,5 @@ impl Thread {
         }
         let queued = select(&self.db, &format!("{OPEN} AND state = 1 ORDER BY id LIMIT {RECOVER_TASKS}")).map_err(|e| unavailable(&e))?;
         Ok((Written::Recovered(queued.iter().map(|r| Queued { header: r.header(), lost: r.lost }).collect()), publish))
-    }
-}
-
-/// The answer to a request id that is known already.
-pub(crate) fn existing(old: &Record, hash: &[u8], spec: &pb::AgentTask) -> Result<Written, AgentError> {
-    if old.hash == hash {
-        return Ok(Written::Existing { id: old.task.id.clone() });
-    }
-    let field = old.task.spec.as_ref().and_then(|s| differing_field(s, spec)).unwrap_or("task");
-    Err(AgentError::new(Reason::RequestIdReused, format!("the request_id belongs to task {}, which differs in {field}", old.task.id))
-        .with("task_id", &old.task.id)
-        .with("field", field))
-}
-
-pub(crate) fn not_found(id: &str) -> AgentError {
-    AgentError::new(Reason::TaskNotFound, format!("there is no task {}", id.chars().take(40).collect::<String>()))
-}
-
-const SELECT: &str = "SELECT tenant, lost, epoch, not_before, sequence, text_offset, hash, data, attempts FROM task";
-
-fn record_of(row: &rusqlite::Row<'_>) -> Result<Record, rusqlite::Error> {
-    let blob = |i: usize| -> Result<Vec<u8>, rusqlite::Error> { Ok(row.get_ref(i)?.as_blob()?.to_vec()) };
-    let bad = |e: prost::DecodeError| rusqlite::Error::FromSqlConversionFailure(7, rusqlite::types::Type::Blob, Box::new(e));
-    Ok(Record {
-        tenant: row.get(0)?,
-        lost: row.get(1)?,
-        epoch: row.get(2)?,
-        not_before_ms: row.get(3)?,
-        sequence: row.get(4)?,
-        text_offset: row.get(5)?,
-        hash: row.get::<_, Option<Vec<u8>>>(6)?.unwrap_or_default(),
-        task: pb::Task::decode(blob(7)?.as_slice()).map_err(bad)?,
-        attempts: pb::ListAttemptsResponse::decode(blob(8)?.as_slice()).map_err(bad)?.attempts,
-    })
-}
-
-fn attempts_blob(r: &Record) -> Vec<u8> {
-    pb::ListAttemptsResponse { attempts: r.attempts.clone(), next_page_token: String::new() }.encode_to_vec()
-}
-
-fn load(db: &Connection, id: &str) -> Result<Option<Record>, rusqlite::Error> {
-    db.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?.query_row([id], record_of).optional()
-}
-
-fn due_sql() -> String {
-    format!("SELECT id FROM task WHERE {OPEN} AND state = 3 AND not_before > 0 AND not_before <= ?1 ORDER BY not_before LIMIT 1000")
-}
-
-/// Read connections, opened as needed.
-pub(crate) struct Readers {
-    path: PathBuf,
-    idle: Mutex<Vec<Connection>>,
-}
-
-impl Readers {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, idle: Mutex::default() }
-    }
-
-    fn with<T>(&self, f: impl FnOnce(&Connection) -> Result<T, rusqlite::Error>) -> Result<T, AgentError> {
-        let idle = self.idle.lock().pop();
-        let db = match idle {
-            Some(db) => db,
-            None => Connection::open_with_flags(
-                &self.path,
-                rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX,
-            )
-            .map_err(|e| unavailable(&e))?,
-        };
-        let result = f(&db).map_err(|e| unavailable(&e));
-        let mut idle = self.idle.lock();
-        if idle.len() < 8 {
-            idle.push(db);
-        }
-        result
-    }
-
-    pub(crate) fn get(&self, tenant: &str, id: &str) -> Result<Option<Record>, AgentError> {
-        Ok(self.with(|db| load(db, id))?.filter(|r| r.tenant == tenant))
-    }
-
-    /// Ids of a tenant that end so; at most 10.
-    pub(crate) fn by_suffix(&self, tenant: &str, suffix: &str) -> Result<Vec<String>, AgentError> {
-        let low: String = suffix.chars().rev().collect();
-        let high = format!("{low}\u{10FFFF}");
-        self.with(|db| {
-            let mut s = db.prepare_cached("SELECT id FROM task WHERE tenant = ?1 AND rid >= ?2 AND rid < ?3 LIMIT 10")?;
-            let rows = s.query_map(params![tenant, low, high], |r| r.get(0))?;
-            rows.collect()
-        })
-    }
-
-    /// Up to `limit` tasks of a tenant beyond an id, newest or oldest first.
-    pub(crate) fn page(&self, tenant: &str, beyond: &str, newest_first: bool, limit: i64) -> Result<Vec<pb::Task>, AgentError> {
-        let (sign, order) = if newest_first { ("<", "DESC") } else { (">", "ASC") };
-        let beyond = if beyond.is_empty() && newest_first { "~" } else { beyond };
-        self.with(|db| {
-            let mut s = db.prepare_cached(&format!("{SELECT} WHERE tenant = ?1 AND id {sign} ?2 ORDER BY id {order} LIMIT ?3"))?;
-            let rows = s.query_map(params![tenant, beyond, limit], |r| record_of(r).map(|r| r.task))?;
-            rows.collect()
-        })
-    }
-
-    pub(crate) fn events(&self, id: &str, after: i64, limit: i64) -> Result<Vec<pb::TaskEvent>, AgentError> {
-        self.with(|db| {
-            let mut s = db.prepare_cached("SELECT data FROM event WHERE task_id = ?1 AND sequence > ?2 ORDER BY sequence LIMIT ?3")?;
-            let rows = s.query_map(params![id, after, limit], |r| r.get::<_, Vec<u8>>(0))?;
-            rows.map(|b| b.map(|b| pb::TaskEvent::decode(b.as_slice()).unwrap_or_default())).collect()
-        })
-    }
-
-    pub(crate) fn running(&self, epoch: i64) -> Result<Vec<(String, i64)>, AgentError> {
-        self.with(|db| {
-            let mut s = db.prepare_cached(&format!("SELECT id, fence FROM task WHERE {OPEN} AND state = 2 AND epoch = ?1"))?;
-            let rows = s.query_map([epoch], |r| Ok((r.get(0)?, r.get(1)?)))?;
-            rows.collect()
-        })
-    }
-
-    pub(crate) fn due(&self, now: i64) -> Result<Vec<String>, AgentError> {
-        self.with(|db| {
-            let mut s = db.prepare_cached(&due_sql())?;
-            let rows = s.query_map([now], |r| r.get(0))?;
-            rows.collect()
-        })
-    }
-
-    pub(crate) fn agents(&self) -> Result<Vec<(String, String, Vec<u8>)>, AgentError> {
-        self.with(|db| {
-            let mut s = db.prepare_cached("SELECT tenant, id, data FROM agent")?;
-            let rows = s.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
-            rows.collect()
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_poll_for_due_tasks_reads_an_index_and_not_the_table() {
-        let db = Connection::open_in_memory().unwrap();
-        db.execute_batch(MIGRATION_1).unwrap();
-        let plan: String = db.query_row(&format!("EXPLAIN QUERY PLAN {}", due_sql()), [0], |r| r.get(3)).unwrap();
-        assert!(plan.contains("USING COVERING INDEX task_open") || plan.contains("USING INDEX task_open"), "{plan}");
-    }
-
-    #[test]
-    fn errors_of_the_disk_have_their_own_reasons() {
-        let fault = |code| unavailable(&rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None)).reason;
-        assert_eq!(fault(rusqlite::ffi::SQLITE_FULL), Reason::DiskLow);
-        assert_eq!(fault(rusqlite::ffi::SQLITE_CORRUPT), Reason::StoreCorrupt);
-        assert_eq!(fault(rusqlite::ffi::SQLITE_NOTADB), Reason::StoreCorrupt);
-        assert_eq!(fault(rusqlite::ffi::SQLITE_IOERR), Reason::StoreUnavailable);
     }
 }

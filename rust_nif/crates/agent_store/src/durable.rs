@@ -1,0 +1,63 @@
+//! What every durable back end does. SQLite is the first; one that speaks to a server implements the same trait, and the tests of the
+//! facade hold for it as they stand.
+
+use agent_core::hash::differing_field;
+use agent_core::{AgentError, Reason};
+use agent_proto::agents::v1 as pb;
+
+use crate::op::{WriteOp, Written};
+use crate::record::Record;
+
+/// Told the outcome of a write.
+pub type Done = Box<dyn FnOnce(Result<Written, AgentError>) + Send>;
+
+/// Agents of the API: tenant, id, encoded agent.
+pub type AgentRows = Vec<(String, String, Vec<u8>)>;
+
+/// A durable back end.
+///
+/// It applies each operation to a [`Record`], whose methods are the rules of a task's life, in one transaction that checks the fence once more;
+/// it publishes the events to the hub after the commit and before it answers. Reads may block for as long as a disk takes, and never wait for a writer.
+pub trait Store: Send + Sync {
+    /// Queues a write; `done` is called once after the commit. False: the queue is full or closed, and `done` was dropped unheard.
+    fn write(&self, op: WriteOp, done: Done) -> bool;
+    /// One task of a tenant.
+    fn get(&self, tenant: &str, id: &str) -> Result<Option<Record>, AgentError>;
+    /// Ids of a tenant that end so; at most 10.
+    fn by_suffix(&self, tenant: &str, suffix: &str) -> Result<Vec<String>, AgentError>;
+    /// Up to `limit` tasks of a tenant beyond an id, newest or oldest first. Fewer: there are no more.
+    fn page(&self, tenant: &str, beyond: &str, newest_first: bool, limit: usize) -> Result<Vec<pb::Task>, AgentError>;
+    /// Up to `limit` events of a task behind a sequence, in order.
+    fn events(&self, id: &str, after: i64, limit: usize) -> Result<Vec<pb::TaskEvent>, AgentError>;
+    /// Running tasks of this boot, with their fences.
+    fn running(&self) -> Result<Vec<(String, i64)>, AgentError>;
+    /// Waiting tasks whose time has come, longest overdue first.
+    fn due(&self, now_ms: i64) -> Result<Vec<String>, AgentError>;
+    /// All agents.
+    fn agents(&self) -> Result<AgentRows, AgentError>;
+    /// Number of this boot, one higher than ever before.
+    fn epoch(&self) -> i64;
+    /// Version of the schema.
+    fn schema(&self) -> i64;
+    /// Version of the database program.
+    fn version(&self) -> String;
+    /// Ends after what waits.
+    fn stop(&self);
+    /// For tests of the node: what writes panics.
+    fn inject_panic(&self);
+}
+
+/// The answer to a request id that is known already.
+pub(crate) fn existing(old: &Record, hash: &[u8], spec: &pb::AgentTask) -> Result<Written, AgentError> {
+    if old.hash == hash {
+        return Ok(Written::Existing { id: old.task.id.clone() });
+    }
+    let field = old.task.spec.as_ref().and_then(|s| differing_field(s, spec)).unwrap_or("task");
+    Err(AgentError::new(Reason::RequestIdReused, format!("the request_id belongs to task {}, which differs in {field}", old.task.id))
+        .with("task_id", &old.task.id)
+        .with("field", field))
+}
+
+pub(crate) fn not_found(id: &str) -> AgentError {
+    AgentError::new(Reason::TaskNotFound, format!("there is no task {}", id.chars().take(40).collect::<String>()))
+}
