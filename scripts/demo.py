@@ -55,7 +55,9 @@ project = "{ROOT}/examples/hello"
 entrypoint = "agents:shout"
 """
 
-BOLD, DIM, OFF = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
+BOLD, DIM, OFF = (
+    ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
+)
 
 
 def say(text: str = "") -> None:
@@ -97,10 +99,24 @@ class Node:
         """Starts it and waits until it serves and the model is loaded; gives the seconds."""
         began = time.monotonic()
         log = (HOME / "node.log").open("ab")
-        self.process = subprocess.Popen([str(START), "foreground"], env=self.env, stdout=log, stderr=log, start_new_session=True)
+        self.process = subprocess.Popen(
+            [str(START), "foreground"],
+            env=self.env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
         with Client(ADDRESS, max_retries=0) as client:
-            until("the node", NODE_WITHIN_S, lambda: self.alive() and client.providers.list())
-            until("the model", NODE_WITHIN_S, lambda: all(p.state == "ready" for p in client.providers.list()))
+            until(
+                "the node",
+                NODE_WITHIN_S,
+                lambda: self.alive() and client.providers.list(),
+            )
+            until(
+                "the model",
+                NODE_WITHIN_S,
+                lambda: all(p.state == "ready" for p in client.providers.list()),
+            )
         return time.monotonic() - began
 
     def alive(self) -> bool:
@@ -113,7 +129,14 @@ class Node:
 
     def eval(self, expression: str) -> str:
         """An expression in the running node, as its remote shell would print it."""
-        done = subprocess.run([str(START), "eval", expression], env=self.env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [str(START), "eval", expression],
+            check=False,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         return done.stdout.strip() or done.stderr.strip()
 
     def beam(self) -> int:
@@ -148,32 +171,62 @@ def run(client: Client, title: str, text: str, **options: Any) -> Any:
             sys.stdout.write(str(event.data.get("text", "")))
             sys.stdout.flush()
         elif event.kind == "tool_call":
-            say(f"  {DIM}tool {event.data.get('name')} {event.data.get('arguments')}{OFF}")
+            say(
+                f"  {DIM}tool {event.data.get('name')} {event.data.get('arguments')}{OFF}"
+            )
         elif event.kind == "tool_result":
             say(f"  {DIM}  -> {event.data.get('content')}{OFF}")
     task = handle.wait(TASK_WITHIN)
     if first is None:
-        say(f"  {task.result.output if task.result else task.error.message if task.error else task.state}")
-    say(f"\n  {DIM}{executor(task)}, first token after {first:.2f} s{OFF}" if first else f"  {DIM}{executor(task)}{OFF}")
+        say(
+            f"  {task.result.output if task.result else task.error.message if task.error else task.state}"
+        )
+    say(
+        f"\n  {DIM}{executor(task)}, first token after {first:.2f} s{OFF}"
+        if first
+        else f"  {DIM}{executor(task)}{OFF}"
+    )
     return task
 
 
 def executor(task: Any) -> str:
-    return str(task.result.executor) if task.result else (task.route.executor if task.route else "-")
+    return (
+        str(task.result.executor)
+        if task.result
+        else (task.route.executor if task.route else "-")
+    )
 
 
 def table(tasks: list[tuple[str, Any]]) -> None:
-    rows = [("TASK", "OUTCOME", "EXECUTOR", "ATT", "QUEUED", "RAN", "TOKENS", "CALLS", "ANSWER")]
+    rows = [
+        (
+            "TASK",
+            "OUTCOME",
+            "EXECUTOR",
+            "ATT",
+            "QUEUED",
+            "RAN",
+            "TOKENS",
+            "CALLS",
+            "ANSWER",
+        )
+    ]
     for name, t in tasks:
         m = t.result.metrics if t.result else None
-        seconds = lambda d: f"{d.total_seconds():.2f} s" if d is not None else "-"  # noqa: E731
-        tokens = str(m.tokens_used.input_tokens + m.tokens_used.output_tokens) if m else "-"
-        answer = (t.result.output if t.result else t.error.reason if t.error else "").replace("\n", " ")[:34]
+        seconds = lambda d: f"{d.total_seconds():.2f} s" if d is not None else "-"
+        tokens = (
+            str(m.tokens_used.input_tokens + m.tokens_used.output_tokens) if m else "-"
+        )
+        answer = (
+            t.result.output if t.result else t.error.reason if t.error else ""
+        ).replace("\n", " ")[:34]
         rows.append((name, t.state.removeprefix("TASK_STATE_"), executor(t), str(t.attempts), seconds(m.queue_time if m else None),
                      seconds(m.execution_time if m else None), tokens, str(m.provider_calls) if m else "-", answer))  # fmt: skip
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     for i, row in enumerate(rows):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        line = "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
         say(f"{BOLD}{line}{OFF}" if i == 0 else line)
 
 
@@ -204,7 +257,7 @@ def beside(client: Client, node: Node, tasks: int) -> None:
     alone = json.loads(subprocess.run([str(python), str(ROOT / "tests/bench/langchain_in_process.py"), str(tasks)],
                                       capture_output=True, text=True, check=True, timeout=120).stdout)  # fmt: skip
     options: dict[str, Any] = {
-        "agent": "calculator", "model": 'echo?tool=multiply&args={"a":36,"b":11}', "durability": "EPHEMERAL", "stream_text": False,
+        "agent": "calculator", "model": 'echo?tool=multiply&args={"a":36,"b":11}', "durability": "ephemeral", "stream_text": False,
     }  # fmt: skip
     text = "Use the multiply tool to multiply 36 by 11."
     for _ in range(20):
@@ -213,11 +266,20 @@ def beside(client: Client, node: Node, tasks: int) -> None:
     before, began = tree_cpu_s(beam), time.perf_counter()
     for _ in range(tasks):
         client.execute(text, **options)
-    wall, cpu = (time.perf_counter() - began) * 1000 / tasks, (tree_cpu_s(beam) - before) * 1000 / tasks
+    wall, cpu = (
+        (time.perf_counter() - began) * 1000 / tasks,
+        (tree_cpu_s(beam) - before) * 1000 / tasks,
+    )
     say(f"  {'':28}{'time':>10}{'CPU':>10}")
-    say(f"  {'LangChain alone':28}{alone['wall_ms']:>7.2f} ms{alone['cpu_ms']:>7.2f} ms")
-    say(f"  {'on the engine (client in it)':28}{wall:>7.2f} ms{cpu:>7.2f} ms   the node's whole tree")
-    say(f"  {'the engine adds':28}{wall - alone['wall_ms']:>7.2f} ms{cpu - alone['cpu_ms']:>7.2f} ms   {tasks} tasks, one after the other")
+    say(
+        f"  {'LangChain alone':28}{alone['wall_ms']:>7.2f} ms{alone['cpu_ms']:>7.2f} ms"
+    )
+    say(
+        f"  {'on the engine (client in it)':28}{wall:>7.2f} ms{cpu:>7.2f} ms   the node's whole tree"
+    )
+    say(
+        f"  {'the engine adds':28}{wall - alone['wall_ms']:>7.2f} ms{cpu - alone['cpu_ms']:>7.2f} ms   {tasks} tasks, one after the other"
+    )
 
 
 def main() -> int:
@@ -243,24 +305,70 @@ def main() -> int:
 
 def tell(node: Node) -> None:
     chapter("A node with an embedded model")
-    say("SmolLM2 with 135 million parameters: it answers badly, and that is not the engine's fault.\nThe tasks below are ones it gets right.")
+    say(
+        "SmolLM2 with 135 million parameters: it answers badly, and that is not the engine's fault.\nThe tasks below are ones it gets right."
+    )
     say(f"up in {node.start():.1f} s at {ADDRESS}, data in {HOME / 'data'}")
     ended: list[tuple[str, Any]] = []
     with Client(ADDRESS, timeout=TASK_WITHIN) as client:
         chapter("1. Real tasks, tokens as they come")
-        ended.append(("native", run(client, "The native agent, with an engine tool", "Use the calculate tool: what is 17 * 23?", method="NATIVE")))
-        ended.append(("langchain", run(client, "A LangChain agent that must call a Python tool", "Use the multiply tool to multiply 36 by 11.", agent="calculator")))
-        ended.append(("python", run(client, "A plain Python function (examples/hello)", "hello from a function", agent="shout")))
-        ended.append(("auto", run(client, "method = AUTO: the engine chooses", "Use the calculate tool: what is 128 * 46?")))
+        ended.append(
+            (
+                "native",
+                run(
+                    client,
+                    "The native agent, with an engine tool",
+                    "Use the calculate tool: what is 17 * 23?",
+                    method="native",
+                ),
+            )
+        )
+        ended.append(
+            (
+                "langchain",
+                run(
+                    client,
+                    "A LangChain agent that must call a Python tool",
+                    "Use the multiply tool to multiply 36 by 11.",
+                    agent="calculator",
+                ),
+            )
+        )
+        ended.append(
+            (
+                "python",
+                run(
+                    client,
+                    "A plain Python function (examples/hello)",
+                    "hello from a function",
+                    agent="shout",
+                ),
+            )
+        )
+        ended.append(
+            (
+                "auto",
+                run(
+                    client,
+                    "method = AUTO: the engine chooses",
+                    "Use the calculate tool: what is 128 * 46?",
+                ),
+            )
+        )
         route = ended[-1][1].route
         say(f"  {DIM}chosen because: {route.reason if route else '-'}{OFF}")
 
         chapter("2. What happens when things die")
         handle = client.submit("loop for ever", agent="loop")
         until("the loop", 60, lambda: client.get(handle.id).worker_pid)
-        say("\nA looping agent with a child in a session of its own runs. The live supervision tree:")
+        say(
+            "\nA looping agent with a child in a session of its own runs. The live supervision tree:"
+        )
         say(node.eval("agent_execution:tree(), ok"))
-        say(f"\n{BOLD}agent_execution:why/1{OFF}\n  " + node.eval(f'agent_execution:why(<<"{handle.id}">>)'))
+        say(
+            f"\n{BOLD}agent_execution:why/1{OFF}\n  "
+            + node.eval(f'agent_execution:why(<<"{handle.id}">>)')
+        )
         proof = client.cancel(handle.id, grace="0s").proof
         say(f"\ncancelled: witness {proof.witness.removeprefix('PROOF_WITNESS_')}, host pid {proof.host_pid}, "
             f"confirmed dead: {proof.confirmed_dead}, {proof.duration.total_seconds() * 1000 if proof.duration else 0:.1f} ms, "
@@ -271,7 +379,9 @@ def tell(node: Node) -> None:
         pid = until("the count", 60, lambda: client.get(handle.id).worker_pid)
         os.kill(pid, signal.SIGKILL)
         task = handle.wait(TASK_WITHIN)
-        say(f"\nkill -9 {pid} in mid-task: it ended {task.state.removeprefix('TASK_STATE_')} with attempt {task.attempts}")
+        say(
+            f"\nkill -9 {pid} in mid-task: it ended {task.state.removeprefix('TASK_STATE_')} with attempt {task.attempts}"
+        )
         ended.append(("count", task))
 
         chapter("3. The same LangChain task in the framework alone, and on the engine")
@@ -283,7 +393,9 @@ def tell(node: Node) -> None:
     with Client(ADDRESS, timeout=TASK_WITHIN) as client:
         kept = {t.id for t in client.list(limit=100)}
         there = sum(1 for _, t in ended if t.id in kept)
-        say(f"started again in {seconds:.1f} s; {there} of {len(ended)} finished tasks are listed")
+        say(
+            f"started again in {seconds:.1f} s; {there} of {len(ended)} finished tasks are listed"
+        )
         chapter("5. All of it")
         table([(name, client.get(t.id)) for name, t in ended])
 
@@ -292,7 +404,7 @@ def closing(kept: bool) -> None:
     env = f"SINGULARITY_CONFIG={HOME.relative_to(ROOT)}/singularity.toml SINGULARITY_DATA_DIR={HOME.relative_to(ROOT)}/data"
     say(f"""
 {BOLD}== And now{OFF}
-the node      {'runs at ' + ADDRESS if kept else 'is stopped'}; its data and log: _build/demo
+the node      {"runs at " + ADDRESS if kept else "is stopped"}; its data and log: _build/demo
 start it      {env} make start
 ask it        bin/singularity run "Use the calculate tool: what is 17 * 23?"
 look at it    bin/singularity list | top | doctor      scripts/start eval 'agent_execution:tree()'

@@ -36,24 +36,54 @@ class Instant(BaseChatModel):
     def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
         return self
 
-    def _generate(self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: Any = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> ChatResult:
         last = messages[-1]
         if isinstance(last, ToolMessage):
             answer = AIMessage(content=last.content)
         else:
-            answer = AIMessage(content="", tool_calls=[{"id": "c1", "name": "multiply", "args": {"a": 36, "b": 11}}])
+            answer = AIMessage(
+                content="",
+                tool_calls=[
+                    {"id": "c1", "name": "multiply", "args": {"a": 36, "b": 11}}
+                ],
+            )
         return ChatResult(generations=[ChatGeneration(message=answer)])
 
-    async def _agenerate(self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: Any = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> ChatResult:
         return self._generate(messages)
 
 
 async def main(tasks: int) -> None:
     """Runs the task `tasks` times after a warm-up and prints the figures."""
-    agent = create_agent(Instant(), [multiply], system_prompt="You are a helpful assistant. Answer briefly.")
+    agent = create_agent(
+        Instant(),
+        [multiply],
+        system_prompt="You are a helpful assistant. Answer briefly.",
+    )
 
     async def once() -> str:
-        state = await agent.ainvoke({"messages": [{"role": "user", "content": "Use the multiply tool to multiply 36 by 11."}]})
+        state = await agent.ainvoke(
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": "Use the multiply tool to multiply 36 by 11.",
+                    }
+                ]
+            }
+        )
         return str(state["messages"][-1].content)
 
     for _ in range(20):
@@ -61,9 +91,20 @@ async def main(tasks: int) -> None:
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     for _ in range(tasks):
         await once()
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+    wall, after = (
+        time.perf_counter() - started,
+        resource.getrusage(resource.RUSAGE_SELF),
+    )
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"tasks": tasks, "wall_ms": wall * 1000 / tasks, "cpu_ms": cpu * 1000 / tasks}))
+    print(
+        json.dumps(
+            {
+                "tasks": tasks,
+                "wall_ms": wall * 1000 / tasks,
+                "cpu_ms": cpu * 1000 / tasks,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -40,6 +40,10 @@
 %% Frames taken from the socket before it is asked again.
 -define(ACTIVE, 64).
 -define(LOG_LINES, 50).
+%% Events of a worker that are acknowledged per slot: 2,000 a second. Beyond it the worker waits for its credit, so that no task can fill
+%% the store's queue; one that does not wait is ended.
+-define(EVENT_SLOT_MS, 50).
+-define(EVENTS_PER_SLOT, 100).
 -define(SIGUSR1, 10).
 
 -type spec() :: #{
@@ -74,6 +78,9 @@
     out = framework_adapter_credit:new() :: framework_adapter_credit:credit(),
     calls = framework_adapter_calls:new() :: framework_adapter_calls:calls(),
     lease = none :: none | #lease{},
+    events_left = ?EVENTS_PER_SLOT :: non_neg_integer(),
+    held = [] :: [pos_integer()],
+    slot = false :: boolean(),
     live = none :: none | framework_adapter_liveness:liveness(),
     rss = 0 :: non_neg_integer(),
     tasks = 0 :: non_neg_integer(),
@@ -203,6 +210,9 @@ handle_event(cast, {kill, Ref}, _, _) ->
     not_leased(Ref);
 
 %% clocks
+handle_event({timeout, events}, events, _, W = #worker{held = Held}) ->
+    W1 = lists:foldl(fun consume/2, W#worker{held = [], slot = false, events_left = max(0, ?EVENTS_PER_SLOT - length(Held))}, Held),
+    paced({keep_state, W1});
 handle_event({timeout, tick}, tick, State, W) ->
     tick(State, W);
 handle_event(state_timeout, proof, killing, W) ->
@@ -264,10 +274,30 @@ counted(#{type := Type} = Frame, Size, State, W = #worker{in = In}) ->
                 overdrawn ->
                     protocol_error("frames without credit", State, W);
                 {ok, In1} ->
-                    {In2, Grant} = framework_adapter_credit:consumed(Size, In1),
-                    frame(Type, Frame, State, grant(Grant, W#worker{in = In2}))
+                    paced(frame(Type, Frame, State, acknowledge(Type, Size, W#worker{in = In1})))
             end
     end.
+
+%% An event beyond the slot's number is dealt with, but acknowledged only in a later slot.
+-spec acknowledge(framework_adapter_frame:type(), pos_integer(), #worker{}) -> #worker{}.
+acknowledge(event, Size, W = #worker{events_left = 0, held = Held}) ->
+    W#worker{held = [Size | Held]};
+acknowledge(event, Size, W = #worker{events_left = N}) ->
+    consume(Size, W#worker{events_left = N - 1});
+acknowledge(_, Size, W) ->
+    consume(Size, W).
+
+-spec consume(pos_integer(), #worker{}) -> #worker{}.
+consume(Size, W = #worker{in = In}) ->
+    {In1, Grant} = framework_adapter_credit:consumed(Size, In),
+    grant(Grant, W#worker{in = In1}).
+
+%% The slot's clock runs only while events come.
+-spec paced(gen_statem:event_handler_result(atom())) -> gen_statem:event_handler_result(atom()).
+paced({keep_state, W = #worker{events_left = N, slot = false}}) when N < ?EVENTS_PER_SLOT ->
+    {keep_state, W#worker{slot = true}, [{{timeout, events}, ?EVENT_SLOT_MS, events}]};
+paced(Result) ->
+    Result.
 
 -spec frame(framework_adapter_frame:type(), framework_adapter_frame:frame(), atom(), #worker{}) ->
     gen_statem:event_handler_result(atom()).

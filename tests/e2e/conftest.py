@@ -1,0 +1,133 @@
+"""A real node for the whole module: the release of this checkout, with the providers `echo` and `local`, and a scripted bad provider."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from singularity_agents import Client
+from singularity_agents._local_node import LocalNode
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+
+class BadProvider(http.server.BaseHTTPRequestHandler):
+    """Fails as the model's name says: 503, garbage, cut, slow, wrong."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+    def do_POST(self) -> None:
+        import json
+
+        body = self.rfile.read(int(self.headers["content-length"]))
+        how = json.loads(body)["model"]
+        chunk = b'data: {"choices":[{"delta":{"content":"half"}}]}\n\n'
+        if how == "down":
+            self._answer(503, b'{"error": {"message": "go away"}}')
+        elif how == "garbage":
+            self._answer(200, b"<html>not json</html>")
+        elif how == "wrong":
+            self._answer(200, b'{"choices": []}')
+        elif how == "refuses-key":
+            self._answer(401, b'{"error": {"message": "bad key sk-secret-canary-123"}}')
+        elif how == "cut":
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("content-length", "100000")
+            self.end_headers()
+            self.wfile.write(chunk)
+            self.close_connection = True
+        elif how == "slow":
+            time.sleep(3)
+            self.close_connection = True
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture(scope="session")
+def bad_provider() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), BadProvider)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+
+
+def config(bad: str) -> str:
+    agents = "".join(
+        f'[agents.{name}]\nframework = "custom:e2e"\nproject = "{HERE}"\nentrypoint = "e2e_agents:{name}"\n'
+        for name in (
+            "shout",
+            "loop",
+            "count",
+            "die",
+            "garbage",
+            "half_frame",
+            "huge_frame",
+            "flood",
+            "spy",
+            "raises",
+            "hog",
+        )
+    )
+    return f"""
+[providers.local]
+dialect = "local"
+models = ["smollm2-135m"]
+[providers.echo]
+dialect = "echo"
+[providers.bad]
+dialect = "openai"
+base_url = "{bad}"
+models = ["down", "garbage", "wrong", "refuses-key", "cut", "slow"]
+timeouts = {{ headers = "1s", first_token = "1s", idle = "1s", total = "5s" }}
+[providers.nobody]
+dialect = "openai"
+base_url = "http://127.0.0.1:9/v1"
+models = ["nobody"]
+[models.default]
+endpoints = [{{ provider = "echo", name = "echo" }}]
+[agents.calculator]
+framework = "langchain"
+project = "{HERE}"
+tools = ["e2e_agents:multiply"]
+instructions = "You are a helpful assistant."
+[agents.broken]
+framework = "custom:e2e"
+project = "{HERE}"
+entrypoint = "no_such_module:agent"
+{agents}
+"""
+
+
+@pytest.fixture(scope="session")
+def node(bad_provider: str) -> Iterator[LocalNode]:
+    with LocalNode(config(bad_provider)) as node:
+        yield node
+
+
+@pytest.fixture
+def client(node: LocalNode) -> Iterator[Client]:
+    with Client(node.address, max_retries=0, timeout="120s") as client:
+        yield client
+
+
+def eventually(check: Callable[[], Any], within_s: float = 20.0) -> Any:
+    """Polls until `check` gives something true."""
+    end = time.monotonic() + within_s
+    while not (value := check()):
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+    return value

@@ -1,0 +1,123 @@
+"""Agents of the end-to-end tests: good ones, and ones that do what a bad worker may do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from singularity_agents import agent, tool
+
+
+@tool(replay="safe")
+def multiply(a: int, b: int) -> int:
+    """Multiply two integers."""
+    return a * b
+
+
+@agent("shout")
+async def shout(task: Any, engine: Any) -> str:
+    return str(task.description).upper()
+
+
+@agent("loop")
+def loop(task: Any, engine: Any) -> str:
+    """Ignores TERM, with a child in a session of its own and one whose parent has ended."""
+    subprocess.Popen(["sleep", "987"], start_new_session=True)
+    subprocess.run(["sh", "-c", "setsid sleep 987 &"], check=True)
+    print("looping", flush=True)
+    while True:
+        pass
+
+
+@agent("count")
+async def count(task: Any, engine: Any) -> str:
+    for number in range(1, 6):
+        await asyncio.sleep(0.3)
+        engine.text(f"{number} ")
+    return "12345"
+
+
+@agent("die")
+async def die(task: Any, engine: Any) -> str:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "never"
+
+
+@agent("raises")
+async def raises(task: Any, engine: Any) -> str:
+    raise ValueError("the user's own words")
+
+
+@agent("garbage")
+async def garbage(task: Any, engine: Any) -> str:
+    os.write(4, b"\x00\x00\x00\x20" + b"garbage" * 8)
+    await asyncio.sleep(30)
+    return "never"
+
+
+@agent("half_frame")
+async def half_frame(task: Any, engine: Any) -> str:
+    os.write(4, b"\x00\x00\x10\x00\x01\x08")
+    os._exit(3)
+
+
+@agent("huge_frame")
+async def huge_frame(task: Any, engine: Any) -> str:
+    os.write(4, b"\xff\xff\xff\xff")
+    await asyncio.sleep(30)
+    return "never"
+
+
+@agent("flood")
+def flood(task: Any, engine: Any) -> str:
+    """Events without credit, as fast as it goes."""
+    frame = (
+        (24 + 1000).to_bytes(4, "big")
+        + bytes([1, 8, 1, 0])
+        + bytes(4)
+        + bytes(8)
+        + (1).to_bytes(8, "big")
+        + b"x" * 1000
+    )
+    while True:
+        try:
+            os.write(4, frame)
+        except BlockingIOError:
+            time.sleep(0.001)
+
+
+@agent("hog")
+async def hog(task: Any, engine: Any) -> str:
+    """Takes more memory than it may."""
+    held = []
+    while True:
+        held.append(bytearray(64 * 1024 * 1024))
+        await asyncio.sleep(0.02)
+
+
+@agent("spy")
+async def spy(task: Any, engine: Any) -> str:
+    """Tries what a worker must not be able to do; says what worked."""
+    found: dict[str, Any] = {
+        "env": sorted(os.environ),
+        "pids": [p for p in os.listdir("/proc") if p.isdigit()],
+    }
+    wanted = json.loads(task.description)
+    for name, path in wanted["files"].items():
+        try:
+            found[name] = len(Path(path).read_bytes())
+        except OSError as error:
+            found[name] = type(error).__name__
+    try:
+        socket.create_connection(("127.0.0.1", wanted["port"]), timeout=2).close()
+        found["dial"] = "connected"
+    except OSError as error:
+        found["dial"] = type(error).__name__
+    return json.dumps(found)

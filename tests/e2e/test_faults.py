@@ -1,0 +1,170 @@
+"""What happens when things die: workers, guards, and the node itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import config, eventually
+from singularity_agents import Client
+from singularity_agents._local_node import LocalNode
+
+
+def sleepers() -> list[str]:
+    """Children that an agent of ours let loose."""
+    lines = subprocess.run(
+        ["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [
+        line
+        for line in lines
+        if "sleep 987" in line and " Z" not in line and "ps -eo" not in line
+    ]
+
+
+def running(client: Client, agent: str) -> tuple[str, int]:
+    """Id and host pid of a task of this agent that runs now."""
+    handle = client.submit("x", agent=agent)
+    return handle.id, int(eventually(lambda: client.get(handle.id).worker_pid))
+
+
+def test_cancel_ends_the_whole_tree_with_proof(client: Client) -> None:
+    task_id, pid = running(client, "loop")
+    eventually(lambda: len(sleepers()) >= 2)
+    began = time.monotonic()
+    answer = client.cancel(task_id, grace="0s")
+    assert time.monotonic() - began < 2
+    assert answer.proof.confirmed_dead and answer.proof.witness.endswith(
+        ("NAMESPACE", "DESCENDANTS")
+    )
+    assert answer.proof.host_pid == pid and not answer.proof.survivors
+    assert sleepers() == []
+    assert answer.task.state.endswith("CANCELLED")
+
+
+def test_a_queued_or_native_task_needs_no_proof(client: Client) -> None:
+    handle = client.submit("x", method="native", model="echo?latency=60000ms")
+    eventually(lambda: client.get(handle.id).state.endswith("RUNNING"))
+    answer = client.cancel(handle.id, grace="0s")
+    assert answer.proof.witness.endswith("NONE_NEEDED") and answer.proof.confirmed_dead
+
+
+def test_a_killed_worker_costs_one_attempt(client: Client) -> None:
+    task_id, pid = running(client, "count")
+    os.kill(pid, signal.SIGKILL)
+    task = client.wait(task_id, timeout="60s")
+    assert task.state.endswith("SUCCEEDED") and task.attempts == 2
+    assert [a.outcome for a in client.attempts(task_id)] == ["lost", "succeeded"]
+
+
+def test_a_stopped_worker_is_replaced(client: Client) -> None:
+    task_id, pid = running(client, "count")
+    os.kill(pid, signal.SIGSTOP)
+    task = client.wait(task_id, timeout="60s")
+    assert task.state.endswith("SUCCEEDED") and task.attempts == 2
+
+
+def test_a_task_that_kills_its_workers_is_stopped(client: Client) -> None:
+    task = client.submit("x", agent="die", max_attempts=2).wait("60s")
+    assert task.error is not None and task.error.reason in {
+        "POISON_TASK",
+        "WORKER_CRASHED",
+    }
+    assert task.attempts == 2
+
+
+@pytest.mark.parametrize("agent", ["garbage", "half_frame", "huge_frame", "flood"])
+def test_a_worker_that_breaks_the_protocol_is_ended(client: Client, agent: str) -> None:
+    task = client.submit("x", agent=agent, max_attempts=1).wait("60s")
+    assert task.error is not None
+    assert task.error.reason in {
+        "WORKER_PROTOCOL_ERROR",
+        "WORKER_CRASHED",
+        "POISON_TASK",
+    }
+    assert client.execute("still here", agent="shout").output == "STILL HERE"
+
+
+def test_a_worker_that_takes_too_much_memory_is_ended(client: Client) -> None:
+    task = client.submit("x", agent="hog", max_attempts=1).wait("60s")
+    assert task.error is not None and task.error.reason in {"WORKER_OOM", "POISON_TASK"}
+
+
+def test_a_client_that_disappears_costs_nobody_anything(
+    node: LocalNode, client: Client
+) -> None:
+    with Client(node.address, max_retries=0) as gone:
+        handle = gone.submit("x", agent="count")
+        next(iter(gone.watch(handle.id)))
+    assert client.wait(handle.id, timeout="60s").state.endswith("SUCCEEDED")
+
+
+def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(
+    bad_provider: str, tmp_path: Path
+) -> None:
+    from singularity_agents._local_node import program
+
+    (tmp_path / "singularity.toml").write_text(config(bad_provider))
+    from singularity_agents._local_node import free_port, serving
+    from singularity_agents._transport import Target
+
+    address = f"127.0.0.1:{free_port()}"
+    environment = {
+        **os.environ, "SINGULARITY_CONFIG": str(tmp_path / "singularity.toml"), "SINGULARITY_DATA_DIR": str(tmp_path / "data"),
+        "SINGULARITY_STATE_DIR": str(tmp_path / "state"), "SINGULARITY_ADDRESS": address, "SINGULARITY_DIST_PORT": str(free_port()),
+    }  # fmt: skip
+
+    def start() -> subprocess.Popen[bytes]:
+        with (tmp_path / "log").open("ab") as log:
+            process = subprocess.Popen(
+                program(),
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        eventually(lambda: serving(Target(address)), within_s=60)
+        return process
+
+    process = start()
+    with Client(address, max_retries=0) as client:
+        done = client.submit("done")
+        done.result()
+        open_id, worker = running(client, "count")
+    beam = _beam(process.pid)
+    os.kill(beam, signal.SIGKILL)
+    eventually(
+        lambda: (
+            not Path(f"/proc/{worker}").exists()
+            or " Z" in Path(f"/proc/{worker}/stat").read_text()
+        ),
+        within_s=2,
+    )
+    process.wait(timeout=20)
+    process = start()
+    try:
+        with Client(address, max_retries=0) as client:
+            assert client.get(done.id).state.endswith("SUCCEEDED")
+            task = client.wait(open_id, timeout="60s")
+            assert task.state.endswith("SUCCEEDED") and task.attempts == 2
+            assert next(a.cause for a in client.attempts(open_id)) == "NODE_LOST"
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def _beam(pid: int) -> int:
+    """The virtual machine at or below a process."""
+    pending = [pid]
+    while pending:
+        pid = pending.pop()
+        if "beam" in Path(f"/proc/{pid}/comm").read_text():
+            return pid
+        pending += [
+            int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    raise AssertionError("no virtual machine below the start script")
