@@ -176,3 +176,19 @@ impl AgentError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_page_and_a_name_that_reads_back() {
+        let pages = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../docs/errors");
+        for reason in Reason::ALL {
+            let page = pages.join(format!("{}.md", reason.upper()));
+            assert!(page.is_file(), "no page {}", page.display());
+            assert_eq!(Reason::parse(reason.snake()), Some(*reason));
+            assert_eq!(reason.snake().to_uppercase(), reason.upper());
+        }
+    }
+}
