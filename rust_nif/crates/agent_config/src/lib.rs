@@ -27,8 +27,26 @@ pub const EXAMPLE: &str = include_str!("../../../../config/singularity.toml");
 pub fn parse(name: &str, text: &str, overrides: &Overrides) -> Result<Config, Vec<String>> {
     let mut root = check::check(name, text)?;
     finish::finish(&mut root, overrides)
-        .map_err(|faults| faults.into_iter().map(|fault| format!("{name}: {fault}")).collect::<Vec<_>>())?;
+        .map_err(|faults| faults.into_iter().map(|fault| located(name, text, fault)).collect::<Vec<_>>())?;
     Ok(Config { root })
+}
+
+/// Puts file and line before a fault that begins with `[section] key`; what the environment said has no line.
+fn located(name: &str, text: &str, fault: String) -> String {
+    let Some((section, rest)) = fault.strip_prefix('[').and_then(|f| f.split_once("] ")) else { return format!("{name}: {fault}") };
+    let key: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    let (mut inside, mut line) = (false, None);
+    for (at, source) in text.lines().enumerate() {
+        let source = source.trim();
+        if let Some(header) = source.strip_prefix('[') {
+            inside = header.trim_start_matches('[').split(']').next() == Some(section);
+            line = line.or(inside.then_some(at + 1));
+        } else if inside && source.strip_prefix(&key).is_some_and(|s| s.trim_start().starts_with('=')) {
+            line = Some(at + 1);
+            break;
+        }
+    }
+    line.map_or_else(|| format!("{name}: {fault}"), |line| format!("{name}:{line}: {fault}"))
 }
 
 /// The same for a file, or for no file.

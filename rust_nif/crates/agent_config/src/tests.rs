@@ -54,6 +54,7 @@ fn a_key_is_never_in_the_file_and_never_repeated() {
 fn off_loopback_needs_tls_and_keys() {
     let e = bad("[server]\naddress = \"0.0.0.0:50151\"\n");
     assert!(e.contains("tls") && e.contains("keys are needed"), "{e}");
+    assert!(e.lines().all(|l| l.starts_with("t.toml:2: [server] address")), "{e}");
     good("[server]\naddress = \"[::1]:0\"\n");
 }
 
