@@ -110,6 +110,7 @@ state(stopped, _, Name) ->
 %% zygotes never spend it.
 -spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init([]) ->
+    ok = orphans:await([framework_adapter_manager, framework_adapter_zygote_sup, framework_adapter_worker_sup]),
     ?MODULE = ets:new(?MODULE, [named_table, public, {read_concurrency, true}]),
     ok = framework_adapter_env:prepare_runtime_dir(),
     Sup = fun(Id) -> #{id => Id, start => {Id, start_link, []}, type => supervisor, shutdown => infinity} end,

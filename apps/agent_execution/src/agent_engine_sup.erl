@@ -19,6 +19,8 @@ start_link() ->
 %% 20 in 60 s: supervisor of long-lived children; per-task processes are temporary and never spend it.
 -spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init([]) ->
+    ok = orphans:await([engine_tables, engine_services_sup, agent_execution_supervisor, execution_coordinator_sup,
+                        task_recovery]),
     Worker = fun(Id) -> #{id => Id, start => {Id, start_link, []}, shutdown => 5000} end,
     Sup = fun(Id) -> #{id => Id, start => {Id, start_link, []}, type => supervisor, shutdown => infinity} end,
     {ok, {#{strategy => rest_for_one, intensity => 20, period => 60},

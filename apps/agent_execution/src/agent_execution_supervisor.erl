@@ -4,7 +4,8 @@
 %% {ok, Id} = agent_execution_supervisor:spawn_agent(researcher, langchain),
 %% {ok, Task} = agent_execution_supervisor:execute_task(Id, "What is 6*7? Use the tool.", #{tools => [<<"calculate">>]}).
 %% '''
-%% Options, as map or property list: `method', `framework', `model', `tools', `task_type', `max_steps', `priority',
+%% Options: `native', `auto', a framework, `{native, Hints}', `{framework, Framework, AdapterConfig}', `{hybrid, NativePart,
+%% FrameworkPart}', or a map or property list: `method' (one of those), `framework', `model', `tools', `task_type', `max_steps', `priority',
 %% `durability', `tenant', `wait' (ms, 0: do not wait).
 -module(agent_execution_supervisor).
 -behaviour(supervisor).
@@ -24,6 +25,7 @@
 -type method() :: {native, Hints :: map()}
                 | {framework, Framework :: binary(), AdapterConfig :: map()}
                 | {hybrid, NativePart :: term(), FrameworkPart :: term()}.
+-type options() :: preference() | method() | map() | [{atom(), term()}].
 
 %% @doc Starts the pools.
 -spec start_link() -> supervisor:startlink_ret().
@@ -45,7 +47,7 @@ spawn_agent(AgentType, Framework) ->
     agent_registry:spawn_agent(AgentType, engine_names:binary(Framework)).
 
 %% @doc Runs a task and waits for its end. `Task' is a text, or a map with `description'.
--spec execute_task(AgentId :: binary() | atom(), Task :: iodata() | map(), Options :: map() | [{atom(), term()}]) ->
+-spec execute_task(AgentId :: binary() | atom(), Task :: iodata() | map(), options()) ->
     {ok, map()} | {error, agent_error:t()}.
 execute_task(AgentId, Task, Options) ->
     case determine_execution_method(Task, Options) of
@@ -76,7 +78,15 @@ execute_hybrid_task(AgentId, NativePart, FrameworkPart) ->
     end.
 
 %% @doc How a task would run, from its options: what the caller says wins, `auto' is decided by the router later.
--spec determine_execution_method(Task :: term(), Options :: map() | [{atom(), term()}]) -> method() | {auto, map()}.
+-spec determine_execution_method(Task :: term(), options()) -> method() | {auto, map()}.
+determine_execution_method(_Task, {native, Hints}) ->
+    {native, as_map(Hints)};
+determine_execution_method(_Task, {framework, F, Config}) ->
+    {framework, engine_names:binary(F), as_map(Config)};
+determine_execution_method(_Task, {hybrid, Native, Framework}) ->
+    {hybrid, Native, Framework};
+determine_execution_method(Task, Method) when is_atom(Method) ->
+    determine_execution_method(Task, #{method => Method});
 determine_execution_method(Task, Options) when is_list(Options) ->
     determine_execution_method(Task, maps:from_list(proplists:unfold(Options)));
 determine_execution_method(_Task, #{method := {native, Hints}} = O) ->
@@ -124,6 +134,8 @@ part(Task) -> {Task, #{}}.
 %% them is temporary, so a killed worker never spends it. Pools are supervisors: `infinity', or they would orphan what runs.
 -spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init([]) ->
+    ok = orphans:await([native_agent_pool, framework_adapter_pool, performance_monitor]),
+    ok = framework_adapter_pool:set_engine(?MODULE),
     Sup = fun(Id) -> #{id => Id, start => {Id, start_link, []}, restart => permanent, type => supervisor,
                        shutdown => infinity} end,
     Monitor = #{id => performance_monitor, start => {performance_monitor, start_link, []}, restart => permanent,

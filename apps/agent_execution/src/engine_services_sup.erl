@@ -18,5 +18,6 @@ start_link() ->
 %% 20 in 60 s: long-lived children. Beyond it the engine's own supervisor starts everything after the tables again.
 -spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init([]) ->
+    ok = orphans:await([agent_registry, run_queue]),
     Worker = fun(Id) -> #{id => Id, start => {Id, start_link, []}, shutdown => 5000} end,
     {ok, {#{strategy => one_for_one, intensity => 20, period => 60}, [Worker(agent_registry), Worker(run_queue)]}}.

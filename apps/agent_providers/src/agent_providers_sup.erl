@@ -13,6 +13,7 @@ start_link() ->
 %% rest_for_one: the model server announces its port to the providers, so it starts again after them. 20 in 60 s.
 -spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init([]) ->
+    ok = orphans:await([providers_watcher, model_server]),
     Watcher = #{id => providers_watcher, start => {providers_watcher, start_link, []}, shutdown => 5000},
     Model = #{id => model_server, start => {model_server, start_link, []}, shutdown => 3000},
     {ok, {#{strategy => rest_for_one, intensity => 20, period => 60}, [Watcher, Model]}}.
