@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .harness import Process, Zygote, all_gone, descendants
+from .harness import Process, Zygote, all_gone, descendants, hit
 
 
 @pytest.fixture
@@ -26,5 +27,11 @@ def zygote(folder: Path) -> Iterator[Zygote]:
     made = Zygote(folder)
     yield made
     left = [Process.of(pid) for pid in descendants(os.getpid())]
-    made.close()
-    all_gone(left)
+    try:
+        made.close()
+        all_gone(left)
+    finally:
+        # One test's remains must not fail the next.
+        for process in left:
+            if process.alive():
+                hit(process.pid, signal.SIGKILL)

@@ -245,6 +245,12 @@ class Process:
     def of(cls, pid: int) -> Process:
         return cls(pid, _stat(pid)[19])
 
+    def describe(self) -> str:
+        try:
+            return f"{self.pid} {Path(f'/proc/{self.pid}/cmdline').read_bytes()[:60]!r} {_stat(self.pid)[:2]}"
+        except OSError:
+            return f"{self.pid} gone"
+
     def alive(self) -> bool:
         try:
             stat = _stat(self.pid)
@@ -276,18 +282,20 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def wait_until(condition: Callable[[], object], what: str, limit: float = LIMIT_S) -> float:
+def wait_until(condition: Callable[[], object], what: str | Callable[[], str], limit: float = LIMIT_S) -> float:
     """Seconds until the condition held."""
     started = time.monotonic()
     while not condition():
-        assert time.monotonic() - started < limit, what
+        assert time.monotonic() - started < limit, what if isinstance(what, str) else what()
         time.sleep(0.002)
     return time.monotonic() - started
 
 
 def all_gone(processes: Iterable[Process], limit: float = LIMIT_S) -> float:
     processes = list(processes)
-    return wait_until(lambda: not any(p.alive() for p in processes), f"alive: {[p for p in processes if p.alive()]}", limit)
+    return wait_until(
+        lambda: not any(p.alive() for p in processes), lambda: f"alive: {[p.describe() for p in processes if p.alive()]}", limit
+    )
 
 
 def hit(pid: int, number: int) -> None:
