@@ -84,7 +84,7 @@ def become_keeper(conn: socket.socket, data_fd: int, log_fd: int, spec: Spec, fr
     """In the zygote's child: never returns."""
     try:
         _keeper(conn, data_fd, log_fd, spec, framework)
-    except BaseException as error:  # noqa: BLE001  every failure is told to the guard, and the process ends
+    except BaseException as error:
         try:
             conn.send(b"X" + f"{type(error).__name__}: {error}".encode())
         finally:
@@ -128,7 +128,18 @@ def _keeper(conn: socket.socket, data_fd: int, log_fd: int, spec: Spec, framewor
     os.close(go_write)
     for fd in (conn.fileno(), data_fd):
         os.set_inheritable(fd, True)
-    argv = ["port_guard", "keep", "--conn", str(conn.fileno()), "--data", str(data_fd), "--worker", str(worker_pid), "--init", str(init_pid)]
+    argv = [
+        "port_guard",
+        "keep",
+        "--conn",
+        str(conn.fileno()),
+        "--data",
+        str(data_fd),
+        "--worker",
+        str(worker_pid),
+        "--init",
+        str(init_pid),
+    ]
     os.execve(spec.guard, argv, {})
 
 
@@ -169,7 +180,7 @@ def _worker(go_fd: int, data_fd: int, log_fd: int, spec: Spec, framework: str, p
         from . import main
 
         main.run(3, spec.worker_id, framework)
-    except BaseException as error:  # noqa: BLE001  the process ends here whatever happens
+    except BaseException as error:
         try:
             os.write(2, f"worker: {type(error).__name__}: {error}\n".encode())
         finally:

@@ -1,4 +1,4 @@
-"""Fixtures of the SDK's tests."""
+"""Fixtures that several folders share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import scripted_node
+from .sdk import scripted_node
 
 
 @pytest.fixture
