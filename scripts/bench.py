@@ -1,7 +1,7 @@
 """`make bench`: a table, and `_build/bench/results.json`.
 
-Every figure has its baseline measured in the same run, in turn with it; medians of several runs. The client runs on the same cores. Noise on shared
-machines is large: read ratios first, absolutes second.
+Every figure has its baseline measured in the same run, in turn with it; medians of several runs. The client runs on the same cores.
+Noise on shared machines is large: read ratios first, absolutes second.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ OUT = ROOT / "_build" / "bench"
 TOOL = ROOT / "_build" / "rust" / "release" / "agent_bench"
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "guard")]
 
-import demo
-import harness
+import demo  # noqa: E402
+import harness  # noqa: E402
 
 RUNS = 3
 SECONDS = 4
@@ -138,10 +138,7 @@ def grpc(node: LocalNode) -> None:
             baseline=base,
             wanted="must 10,000/s, aim 0.3 x grpc_bare",
         )
-        quiet = [
-            load(node.address, "--agent", "echo", "--in-flight", "1", "--seconds", "3")
-            for _ in range(RUNS)
-        ]
+        quiet = [load(node.address, "--agent", "echo", "--in-flight", "1", "--seconds", "3") for _ in range(RUNS)]
         alone = load(address, "--in-flight", "1", "--seconds", "2")
         for quantile, wanted in (
             ("p50", "must 0.5 ms, aim 0.2 ms"),
@@ -215,9 +212,7 @@ def first_frame(folder: Path, number: int, environment: list[str]) -> float:
 
     work = folder / f"w{number}"
     work.mkdir(mode=0o700)
-    read = [
-        p for place in (ROOT, sys.base_prefix) for p in ("--allow-read", str(place))
-    ]
+    read = [p for place in (ROOT, sys.base_prefix) for p in ("--allow-read", str(place))]
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / f"d{number}"))
         listener.listen(1)
@@ -295,29 +290,19 @@ def langchain(node: LocalNode) -> None:
 def beam_below(node: LocalNode) -> int:
     """The node's virtual machine: the listener on its port."""
     port = int(node.address.rsplit(":", 1)[1])
-    found = subprocess.run(
-        ["ss", "-ltnpH", f"sport = :{port}"], capture_output=True, text=True, check=True
-    ).stdout
+    found = subprocess.run(["ss", "-ltnpH", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
     return int(found.split("pid=")[1].split(",")[0])
 
 
 def idle(node: LocalNode) -> None:
     beam = beam_below(node)
-    kib = int(
-        next(
-            line
-            for line in Path(f"/proc/{beam}/status").read_text().splitlines()
-            if line.startswith("VmRSS")
-        ).split()[1]
-    )
+    kib = int(next(line for line in Path(f"/proc/{beam}/status").read_text().splitlines() if line.startswith("VmRSS")).split()[1])
     record("idle_rss", kib / 1024, "MiB", wanted="beam.smp: must 150 MiB, aim 100 MiB")
 
 
 def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}; medians of {RUNS} runs"
-    )
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}; medians of {RUNS} runs")
     with LocalNode(CONFIG) as node:
         with Client(node.address) as client:
             client.execute("warm", agent="echo")

@@ -55,9 +55,7 @@ project = "{ROOT}/examples/hello"
 entrypoint = "agents:shout"
 """
 
-BOLD, DIM, OFF = (
-    ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
-)
+BOLD, DIM, OFF = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 
 
 def say(text: str = "") -> None:
@@ -171,30 +169,22 @@ def run(client: Client, title: str, text: str, **options: Any) -> Any:
             sys.stdout.write(str(event.data.get("text", "")))
             sys.stdout.flush()
         elif event.kind == "tool_call":
-            say(
-                f"  {DIM}tool {event.data.get('name')} {event.data.get('arguments')}{OFF}"
-            )
+            say(f"  {DIM}tool {event.data.get('name')} {event.data.get('arguments')}{OFF}")
         elif event.kind == "tool_result":
             say(f"  {DIM}  -> {event.data.get('content')}{OFF}")
     task = handle.wait(TASK_WITHIN)
     if first is None:
-        say(
-            f"  {task.result.output if task.result else task.error.message if task.error else task.state}"
-        )
-    say(
-        f"\n  {DIM}{executor(task)}, first token after {first:.2f} s{OFF}"
-        if first
-        else f"  {DIM}{executor(task)}{OFF}"
-    )
+        say(f"  {task.result.output if task.result else task.error.message if task.error else task.state}")
+    say(f"\n  {DIM}{executor(task)}, first token after {first:.2f} s{OFF}" if first else f"  {DIM}{executor(task)}{OFF}")
     return task
 
 
 def executor(task: Any) -> str:
-    return (
-        str(task.result.executor)
-        if task.result
-        else (task.route.executor if task.route else "-")
-    )
+    return str(task.result.executor) if task.result else (task.route.executor if task.route else "-")
+
+
+def seconds(duration: Any) -> str:
+    return f"{duration.total_seconds():.2f} s" if duration is not None else "-"
 
 
 def table(tasks: list[tuple[str, Any]]) -> None:
@@ -213,20 +203,13 @@ def table(tasks: list[tuple[str, Any]]) -> None:
     ]
     for name, t in tasks:
         m = t.result.metrics if t.result else None
-        seconds = lambda d: f"{d.total_seconds():.2f} s" if d is not None else "-"
-        tokens = (
-            str(m.tokens_used.input_tokens + m.tokens_used.output_tokens) if m else "-"
-        )
-        answer = (
-            t.result.output if t.result else t.error.reason if t.error else ""
-        ).replace("\n", " ")[:34]
+        tokens = str(m.tokens_used.input_tokens + m.tokens_used.output_tokens) if m else "-"
+        answer = (t.result.output if t.result else t.error.reason if t.error else "").replace("\n", " ")[:34]
         rows.append((name, t.state.removeprefix("TASK_STATE_"), executor(t), str(t.attempts), seconds(m.queue_time if m else None),
                      seconds(m.execution_time if m else None), tokens, str(m.provider_calls) if m else "-", answer))  # fmt: skip
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     for i, row in enumerate(rows):
-        line = "  ".join(
-            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         say(f"{BOLD}{line}{OFF}" if i == 0 else line)
 
 
@@ -271,12 +254,8 @@ def beside(client: Client, node: Node, tasks: int) -> None:
         (tree_cpu_s(beam) - before) * 1000 / tasks,
     )
     say(f"  {'':28}{'time':>10}{'CPU':>10}")
-    say(
-        f"  {'LangChain alone':28}{alone['wall_ms']:>7.2f} ms{alone['cpu_ms']:>7.2f} ms"
-    )
-    say(
-        f"  {'on the engine (client in it)':28}{wall:>7.2f} ms{cpu:>7.2f} ms   the node's whole tree"
-    )
+    say(f"  {'LangChain alone':28}{alone['wall_ms']:>7.2f} ms{alone['cpu_ms']:>7.2f} ms")
+    say(f"  {'on the engine (client in it)':28}{wall:>7.2f} ms{cpu:>7.2f} ms   the node's whole tree")
     say(
         f"  {'the engine adds':28}{wall - alone['wall_ms']:>7.2f} ms{cpu - alone['cpu_ms']:>7.2f} ms   {tasks} tasks, one after the other"
     )
@@ -306,7 +285,8 @@ def main() -> int:
 def tell(node: Node) -> None:
     chapter("A node with an embedded model")
     say(
-        "SmolLM2 with 135 million parameters: it answers badly, and that is not the engine's fault.\nThe tasks below are ones it gets right."
+        "SmolLM2 with 135 million parameters: it answers badly, and that is not the engine's fault.\n"
+        "The tasks below are ones it gets right."
     )
     say(f"up in {node.start():.1f} s at {ADDRESS}, data in {HOME / 'data'}")
     ended: list[tuple[str, Any]] = []
@@ -361,14 +341,9 @@ def tell(node: Node) -> None:
         chapter("2. What happens when things die")
         handle = client.submit("loop for ever", agent="loop")
         until("the loop", 60, lambda: client.get(handle.id).worker_pid)
-        say(
-            "\nA looping agent with a child in a session of its own runs. The live supervision tree:"
-        )
+        say("\nA looping agent with a child in a session of its own runs. The live supervision tree:")
         say(node.eval("agent_execution:tree(), ok"))
-        say(
-            f"\n{BOLD}agent_execution:why/1{OFF}\n  "
-            + node.eval(f'agent_execution:why(<<"{handle.id}">>)')
-        )
+        say(f"\n{BOLD}agent_execution:why/1{OFF}\n  " + node.eval(f'agent_execution:why(<<"{handle.id}">>)'))
         proof = client.cancel(handle.id, grace="0s").proof
         say(f"\ncancelled: witness {proof.witness.removeprefix('PROOF_WITNESS_')}, host pid {proof.host_pid}, "
             f"confirmed dead: {proof.confirmed_dead}, {proof.duration.total_seconds() * 1000 if proof.duration else 0:.1f} ms, "
@@ -379,9 +354,7 @@ def tell(node: Node) -> None:
         pid = until("the count", 60, lambda: client.get(handle.id).worker_pid)
         os.kill(pid, signal.SIGKILL)
         task = handle.wait(TASK_WITHIN)
-        say(
-            f"\nkill -9 {pid} in mid-task: it ended {task.state.removeprefix('TASK_STATE_')} with attempt {task.attempts}"
-        )
+        say(f"\nkill -9 {pid} in mid-task: it ended {task.state.removeprefix('TASK_STATE_')} with attempt {task.attempts}")
         ended.append(("count", task))
 
         chapter("3. The same LangChain task in the framework alone, and on the engine")
@@ -393,9 +366,7 @@ def tell(node: Node) -> None:
     with Client(ADDRESS, timeout=TASK_WITHIN) as client:
         kept = {t.id for t in client.list(limit=100)}
         there = sum(1 for _, t in ended if t.id in kept)
-        say(
-            f"started again in {seconds:.1f} s; {there} of {len(ended)} finished tasks are listed"
-        )
+        say(f"started again in {seconds:.1f} s; {there} of {len(ended)} finished tasks are listed")
         chapter("5. All of it")
         table([(name, client.get(t.id)) for name, t in ended])
 

@@ -1,7 +1,7 @@
 """The LangChain one-tool task in the framework alone: a compiled agent, reused, on a model that answers at once.
 
-Prints a line of JSON: tasks, wall and CPU milliseconds per task. The model does what the provider `echo?tool=multiply` does, so the engine's run of
-the same task differs by the engine alone. Run in the environment `langchain`.
+Prints a line of JSON: tasks, wall and CPU milliseconds per task. The model does what the provider `echo?tool=multiply` does, so
+the engine's run of the same task differs by the engine alone. Run in the environment `langchain`.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ class Instant(BaseChatModel):
         else:
             answer = AIMessage(
                 content="",
-                tool_calls=[
-                    {"id": "c1", "name": "multiply", "args": {"a": 36, "b": 11}}
-                ],
+                tool_calls=[{"id": "c1", "name": "multiply", "args": {"a": 36, "b": 11}}],
             )
         return ChatResult(generations=[ChatGeneration(message=answer)])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from singularity_agents import Client
 from singularity_agents._local_node import LocalNode
 

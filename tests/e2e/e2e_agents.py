@@ -78,14 +78,7 @@ async def huge_frame(task: Any, engine: Any) -> str:
 @agent("flood")
 def flood(task: Any, engine: Any) -> str:
     """Events without credit, as fast as it goes."""
-    frame = (
-        (24 + 1000).to_bytes(4, "big")
-        + bytes([1, 8, 1, 0])
-        + bytes(4)
-        + bytes(8)
-        + (1).to_bytes(8, "big")
-        + b"x" * 1000
-    )
+    frame = (24 + 1000).to_bytes(4, "big") + bytes([1, 8, 1, 0]) + bytes(4) + bytes(8) + (1).to_bytes(8, "big") + b"x" * 1000
     while True:
         try:
             os.write(4, frame)
@@ -112,7 +105,7 @@ async def spy(task: Any, engine: Any) -> str:
     wanted = json.loads(task.description)
     for name, path in wanted["files"].items():
         try:
-            found[name] = len(Path(path).read_bytes())
+            found[name] = len(Path(path).read_bytes())  # noqa: ASYNC240
         except OSError as error:
             found[name] = type(error).__name__
     try:

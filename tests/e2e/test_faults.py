@@ -10,20 +10,15 @@ from pathlib import Path
 
 import pytest
 from conftest import config, eventually
+
 from singularity_agents import Client
 from singularity_agents._local_node import LocalNode
 
 
 def sleepers() -> list[str]:
     """Children that an agent of ours let loose."""
-    lines = subprocess.run(
-        ["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    return [
-        line
-        for line in lines
-        if "sleep 987" in line and " Z" not in line and "ps -eo" not in line
-    ]
+    lines = subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if "sleep 987" in line and " Z" not in line and "ps -eo" not in line]
 
 
 def running(client: Client, agent: str) -> tuple[str, int]:
@@ -38,9 +33,7 @@ def test_cancel_ends_the_whole_tree_with_proof(client: Client) -> None:
     began = time.monotonic()
     answer = client.cancel(task_id, grace="0s")
     assert time.monotonic() - began < 2
-    assert answer.proof.confirmed_dead and answer.proof.witness.endswith(
-        ("NAMESPACE", "DESCENDANTS")
-    )
+    assert answer.proof.confirmed_dead and answer.proof.witness.endswith(("NAMESPACE", "DESCENDANTS"))
     assert answer.proof.host_pid == pid and not answer.proof.survivors
     assert sleepers() == []
     assert answer.task.state.endswith("CANCELLED")
@@ -94,18 +87,14 @@ def test_a_worker_that_takes_too_much_memory_is_ended(client: Client) -> None:
     assert task.error is not None and task.error.reason in {"WORKER_OOM", "POISON_TASK"}
 
 
-def test_a_client_that_disappears_costs_nobody_anything(
-    node: LocalNode, client: Client
-) -> None:
+def test_a_client_that_disappears_costs_nobody_anything(node: LocalNode, client: Client) -> None:
     with Client(node.address, max_retries=0) as gone:
         handle = gone.submit("x", agent="count")
         next(iter(gone.watch(handle.id)))
     assert client.wait(handle.id, timeout="60s").state.endswith("SUCCEEDED")
 
 
-def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(
-    bad_provider: str, tmp_path: Path
-) -> None:
+def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(bad_provider: str, tmp_path: Path) -> None:
     from singularity_agents._local_node import program
 
     (tmp_path / "singularity.toml").write_text(config(bad_provider))
@@ -138,10 +127,7 @@ def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(
     beam = _beam(process.pid)
     os.kill(beam, signal.SIGKILL)
     eventually(
-        lambda: (
-            not Path(f"/proc/{worker}").exists()
-            or " Z" in Path(f"/proc/{worker}/stat").read_text()
-        ),
+        lambda: not Path(f"/proc/{worker}").exists() or " Z" in Path(f"/proc/{worker}/stat").read_text(),
         within_s=2,
     )
     process.wait(timeout=20)
@@ -164,7 +150,5 @@ def _beam(pid: int) -> int:
         pid = pending.pop()
         if "beam" in Path(f"/proc/{pid}/comm").read_text():
             return pid
-        pending += [
-            int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        ]
+        pending += [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     raise AssertionError("no virtual machine below the start script")

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from singularity_agents import Client, SingularityError
 from singularity_agents._local_node import LocalNode
 
@@ -22,27 +23,18 @@ def reason(error: pytest.ExceptionInfo[SingularityError]) -> str:
 
 def test_the_demos_tasks_come_out_right_every_time(client: Client) -> None:
     for _ in range(20):
-        task = client.execute(
-            "Use the calculate tool: what is 17 * 23?", method="native", **LOCAL
-        )
+        task = client.execute("Use the calculate tool: what is 17 * 23?", method="native", **LOCAL)
         assert "391" in task.output
-        task = client.execute(
-            "Use the multiply tool to multiply 36 by 11.", agent="calculator", **LOCAL
-        )
+        task = client.execute("Use the multiply tool to multiply 36 by 11.", agent="calculator", **LOCAL)
         assert "396" in task.output and task.executor == "langchain"
 
 
 def test_a_native_task_streams_its_text_and_meters_its_calls(client: Client) -> None:
     handle = client.submit("one two three", method="native")
-    text = "".join(
-        str(e.data["text"]) for e in handle.watch() if e.kind == "text_delta"
-    )
+    text = "".join(str(e.data["text"]) for e in handle.watch() if e.kind == "text_delta")
     result = handle.result()
     assert text == result.output == "one two three"
-    assert (
-        result.metrics.provider_calls == 1
-        and result.metrics.tokens_used.output_tokens == 3
-    )
+    assert result.metrics.provider_calls == 1 and result.metrics.tokens_used.output_tokens == 3
     sequences = [e.sequence for e in client.watch(handle.id)]
     assert sequences == list(range(1, len(sequences) + 1))
 
@@ -52,9 +44,7 @@ def test_a_langchain_agent_calls_its_python_tool(client: Client) -> None:
     kinds = [e.kind for e in handle.watch()]
     result = handle.result()
     assert result.output == "42" and result.executor == "langchain"
-    assert (
-        "tool_call" in kinds and "tool_result" in kinds and "worker_assigned" in kinds
-    )
+    assert "tool_call" in kinds and "tool_result" in kinds and "worker_assigned" in kinds
     assert result.metrics.provider_calls == 2
 
 
@@ -96,9 +86,7 @@ def test_ids_may_be_shortened(client: Client) -> None:
         ("x", {"output_schema": {"type": "strnig"}}, "INVALID_FIELD"),
     ],
 )  # fmt: skip
-def test_bad_input_is_refused_with_its_reason(
-    client: Client, text: str, options: dict[str, Any], wanted: str
-) -> None:
+def test_bad_input_is_refused_with_its_reason(client: Client, text: str, options: dict[str, Any], wanted: str) -> None:
     with pytest.raises(SingularityError) as error:
         client.submit(text, **options)
     assert reason(error) == wanted
@@ -109,9 +97,7 @@ def test_an_unavailable_framework_falls_back_and_says_so(client: Client) -> None
     handle = client.submit("x", framework="crewai")
     assert handle.result().executor == "native"
     route = client.get(handle.id).route
-    assert route is not None and next(
-        c.refused for c in route.candidates if c.executor == "crewai"
-    )
+    assert route is not None and next(c.refused for c in route.candidates if c.executor == "crewai")
 
 
 def nested(levels: int) -> bytes:
@@ -130,16 +116,12 @@ def nested(levels: int) -> bytes:
 
 
 @pytest.mark.parametrize("levels", [40, 1000, 10000])
-def test_deep_nesting_is_refused_and_the_node_lives(
-    node: LocalNode, client: Client, levels: int
-) -> None:
+def test_deep_nesting_is_refused_and_the_node_lives(node: LocalNode, client: Client, levels: int) -> None:
     with (
         grpc.insecure_channel(node.address) as channel,
         pytest.raises(grpc.RpcError) as error,
     ):
-        channel.unary_unary("/singularity.agents.v1.TaskService/SubmitTask")(
-            nested(levels), timeout=10
-        )
+        channel.unary_unary("/singularity.agents.v1.TaskService/SubmitTask")(nested(levels), timeout=10)
     assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert client.execute("still here").output == "still here"
 
@@ -150,22 +132,20 @@ def test_bytes_that_are_no_message_are_refused(node: LocalNode) -> None:
             grpc.insecure_channel(node.address) as channel,
             pytest.raises(grpc.RpcError) as error,
         ):
-            channel.unary_unary("/singularity.agents.v1.TaskService/SubmitTask")(
-                body, timeout=10
-            )
+            channel.unary_unary("/singularity.agents.v1.TaskService/SubmitTask")(body, timeout=10)
         assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(
     ("model", "wanted"),
     [
-        ("down", "PROVIDER_OVERLOADED"), ("garbage", "PROVIDER_BAD_RESPONSE"), ("wrong", "PROVIDER_BAD_RESPONSE"), ("refuses-key", "PROVIDER_AUTH"),
-        ("cut", "PROVIDER_STREAM_CUT"), ("slow", "PROVIDER_TIMEOUT"), ("nobody", "PROVIDER_UNAVAILABLE"), ("no-such-model", "MODEL_NOT_FOUND"),
+        ("down", "PROVIDER_OVERLOADED"), ("garbage", "PROVIDER_BAD_RESPONSE"), ("wrong", "PROVIDER_BAD_RESPONSE"),
+        ("refuses-key", "PROVIDER_AUTH"),
+        ("cut", "PROVIDER_STREAM_CUT"), ("slow", "PROVIDER_TIMEOUT"), ("nobody", "PROVIDER_UNAVAILABLE"),
+        ("no-such-model", "MODEL_NOT_FOUND"),
     ],
 )  # fmt: skip
-def test_a_bad_provider_gives_a_typed_error(
-    client: Client, model: str, wanted: str
-) -> None:
+def test_a_bad_provider_gives_a_typed_error(client: Client, model: str, wanted: str) -> None:
     task = client.submit("x", method="native", model=model, max_attempts=1).wait("60s")
     assert task.error is not None and task.error.reason == wanted
     assert "canary" not in json.dumps(task.error.model_dump(mode="json"))
@@ -202,14 +182,8 @@ def test_many_at_once(client: Client) -> None:
     assert outputs == [f"task {i}" for i in range(200)]
 
 
-def test_a_worker_reads_no_secret_and_dials_nothing(
-    client: Client, node: LocalNode
-) -> None:
-    beam = next(
-        int(p.name)
-        for p in Path("/proc").iterdir()
-        if p.name.isdigit() and _runs(p, node.log.parent)
-    )
+def test_a_worker_reads_no_secret_and_dials_nothing(client: Client, node: LocalNode) -> None:
+    beam = next(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _runs(p, node.log.parent))
     state = node.log.parent / "state"
     files = {
         "environ": f"/proc/{beam}/environ", "maps": f"/proc/{beam}/maps", "database": str(node.log.parent / "data" / "singularity.db"),
@@ -224,18 +198,11 @@ def test_a_worker_reads_no_secret_and_dials_nothing(
     }, found
     assert found["dial"] == "PermissionError"
     assert len(found["pids"]) <= 3
-    assert not [
-        n
-        for n in found["env"]
-        if "KEY" in n or "SECRET" in n or "TOKEN" in n or n.startswith("ROOTDIR")
-    ]
+    assert not [n for n in found["env"] if "KEY" in n or "SECRET" in n or "TOKEN" in n or n.startswith("ROOTDIR")]
 
 
 def _runs(process: Path, folder: Path) -> bool:
     try:
-        return (
-            b"beam" in (process / "cmdline").read_bytes()
-            and str(folder).encode() in (process / "environ").read_bytes()
-        )
+        return b"beam" in (process / "cmdline").read_bytes() and str(folder).encode() in (process / "environ").read_bytes()
     except OSError:
         return False

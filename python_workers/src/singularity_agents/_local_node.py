@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 from types import TracebackType
 
 import grpc
@@ -55,7 +56,8 @@ def serving(target: Target, timeout: float = 1.0) -> bool:
         else grpc.insecure_channel(target.address, target.options())
     ) as channel:
         try:
-            answer: bytes = channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=timeout)
+            check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+            answer: bytes = check(b"", timeout=timeout)
         except grpc.RpcError:
             return False
     return answer.startswith(_SERVING)

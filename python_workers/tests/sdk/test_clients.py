@@ -126,7 +126,7 @@ def test_a_model_call_is_not_repeated(node: ScriptedNode) -> None:
 
 
 def test_nobody_there_is_said_with_the_address() -> None:
-    with sa.Client("127.0.0.1:9", max_retries=0) as engine, pytest.raises(sa.ConnectionFailed, match="127.0.0.1:9"):
+    with sa.Client("127.0.0.1:9", max_retries=0) as engine, pytest.raises(sa.ConnectionFailed, match=r"127\.0\.0\.1:9"):
         engine.get(TASK_ID)
 
 

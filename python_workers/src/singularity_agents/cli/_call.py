@@ -78,8 +78,8 @@ def _health() -> Any:
             output_type=".grpc.health.v1.HealthCheckResponse",
         )  # fmt: skip
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)  # type: ignore[no-untyped-call]
-    return pool.FindServiceByName("grpc.health.v1.Health")  # type: ignore[no-untyped-call]
+    pool.Add(file)
+    return pool.FindServiceByName("grpc.health.v1.Health")
 
 
 def call_method(ctx: Context) -> int:

@@ -1,8 +1,8 @@
 """What happens between the fork of a zygote and the first line of a worker.
 
-K, the zygote's child, makes the namespaces, starts their init, forks the worker W, tells the guard, and becomes the keeper by exec. W takes its
-own descriptors, environment and limits, gives up every right, and runs. Both end with ``os._exit`` in every path: an exception that
-returned into the zygote's loop would make a second zygote.
+K, the zygote's child, makes the namespaces, starts their init, forks the worker W, tells the guard, and becomes the keeper by
+exec. W takes its own descriptors, environment and limits, gives up every right, and runs. Both end with ``os._exit`` in every
+path: an exception that returned into the zygote's loop would make a second zygote.
 """
 
 from __future__ import annotations
