@@ -10,8 +10,8 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 from types import TracebackType
+from typing import Any
 
 import grpc
 from typing_extensions import Self

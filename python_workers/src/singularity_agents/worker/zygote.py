@@ -1,9 +1,10 @@
 """Imports a framework once and forks workers on request: ``python -m singularity_agents.worker.zygote``.
 
-Run by the engine under ``port_guard run``. One thread, one poll loop. Each connection on its ``SOCK_SEQPACKET`` socket is one guard, and
-its one message a SPAWN: key and value in turn, each ended by a zero byte (``guard, worker-id, mode, dir, env NAME=VALUE,
-allow-read, allow-write, allow-connect``), with the worker's data channel and log pipe as descriptors. The zygote forks, forgets, and is out of the path; users'
-code is never imported here, since the next child may belong to another agent or tenant.
+Run by the engine under ``port_guard run``. One thread, one poll loop. Each connection on its ``SOCK_SEQPACKET`` socket is
+one guard, and its one message a SPAWN: key and value in turn, each ended by a zero byte (``guard, worker-id, mode, dir, env
+NAME=VALUE, allow-read, allow-write, allow-connect``), with the worker's data channel and log pipe as descriptors. The zygote
+forks, forgets, and is out of the path; users' code is never imported here, since the next child may belong to another agent
+or tenant.
 """
 
 from __future__ import annotations
