@@ -22,7 +22,10 @@
        agent_decode/1, agent_result/1, uuid7/0]).
 -on_load(load/0).
 
+%% Another number only in the test that a library of another version is refused.
+-ifndef(ABI).
 -define(ABI, 1).
+-endif.
 -define(DOWN, erlang:nif_error(native_down)).
 
 -type runtime() :: reference().
