@@ -28,6 +28,9 @@
 %% A claim that found no store comes back, in ms.
 -define(CLAIM_RETRY_MS, 1000).
 
+%% A provider call may outlive the attempt by so much: our own clock ends the task, and says which limit it was, in ms.
+-define(CALL_MARGIN_MS, 2000).
+
 -type start() :: {submit, #{header := map(), payload := term(), agent := map(), route := map(), from := {pid(), reference()}}}
                | {claim, run_queue:item()}
                | {expire, run_queue:item()}
@@ -243,6 +246,10 @@ earliest(0, B) -> B;
 earliest(A, 0) -> A;
 earliest(A, B) -> min(A, B).
 
+-spec call_deadline(non_neg_integer()) -> non_neg_integer().
+call_deadline(0) -> 0;
+call_deadline(Deadline) -> Deadline + ?CALL_MARGIN_MS.
+
 -spec callback_mode() -> gen_statem:callback_mode_result().
 callback_mode() ->
     handle_event_function.
@@ -311,7 +318,7 @@ effects([], Actions, T = #task{core = Core}) ->
     {next_state, execution_core:phase(Core), T, Actions};
 effects([start_native | Rest], Actions, T = #task{row = #row{task_id = Id}}) ->
     Spec = #{owner => self(), ref => T#task.ref, task_id => Id, payload => T#task.payload, agent => T#task.agent,
-             header => T#task.header, deadline_ms => T#task.deadline_ms},
+             header => T#task.header, deadline_ms => call_deadline(T#task.deadline_ms)},
     case native_agent_pool:start_step(Spec) of
         {ok, Pid} -> effects(Rest, Actions, T#task{step = {Pid, monitor(process, Pid)}});
         {error, _} -> decide(step_down, T)

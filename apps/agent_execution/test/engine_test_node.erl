@@ -18,13 +18,15 @@ start(Dir, Extra) ->
                            "\"providers\":{\"echo\":{\"dialect\":\"echo\",\"models\":[],\"concurrency\":1024}},"
                            "\"models\":{~s},\"tenants\":{}}",
                            [filename:join(Dir, "test.db"),
-                            lists:join(",", [io_lib:format("\"~s\":{\"endpoints\":[{\"provider\":\"echo\",\"name\":\"~s\",\"priority\":1}]}", [A, N])
-                                             || {A, N} <- maps:to_list(Models)])]),
+                            lists:join(",", [model(A, N) || {A, N} <- maps:to_list(Models)])]),
     agent_config:put(maps:merge(#{server => #{data_dir => unicode:characters_to_binary(Dir)},
                                   native => unicode:characters_to_binary(Native)}, Extra)),
     {ok, _} = application:ensure_all_started(agent_execution),
     ok = native_subsystem:await(store_watcher, 10000),
     eventually(fun() -> sys:get_state(agent_registry) =:= loaded end).
+
+model(Alias, Name) ->
+    io_lib:format("\"~s\":{\"endpoints\":[{\"provider\":\"echo\",\"name\":\"~s\",\"priority\":1}]}", [Alias, Name]).
 
 stop() ->
     [application:stop(A) || A <- ?APPS],
