@@ -12,7 +12,7 @@
          more_tasks_than_slots_wait_and_all_end/1, an_unknown_agent_type_is_refused/1, a_full_queue_is_refused/1,
          the_shell_runs_a_task_by_every_option_form/1, views_answer_and_why_says_why/1, a_draining_node_refuses/1]).
 
--import(engine_test_node, [submit/1, submit/2, task/1, until_ended/1, eventually/1]).
+-import(engine_test_node, [submit/1, task/1, until_ended/1, eventually/1]).
 
 all() ->
     [a_task_runs_to_its_recorded_end, an_ephemeral_task_runs_too, a_tool_is_called_and_its_result_used,
