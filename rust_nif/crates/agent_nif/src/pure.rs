@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use agent_core::agent::{Agent, Effect, Event, Options};
-use agent_core::header::{TaskHeader, header};
+use agent_core::header::{TaskHeader, duration, header};
 use agent_core::validate::validate_task;
 use agent_core::{AgentError, tools};
 use agent_proto::agents::v1 as pb;
@@ -96,6 +96,9 @@ fn task_encode<'a>(env: Env<'a>, map: Term<'a>) -> Term<'a> {
         requirements: Some(pb::TaskRequirements {
             model: text(map, atoms::model()),
             max_tokens: get(map, atoms::max_tokens()),
+            max_duration: get(map, atoms::max_duration_ms()).map(duration),
+            max_attempt_duration: get(map, atoms::max_attempt_duration_ms()).map(duration),
+            max_queue_duration: get(map, atoms::max_queue_duration_ms()).map(duration),
             ..Default::default()
         }),
         execution_hints: Some(pb::ExecutionHints {
