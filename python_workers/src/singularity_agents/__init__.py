@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ._tool import tool
     from ._transport import Tls
     from ._universal import AgentCapabilities, UniversalAgent
+    from .adapters.langchain import SingularityLangChainAgent
 
 __all__ = [
     "Aborted",
@@ -71,6 +72,7 @@ __all__ = [
     "Provider",
     "ProviderFailed",
     "SingularityError",
+    "SingularityLangChainAgent",
     "Task",
     "TaskCancelled",
     "TaskFailed",
@@ -111,6 +113,7 @@ _HOMES = {
     "Provider": "_models",
     "ProviderFailed": "_errors",
     "SingularityError": "_errors",
+    "SingularityLangChainAgent": "adapters.langchain",
     "Task": "_models",
     "TaskCancelled": "_errors",
     "TaskFailed": "_errors",

@@ -252,3 +252,9 @@ def test_one_worker_serves_many_tasks(langchain: Start) -> None:
         script = Script(peer, chat_response(tool_calls=[("c", "calculate", "{}")]), chat_response(f"n{fence}"))
         peer.execute("x", fence=fence, agent=an_agent(), engine_tools=[calculator()], want_text=False)
         assert peer.result(script)[1].result.output == f"n{fence}"
+
+
+def test_the_public_names_lead_to_langchain_only_when_asked() -> None:
+    import singularity_agents
+
+    assert singularity_agents.SingularityLangChainAgent.__module__ == "singularity_agents.adapters.langchain._seed"
