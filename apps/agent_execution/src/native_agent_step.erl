@@ -13,6 +13,8 @@
 
 %% Pieces of text that a provider may have under way.
 -define(CHUNK_CREDIT, 32).
+%% Pieces after which they are allowed again: most answers of one piece need no such call.
+-define(CREDIT_BATCH, 16).
 %% A full queue of provider calls is tried again, in ms.
 -define(BUSY_RETRY_MS, 20).
 %% Tries before a full queue is an answer.
@@ -110,7 +112,7 @@ call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Hea
                 task_id => TaskId, tenant => maps:get(tenant, Header, <<>>)},
     case agent_providers:chat(Ref, Request, Options) of
         ok ->
-            reply(CallId, Ref, S);
+            reply(CallId, Ref, 0, S);
         busy when Tries > 0 ->
             receive
                 cancel -> finish(failed, #{error => cancelled()}, S);
@@ -124,13 +126,15 @@ call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Hea
             finish(failed, #{error => engine_errors:from(Error)}, S)
     end.
 
--spec reply(non_neg_integer(), reference(), #step{}) -> ok.
-reply(CallId, Ref, S) ->
+-spec reply(non_neg_integer(), reference(), Used :: non_neg_integer(), #step{}) -> ok.
+reply(CallId, Ref, ?CREDIT_BATCH, S) ->
+    _ = agent_providers:credit(Ref, ?CREDIT_BATCH),
+    reply(CallId, Ref, 0, S);
+reply(CallId, Ref, Used, S) ->
     receive
         {agent_native, Ref, chunk, Chunk} ->
             chunk(Chunk, S),
-            _ = agent_providers:credit(Ref, 1),
-            reply(CallId, Ref, S);
+            reply(CallId, Ref, Used + 1, S);
         {agent_native, Ref, done, Props} ->
             event({model_reply, CallId, maps:get(response, Props)}, metered(Props, S));
         {agent_native, Ref, error, Error} ->

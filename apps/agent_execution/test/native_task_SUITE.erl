@@ -5,6 +5,7 @@
 -include_lib("stdlib/include/assert.hrl").
 
 -export([all/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
+-export([a_long_answer_streams_to_its_end/1]).
 -export([a_task_runs_to_its_recorded_end/1, an_ephemeral_task_runs_too/1, a_tool_is_called_and_its_result_used/1,
          a_cancel_aborts_the_provider_call_and_proves_it/1, a_queued_task_is_cancelled_without_a_run/1,
          a_second_cancel_says_that_the_task_has_ended/1, a_provider_that_fails_is_tried_again_to_the_limit/1,
@@ -15,7 +16,7 @@
 -import(engine_test_node, [submit/1, task/1, until_ended/1, eventually/1]).
 
 all() ->
-    [a_task_runs_to_its_recorded_end, an_ephemeral_task_runs_too, a_tool_is_called_and_its_result_used,
+    [a_long_answer_streams_to_its_end, a_task_runs_to_its_recorded_end, an_ephemeral_task_runs_too, a_tool_is_called_and_its_result_used,
      a_cancel_aborts_the_provider_call_and_proves_it, a_queued_task_is_cancelled_without_a_run,
      a_second_cancel_says_that_the_task_has_ended, a_provider_that_fails_is_tried_again_to_the_limit,
      a_refused_key_is_not_tried_again, max_duration_ends_the_task, max_queue_duration_ends_what_waits,
@@ -48,6 +49,12 @@ end_per_testcase(_Case, _Config) ->
     eventually(fun() -> agent_engine:running() =:= 0 andalso execution_rows:views() =:= [] end),
     eventually(fun() -> execution_coordinator_sup:count() =:= 0 end),
     engine_test_node:stop().
+
+%% Forty pieces and more than the credit of one call.
+a_long_answer_streams_to_its_end(_) ->
+    {ok, Id} = submit(#{model => <<"drip">>}),
+    #{state := succeeded, output := Output} = until_ended(Id),
+    ?assertEqual(40, length(string:lexemes(Output, " "))).
 
 a_task_runs_to_its_recorded_end(_) ->
     {ok, Id} = submit(#{description => <<"hello">>}),
