@@ -13,6 +13,8 @@
 -export([resolve/1]).
 -export([running/0]).
 -export([drain/1]).
+-export([draining/0]).
+-export([resume/0]).
 
 %% A commit that takes longer is a store in trouble; the client is told that the outcome is not known, in ms.
 -define(SUBMIT_TIMEOUT_MS, 20000).
@@ -21,12 +23,14 @@
 %% A cancel that meets a task between two processes tries again, in ms, so often.
 -define(CANCEL_RETRY_MS, 20).
 -define(CANCEL_TRIES, 100).
+%% Between two looks at what still runs, in ms.
+-define(DRAIN_POLL_MS, 50).
 -define(DRAINING, {?MODULE, draining}).
 
 %% @doc Takes a task; returns after its commit.
 -spec submit(Header :: map(), Payload :: term()) -> {ok, TaskId :: binary()} | {error, agent_error:t()}.
 submit(Header, Payload) ->
-    case persistent_term:get(?DRAINING, false) of
+    case draining() of
         true ->
             {error, (agent_error:new(draining, <<"the node is stopping">>))#{retry_after_ms => 1000}};
         false ->
@@ -180,7 +184,26 @@ running() ->
     #{running := Running} = run_queue:counts(),
     lists:sum(maps:values(Running)).
 
-%% @doc Refuses new tasks (or takes them again); what runs goes on.
--spec drain(boolean()) -> ok.
-drain(On) ->
-    persistent_term:put(?DRAINING, On).
+%% @doc Refuses new tasks, starts none that wait, and waits for those that run, at most so long. What then still runs ends
+%% with the node and is recovered at the next start.
+-spec drain(TimeoutMs :: non_neg_integer()) -> ok.
+drain(TimeoutMs) ->
+    persistent_term:put(?DRAINING, true),
+    drained(erlang:monotonic_time(millisecond) + TimeoutMs).
+
+-spec drained(integer()) -> ok.
+drained(Until) ->
+    case running() =:= 0 orelse erlang:monotonic_time(millisecond) >= Until of
+        true -> ok;
+        false -> receive after ?DRAIN_POLL_MS -> drained(Until) end
+    end.
+
+%% @doc Whether the engine is being drained.
+-spec draining() -> boolean().
+draining() ->
+    persistent_term:get(?DRAINING, false).
+
+%% @doc Takes tasks (again): at the start.
+-spec resume() -> ok.
+resume() ->
+    persistent_term:put(?DRAINING, false).

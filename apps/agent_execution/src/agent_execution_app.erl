@@ -8,6 +8,7 @@
 -spec start(application:start_type(), term()) -> {ok, pid()} | {error, term()}.
 start(_Type, _Args) ->
     _ = execution_world:reload(),
+    ok = agent_engine:resume(),
     case agent_engine_sup:start_link() of
         {ok, Pid} -> {ok, Pid};
         ignore -> {error, ignore};

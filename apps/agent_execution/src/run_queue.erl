@@ -309,7 +309,10 @@ forget_expiry(TaskId, S = #state{expiries = Expiries}) ->
 %% Starts what finds a slot, class by class.
 -spec pump(#state{}) -> #state{}.
 pump(S = #state{queues = Queues}) ->
-    maps:fold(fun pump_class/3, S, Queues).
+    case agent_engine:draining() of
+        true -> S;
+        false -> maps:fold(fun pump_class/3, S, Queues)
+    end.
 
 -spec pump_class(binary(), run_queue_core:queue(), #state{}) -> #state{}.
 pump_class(Class, _, S = #state{queues = Queues}) ->

@@ -11,7 +11,7 @@
          a_second_cancel_says_that_the_task_has_ended/1, a_provider_that_fails_is_tried_again_to_the_limit/1,
          a_refused_key_is_not_tried_again/1, max_duration_ends_the_task/1, max_queue_duration_ends_what_waits/1,
          more_tasks_than_slots_wait_and_all_end/1, an_unknown_agent_type_is_refused/1, a_full_queue_is_refused/1,
-         the_shell_runs_a_task_by_every_option_form/1, views_answer_and_why_says_why/1, a_draining_node_refuses/1]).
+         the_shell_runs_a_task_by_every_option_form/1, views_answer_and_why_says_why/1, a_draining_node_refuses_and_waits_for_what_runs/1]).
 
 -import(engine_test_node, [submit/1, task/1, until_ended/1, eventually/1]).
 
@@ -21,7 +21,7 @@ all() ->
      a_second_cancel_says_that_the_task_has_ended, a_provider_that_fails_is_tried_again_to_the_limit,
      a_refused_key_is_not_tried_again, max_duration_ends_the_task, max_queue_duration_ends_what_waits,
      more_tasks_than_slots_wait_and_all_end, an_unknown_agent_type_is_refused, a_full_queue_is_refused,
-     the_shell_runs_a_task_by_every_option_form, views_answer_and_why_says_why, a_draining_node_refuses].
+     the_shell_runs_a_task_by_every_option_form, views_answer_and_why_says_why, a_draining_node_refuses_and_waits_for_what_runs].
 
 init_per_suite(Config) ->
     Config.
@@ -44,7 +44,7 @@ init_per_testcase(Case, Config) ->
 
 %% Whatever a case did: no slot is taken and no row is left behind.
 end_per_testcase(_Case, _Config) ->
-    ok = agent_engine:drain(false),
+    ok = agent_engine:resume(),
     [agent_engine:cancel(<<"default">>, Id, 0, <<>>) || #{task_id := Id} <- execution_rows:views()],
     eventually(fun() -> agent_engine:running() =:= 0 andalso execution_rows:views() =:= [] end),
     eventually(fun() -> execution_coordinator_sup:count() =:= 0 end),
@@ -152,8 +152,12 @@ views_answer_and_why_says_why(_) ->
     [] = agent_execution:workers(),
     ?assert(lists:any(fun({Name, _, _, _}) -> Name =:= <<"agent_engine_sup">> end, agent_execution:tree())).
 
-a_draining_node_refuses(_) ->
-    ok = agent_engine:drain(true),
+a_draining_node_refuses_and_waits_for_what_runs(_) ->
+    {ok, Id} = submit(#{model => <<"slow">>}),
+    ok = agent_engine:drain(10000),
+    ?assertMatch(#{state := succeeded}, task(Id)),
     ?assertMatch({error, #{reason := draining}}, submit(#{})),
-    ok = agent_engine:drain(false),
-    ?assertMatch({ok, _}, submit(#{})).
+    ok = agent_engine:resume(),
+    {ok, Hanging} = submit(#{model => <<"hang">>}),
+    ok = agent_engine:drain(100),
+    ?assertMatch(#{state := running}, task(Hanging)).
