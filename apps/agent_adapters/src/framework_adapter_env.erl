@@ -37,7 +37,7 @@ available(Framework) ->
                                     #{<<"framework">> => Framework,
                                       <<"available">> => lists:join(<<", ">>, known())})};
         true ->
-            case filelib:is_regular(python(Env)) of
+            case filelib:is_regular(python_environment:python(Env)) of
                 true ->
                     ok;
                 false ->
@@ -51,7 +51,7 @@ available(Framework) ->
 %% @doc SHA-256 of the environment's lock as hexadecimal text, empty where unknown.
 -spec lock_hash(binary()) -> binary().
 lock_hash(Framework) ->
-    case file:read_file(filename:join(dir(environment(Framework)), "singularity-lock.sha256")) of
+    case file:read_file(filename:join(python_environment:dir(environment(Framework)), "singularity-lock.sha256")) of
         {ok, Hash} -> string:trim(Hash);
         {error, _} -> <<>>
     end.
@@ -59,7 +59,7 @@ lock_hash(Framework) ->
 %% @doc Arguments of `port_guard run' for the zygote of an environment.
 -spec zygote_args(binary(), file:filename()) -> [string() | binary()].
 zygote_args(Env, Socket) ->
-    env_args(Env) ++ ["--", python(Env), "-P", "-m", "singularity_agents.worker.zygote",
+    env_args(Env) ++ ["--", python_environment:python(Env), "-P", "-m", "singularity_agents.worker.zygote",
                       "--socket", Socket, "--framework", Env].
 
 %% @doc Arguments of `port_guard worker'.
@@ -80,23 +80,23 @@ worker_args(#{framework := Framework, worker_id := Id, data := Data, zygote := Z
 %% The allow-list of the environment: nothing of the node's own is handed on.
 -spec env_args(binary()) -> [string() | binary()].
 env_args(Env) ->
-    Bin = filename:dirname(python(Env)),
+    Bin = filename:dirname(python_environment:python(Env)),
     Fixed = [{"PATH", Bin ++ ":/usr/local/bin:/usr/bin:/bin"}, {"LANG", "C.UTF-8"}, {"PYTHONUNBUFFERED", "1"},
              {"PYTHONDONTWRITEBYTECODE", "1"}, {"PYTHONHASHSEED", "0"}, {"OPENBLAS_NUM_THREADS", "1"}],
     Zone = case os:getenv("TZ") of false -> []; Tz -> [{"TZ", Tz}] end,
-    Path = case python_path() of "" -> []; P -> [{"PYTHONPATH", P}] end,
+    Path = case python_environment:source_path() of "" -> []; P -> [{"PYTHONPATH", P}] end,
     lists:append([["--env", K ++ "=" ++ V] || {K, V} <- Fixed ++ Zone ++ Path]).
 
 -spec readable(binary(), binary()) -> [file:filename() | binary()].
 readable(Env, Project) ->
     Base = base_prefix(Env),
-    Sources = string:lexemes(python_path(), ":"),
-    [P || P <- [dir(Env) | Base] ++ Sources ++ [Project], P =/= <<>>, P =/= ""].
+    Sources = string:lexemes(python_environment:source_path(), ":"),
+    [P || P <- [python_environment:dir(Env) | Base] ++ Sources ++ [Project], P =/= <<>>, P =/= ""].
 
 %% The interpreter that the environment was made from lies elsewhere, and the worker imports from it.
 -spec base_prefix(binary()) -> [file:filename()].
 base_prefix(Env) ->
-    case file:read_file(filename:join(dir(Env), "pyvenv.cfg")) of
+    case file:read_file(filename:join(python_environment:dir(Env), "pyvenv.cfg")) of
         {ok, Text} ->
             case re:run(Text, "^home *= *(.+)$", [multiline, {capture, [1], list}]) of
                 {match, [Home]} -> [filename:dirname(string:trim(Home))];
@@ -105,26 +105,6 @@ base_prefix(Env) ->
         {error, _} ->
             []
     end.
-
--spec python(binary()) -> file:filename().
-python(Env) ->
-    filename:join([dir(Env), "bin", "python"]).
-
--spec dir(binary()) -> file:filename().
-dir(Env) ->
-    filename:join(environments(), binary_to_list(Env)).
-
--spec environments() -> file:filename().
-environments() ->
-    case agent_config:get([workers, environments], <<>>) of
-        <<>> -> os:getenv("SINGULARITY_ENVS", "_build/venvs");
-        Path -> binary_to_list(Path)
-    end.
-
-%% Source folder of our own Python package, where it is not installed in the environments.
--spec python_path() -> string().
-python_path() ->
-    os:getenv("SINGULARITY_PYTHONPATH", "").
 
 %% @doc Folder of sockets and of the workers' own folders: 0700, with a short path.
 -spec runtime_dir() -> file:filename().

@@ -165,7 +165,7 @@ handle_event(info, {tcp_closed, S}, State, W = #worker{socket = S}) ->
 
 %% the guard
 handle_event(info, {Port, {data, Bin}}, State, W = #worker{port = Port}) ->
-    control(framework_adapter_guard:decode(Bin), State, W);
+    control(port_guard:decode(Bin), State, W);
 handle_event(info, {Port, {exit_status, Status}}, State, W = #worker{port = Port}) ->
     guard_ended(Status, State, W);
 handle_event(info, {'EXIT', Port, _}, _, #worker{port = Port}) ->
@@ -204,10 +204,11 @@ handle_event(info, {'DOWN', Mon, process, _, _}, State, W = #worker{lease = #lea
 handle_event(cast, stop, idle, W = #worker{lease = none}) ->
     _ = send(framework_adapter_frame:encode(goodbye, <<>>), W),
     kill_tree(stopped, ?TERM_GRACE_MS, idle, W);
-handle_event(cast, {cancel, Ref, _}, _, _) ->
-    not_leased(Ref);
-handle_event(cast, {kill, Ref}, _, _) ->
-    not_leased(Ref);
+%% The lease that these name has ended.
+handle_event(cast, {cancel, _, _}, _, _) ->
+    keep_state_and_data;
+handle_event(cast, {kill, _}, _, _) ->
+    keep_state_and_data;
 
 %% clocks
 handle_event({timeout, events}, events, _, W = #worker{held = Held}) ->
@@ -237,7 +238,7 @@ open(W = #worker{spec = #{id := Id, framework := Framework, agent := Agent}, dir
                 framework => Framework, worker_id => Id, data => Data, dir => Dir,
                 zygote => framework_adapter_zygote:socket(framework_adapter_env:environment(Framework)),
                 project => maps:get(project, Agent, <<>>)}),
-            Port = framework_adapter_guard:open(worker, Args),
+            Port = port_guard:open(worker, Args),
             GuardPid = case erlang:port_info(Port, os_pid) of {os_pid, P} -> P; undefined -> 0 end,
             Accepted = gen_tcp:accept(Listen, ?CONNECT_TIMEOUT_MS),
             ok = gen_tcp:close(Listen),
@@ -474,7 +475,7 @@ kill_tree(Why, GraceMs, State, W = #worker{calls = Calls, port = Port, spec = #{
         ++ [#{name => <<"KILL">>, at_ms => Now + GraceMs}],
     W1 = W#worker{calls = framework_adapter_calls:new(),
                   killing = #{why => Why, at_us => erlang:monotonic_time(microsecond), signals => Signals}},
-    Gone = Port =:= none orelse State =:= opening orelse framework_adapter_guard:kill(Port, GraceMs) =:= gone,
+    Gone = Port =:= none orelse State =:= opening orelse port_guard:kill(Port, GraceMs) =:= gone,
     case {Gone, maps:find(gone, W#worker.report)} of
         {_, {ok, Proof}} -> gone(Proof, W1);
         {true, error} -> gone(#{proof => unconfirmed, survivors => survivors(W1)}, W1);
@@ -497,7 +498,7 @@ gone(#{proof := Proof, survivors := Survivors},
     end,
     {stop, {shutdown, ended(Why)}, W#worker{lease = none}}.
 
--spec lost(term(), framework_adapter_guard:proof(), #worker{}) -> map().
+-spec lost(term(), port_guard:proof(), #worker{}) -> map().
 lost({Cause, Detail}, Proof, #worker{report = Report, log = Log, host_pid = HostPid}) ->
     #{cause => Cause, detail => iolist_to_binary(Detail), proof => Proof, host_pid => HostPid,
       stack => maps:get(stack, Report, <<>>), log => lists:reverse(Log),
@@ -542,7 +543,7 @@ channel_closed(_, W = #worker{report = #{gone := _}}) ->
 channel_closed(_, W) ->
     {next_state, killing, killing_for({cause(W), detail(W)}, W), [{state_timeout, ?REPORT_TIMEOUT_MS, report}]}.
 
--spec control(framework_adapter_guard:message(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+-spec control(port_guard:message(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
 control({up, #{host_pid := HostPid, layers := Layers} = Up}, _, W) ->
     {keep_state, W#worker{host_pid = HostPid, layers = Layers, report = (W#worker.report)#{up => Up}}};
 control({log, Stream, Line}, _, W = #worker{log = Log, lease = Lease}) ->
@@ -557,7 +558,7 @@ control({limit, Which, Value, Limit} = Message, State, W) ->
     case State of
         killing -> {keep_state, W#worker{report = Report}};
         _ -> {next_state, killing,
-              killing_for({worker_oom, framework_adapter_guard:cause(Message)}, W#worker{report = Report}),
+              killing_for({worker_oom, port_guard:cause(Message)}, W#worker{report = Report}),
               [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]}
     end;
 control({exited, #{peak_rss := Rss, cpu_ms := Cpu} = Exited} = Message, State, W) ->
@@ -565,7 +566,7 @@ control({exited, #{peak_rss := Rss, cpu_ms := Cpu} = Exited} = Message, State, W
     W1 = W#worker{report = Report},
     case State of
         killing -> {keep_state, reason_from(Message, W1)};
-        _ -> {next_state, killing, killing_for({worker_crashed, framework_adapter_guard:cause(Message)}, W1),
+        _ -> {next_state, killing, killing_for({worker_crashed, port_guard:cause(Message)}, W1),
               [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]}
     end;
 control({gone, Gone}, killing, W) ->
@@ -573,15 +574,15 @@ control({gone, Gone}, killing, W) ->
 control({gone, Gone}, _, W) ->
     lose(cause(W), detail(W), killing, W#worker{report = (W#worker.report)#{gone => Gone}});
 control({failed, _} = Message, State, W) ->
-    lose(worker_start_failed, framework_adapter_guard:cause(Message),
+    lose(worker_start_failed, port_guard:cause(Message),
          case State of killing -> killing; _ -> opening end, W);
 control(_, _, W) ->
     {keep_state, W}.
 
 %% The channel may end before the guard's report: the report then names the cause.
--spec reason_from(framework_adapter_guard:message(), #worker{}) -> #worker{}.
+-spec reason_from(port_guard:message(), #worker{}) -> #worker{}.
 reason_from(Message, W = #worker{killing = #{why := {worker_crashed, _}} = K}) ->
-    W#worker{killing = K#{why => {worker_crashed, framework_adapter_guard:cause(Message)}}};
+    W#worker{killing = K#{why => {worker_crashed, port_guard:cause(Message)}}};
 reason_from(_, W) ->
     W.
 
@@ -600,8 +601,8 @@ cause(#worker{report = #{limit := _}}) -> worker_oom;
 cause(_) -> worker_crashed.
 
 -spec detail(#worker{}) -> binary().
-detail(#worker{report = #{limit := {Which, V, L}}}) -> framework_adapter_guard:cause({limit, Which, V, L});
-detail(#worker{report = #{exited := Exited}}) -> framework_adapter_guard:cause({exited, Exited});
+detail(#worker{report = #{limit := {Which, V, L}}}) -> port_guard:cause({limit, Which, V, L});
+detail(#worker{report = #{exited := Exited}}) -> port_guard:cause({exited, Exited});
 detail(_) -> <<"the worker closed its channel">>.
 
 %% Host pids that still exist after a kill without proof: honest, not complete.
@@ -622,7 +623,7 @@ tick(State, W = #worker{live = Live, host_pid = HostPid, spec = Spec}) when Stat
         ok ->
             {keep_state, W1, [Again]};
         dump_stack ->
-            _ = framework_adapter_guard:signal(W#worker.port, ?SIGUSR1),
+            _ = port_guard:signal(W#worker.port, ?SIGUSR1),
             {keep_state, W1, [Again]};
         {replace, Cause, Detail} ->
             lose(Cause, Detail, State, W1)
@@ -668,10 +669,6 @@ tell(What, #lease{ref = Ref, owner = Owner}) ->
     Owner ! {adapter, Ref, What},
     ok.
 
--spec not_leased(reference()) -> gen_statem:event_handler_result(atom()).
-not_leased(_Ref) ->
-    keep_state_and_data.
-
 -spec lease_info(#worker{}) -> map().
 lease_info(#worker{spec = #{id := Id}, host_pid = HostPid, ready = Ready}) ->
     #{worker => Id, host_pid => HostPid, env_lock_hash => maps:get(env_lock_hash, Ready, <<>>),
@@ -691,7 +688,7 @@ terminate(_Reason, _State, #worker{port = Port, socket = S, calls = Calls, dir =
     framework_adapter_calls:forget(Calls),
     _ = case Lease of none -> ok; _ -> tell({lost, #{cause => worker_crashed, detail => <<"the worker's process ended">>}}, Lease) end,
     _ = [gen_tcp:close(S) || S =/= none],
-    _ = try Port =/= none andalso erlang:port_close(Port) catch error:badarg -> ok end,
+    port_guard:close(Port),
     _ = file:del_dir_r(Dir),
     ok.
 

@@ -55,13 +55,13 @@ init({Env, Manager}) ->
 starting(internal, open, Z = #zygote{env = Env}) ->
     Socket = socket(Env),
     _ = file:delete(Socket),
-    Port = framework_adapter_guard:open(run, framework_adapter_env:zygote_args(Env, Socket)),
+    Port = port_guard:open(run, framework_adapter_env:zygote_args(Env, Socket)),
     OsPid = case erlang:port_info(Port, os_pid) of {os_pid, P} -> P; undefined -> 0 end,
     {keep_state, Z#zygote{port = Port, os_pid = OsPid, log = []}, [{state_timeout, ?START_TIMEOUT_MS, start}]};
 starting(state_timeout, start, Z) ->
     fail(<<"the framework was not imported in time">>, Z);
 starting(info, {Port, {data, Bin}}, Z = #zygote{port = Port}) ->
-    case framework_adapter_guard:decode(Bin) of
+    case port_guard:decode(Bin) of
         {ready, Info} -> ready(Info, Z);
         Message -> message(Message, Z)
     end;
@@ -70,7 +70,7 @@ starting(Type, Event, Z) ->
 
 -spec up(gen_statem:event_type(), term(), #zygote{}) -> gen_statem:event_handler_result(atom()).
 up(info, {Port, {data, Bin}}, Z = #zygote{port = Port}) ->
-    message(framework_adapter_guard:decode(Bin), Z);
+    message(port_guard:decode(Bin), Z);
 up(Type, Event, Z) ->
     common(Type, Event, Z).
 
@@ -87,13 +87,13 @@ ready(Info, Z = #zygote{env = Env, manager = Manager, os_pid = OsPid, restarts =
     Manager ! {zygote, Env, {up, #{os_pid => OsPid, info => Info, restarts => Restarts}}},
     {next_state, up, Z#zygote{backoff = ?BACKOFF_MIN_MS}}.
 
--spec message(framework_adapter_guard:message(), #zygote{}) -> gen_statem:event_handler_result(atom()).
+-spec message(port_guard:message(), #zygote{}) -> gen_statem:event_handler_result(atom()).
 message({log, _, Line}, Z = #zygote{log = Log}) ->
     {keep_state, Z#zygote{log = lists:sublist([Line | Log], ?LOG_LINES)}};
 message({up, #{host_pid := Pid}}, Z) ->
     {keep_state, Z#zygote{os_pid = Pid}};
 message({failed, _} = Failed, Z) ->
-    fail(framework_adapter_guard:cause(Failed), Z);
+    fail(port_guard:cause(Failed), Z);
 message(_, Z) ->
     {keep_state, Z}.
 
@@ -110,26 +110,16 @@ common(_, _, Z) ->
 %% The end of the port ends the whole tree below the guard; a new one starts after the backoff.
 -spec fail(binary(), #zygote{}) -> gen_statem:event_handler_result(atom()).
 fail(Reason, Z = #zygote{env = Env, manager = Manager, port = Port, backoff = Backoff, restarts = N, log = Log}) ->
-    close(Port),
+    port_guard:close(Port),
     ?LOG_WARNING(#{msg => zygote_down, env => Env, reason => Reason, retry_in_ms => Backoff},
                  #{domain => [agent, adapters]}),
     Manager ! {zygote, Env, {down, #{reason => Reason, log => lists:reverse(Log)}}},
     Next = Z#zygote{port = none, os_pid = 0, restarts = N + 1, backoff = min(Backoff * 2, ?BACKOFF_MAX_MS)},
     {next_state, down, Next, [{state_timeout, Backoff, retry}]}.
 
--spec close(none | port()) -> ok.
-close(none) ->
-    ok;
-close(Port) ->
-    try erlang:port_close(Port) of
-        true -> ok
-    catch
-        error:badarg -> ok
-    end.
-
 -spec terminate(term(), atom(), #zygote{}) -> ok.
 terminate(_Reason, _State, #zygote{port = Port}) ->
-    close(Port).
+    port_guard:close(Port).
 
 -spec format_status(gen_statem:format_status()) -> gen_statem:format_status().
 format_status(Status = #{data := Z = #zygote{log = Log}}) ->

@@ -21,6 +21,9 @@
 -define(BACKOFF_MIN_MS, 200).
 -define(BACKOFF_MAX_MS, 10000).
 
+%% The Python environment that holds the model and its server.
+-define(ENVIRONMENT, <<"llm">>).
+
 -record(model, {
     provider = <<>> :: binary(),
     port = none :: none | port(),
@@ -67,17 +70,26 @@ off(Type, Event, M) ->
 
 -spec starting(gen_statem:event_type(), term(), #model{}) -> gen_statem:event_handler_result(atom()).
 starting(internal, open, M) ->
-    case filelib:is_regular(python()) of
+    case filelib:is_regular(python_environment:python(?ENVIRONMENT)) of
         true ->
             Key = base64:encode(crypto:strong_rand_bytes(24)),
-            Port = open(Key),
+            Port = port_guard:open(run, server_args(Key)),
             {keep_state, M#model{port = Port, key = Key}, [{state_timeout, ?START_TIMEOUT_MS, start}]};
         false ->
             fail(<<"the model's environment is not installed; run: make setup">>, M)
     end;
 starting(state_timeout, start, M) ->
     fail(<<"the model did not load in time">>, M);
-starting(info, {Port, {data, <<23, Ready/binary>>}}, M = #model{port = Port}) ->
+starting(info, {Port, {data, Bin}}, M = #model{port = Port}) ->
+    case port_guard:decode(Bin) of
+        {ready, Ready} -> ready(Ready, M);
+        Message -> message(Message, M)
+    end;
+starting(Type, Event, M) ->
+    common(Type, Event, starting, M).
+
+-spec ready(binary(), #model{}) -> gen_statem:event_handler_result(atom()).
+ready(Ready, M) ->
     case re:run(Ready, "\"port\": *([0-9]+)", [{capture, [1], binary}]) of
         {match, [Number]} ->
             M1 = M#model{url = <<"http://127.0.0.1:", Number/binary, "/v1">>, backoff = ?BACKOFF_MIN_MS, why = <<>>},
@@ -85,9 +97,7 @@ starting(info, {Port, {data, <<23, Ready/binary>>}}, M = #model{port = Port}) ->
             {next_state, up, M1};
         nomatch ->
             fail(<<"the model server said no port">>, M)
-    end;
-starting(Type, Event, M) ->
-    common(Type, Event, starting, M).
+    end.
 
 -spec up(gen_statem:event_type(), term(), #model{}) -> gen_statem:event_handler_result(atom()).
 up(cast, announce, M) ->
@@ -105,8 +115,8 @@ down(Type, Event, M) ->
 -spec common(gen_statem:event_type(), term(), atom(), #model{}) -> gen_statem:event_handler_result(atom()).
 common({call, From}, info, State, #model{host_pid = Pid, restarts = N, why = Why, url = Url}) ->
     {keep_state_and_data, [{reply, From, #{state => State, host_pid => Pid, restarts => N, why => Why, url => Url}}]};
-common(info, {Port, {data, <<16, HostPid:32, _/binary>>}}, _, M = #model{port = Port}) ->
-    {keep_state, M#model{host_pid = HostPid}};
+common(info, {Port, {data, Bin}}, _, M = #model{port = Port}) ->
+    message(port_guard:decode(Bin), M);
 common(info, {Port, {exit_status, Status}}, _, M = #model{port = Port}) ->
     fail(iolist_to_binary(io_lib:format("the model server ended with status ~b", [Status])), M#model{port = none});
 common(info, {'EXIT', Port, _}, _, #model{port = Port}) ->
@@ -116,10 +126,16 @@ common(info, {'EXIT', Pid, Reason}, _, _) when is_pid(Pid) ->
 common(_, _, _, _) ->
     keep_state_and_data.
 
+-spec message(port_guard:message(), #model{}) -> gen_statem:event_handler_result(atom()).
+message({up, #{host_pid := HostPid}}, M) ->
+    {keep_state, M#model{host_pid = HostPid}};
+message(_, _) ->
+    keep_state_and_data.
+
 -spec fail(binary(), #model{}) -> gen_statem:event_handler_result(down).
 fail(Why, M = #model{backoff = Backoff, restarts = N, provider = Provider}) ->
     ?LOG_WARNING(#{msg => model_server_down, reason => Why, retry_in_ms => Backoff}, #{domain => [agent, providers]}),
-    close(M),
+    port_guard:close(M#model.port),
     set(Provider, unavailable),
     {next_state, down, M#model{port = none, host_pid = 0, url = <<>>, why = Why, restarts = N + 1,
                                backoff = min(Backoff * 2, ?BACKOFF_MAX_MS)}, [{state_timeout, Backoff, retry}]}.
@@ -136,37 +152,16 @@ set(Provider, Endpoint) ->
         {error, native_down} -> ok
     end.
 
--spec open(binary()) -> port().
-open(Key) ->
-    Scrub = [{Name, false} || Entry <- os:getenv(), [Name | _] <- [string:split(Entry, "=")], Name =/= ""],
-    PythonPath = case os:getenv("SINGULARITY_PYTHONPATH") of false -> []; P -> ["--env", "PYTHONPATH=" ++ P] end,
-    Args = ["run", "--env", "PATH=/usr/local/bin:/usr/bin:/bin", "--env", "LANG=C.UTF-8",
-            "--env", <<"SINGULARITY_LOCAL_KEY=", Key/binary>>] ++ PythonPath
-        ++ ["--", python(), "-P", "-m", "singularity_agents.model_server"],
-    erlang:open_port({spawn_executable, filename:join([code:priv_dir(agent_native), "bin", "port_guard"])},
-                     [{packet, 4}, nouse_stdio, binary, exit_status, {args, Args}, {env, Scrub}]).
-
--spec python() -> file:filename().
-python() ->
-    Envs = case agent_config:get([workers, environments], <<>>) of
-               <<>> -> os:getenv("SINGULARITY_ENVS", "_build/venvs");
-               Path -> binary_to_list(Path)
-           end,
-    filename:join([Envs, "llm", "bin", "python"]).
-
--spec close(#model{}) -> ok.
-close(#model{port = none}) ->
-    ok;
-close(#model{port = Port}) ->
-    try erlang:port_close(Port) of
-        true -> ok
-    catch
-        error:badarg -> ok
-    end.
+-spec server_args(binary()) -> [string() | binary()].
+server_args(Key) ->
+    PythonPath = case python_environment:source_path() of "" -> []; P -> ["--env", "PYTHONPATH=" ++ P] end,
+    ["--env", "PATH=/usr/local/bin:/usr/bin:/bin", "--env", "LANG=C.UTF-8",
+     "--env", <<"SINGULARITY_LOCAL_KEY=", Key/binary>>] ++ PythonPath
+        ++ ["--", python_environment:python(?ENVIRONMENT), "-P", "-m", "singularity_agents.model_server"].
 
 -spec terminate(term(), atom(), #model{}) -> ok.
-terminate(_Reason, _State, M) ->
-    close(M).
+terminate(_Reason, _State, #model{port = Port}) ->
+    port_guard:close(Port).
 
 -spec format_status(gen_statem:format_status()) -> gen_statem:format_status().
 format_status(Status = #{data := M = #model{}}) ->

@@ -1,9 +1,10 @@
 %% @doc Control channel of `port_guard': opening it, its messages (`docs/port_protocol.md', sections 2 and 3).
 %%
 %% Only the process that opened the port may use it; it never suspends on it.
--module(framework_adapter_guard).
+-module(port_guard).
 
 -export([open/2]).
+-export([close/1]).
 -export([kill/2]).
 -export([signal/2]).
 -export([decode/1]).
@@ -32,6 +33,17 @@ open(Mode, Args) ->
         {packet, 4}, nouse_stdio, binary, exit_status, {busy_limits_msgq, disabled},
         {args, [atom_to_list(Mode) | Args]}, {env, Scrubbed}
     ]).
+
+%% @doc Closes the port: the guard sees its end and takes the whole tree down. A port that has closed already is fine.
+-spec close(none | port()) -> ok.
+close(none) ->
+    ok;
+close(Port) ->
+    try erlang:port_close(Port) of
+        true -> ok
+    catch
+        error:badarg -> ok
+    end.
 
 %% @doc Asks for the end of the whole tree: TERM, `GraceMs', KILL, proof.
 -spec kill(port(), non_neg_integer()) -> ok | gone.
