@@ -10,22 +10,19 @@
 -export([abort_all/2]).
 -export([drain/2]).
 -export([forget/1]).
--export([count/1]).
--export([flush/1]).
 
 -export_type([calls/0, out/0, note/0]).
 
 %% Chunks that a provider may have under way to one call.
 -define(CHUNK_CREDIT, 16).
 
--record(call, {id :: non_neg_integer(), kind :: framework_adapter_frame:call_kind(), fence :: non_neg_integer()}).
+-record(call, {id :: non_neg_integer(), kind :: byte(), fence :: non_neg_integer()}).
 -record(calls, {
     open = #{} :: #{reference() => #call{}},
-    waiting = queue:new() :: queue:queue(out()),
-    total = 0 :: non_neg_integer()
+    waiting = queue:new() :: queue:queue(out())
 }).
 -opaque calls() :: #calls{}.
--type out() :: {iodata(), Counted :: boolean(), After :: none | {grant, reference()}}.
+-type out() :: {iodata(), After :: none | {grant, reference()}}.
 %% A frame for the worker; after it left, the provider is granted another chunk.
 -type note() :: {usage, map()} | {event, tuple()}.
 %% What the owner of the lease must hear.
@@ -35,27 +32,22 @@
 new() ->
     #calls{}.
 
-%% @doc Number of open calls.
--spec count(calls()) -> non_neg_integer().
-count(#calls{open = Open}) ->
-    map_size(Open).
-
 %% @doc A CALL frame came; `closed' means that the gate is closed: every call is answered "cancelled".
 -spec open(framework_adapter_frame:frame(), open | closed, map(), calls()) -> {[note()], calls()}.
 open(Frame, closed, _Ctx, C) ->
     {[], refuse(Frame, agent_error:new(task_cancelled, <<"the task is being cancelled">>), C)};
 open(#{kind := Number} = Frame, open, Ctx, C) ->
-    dispatch(framework_adapter_frame:call_kind(Number), Frame, Ctx, C#calls{total = C#calls.total + 1}).
+    dispatch(framework_adapter_frame:call_kind(Number), Frame, Ctx, C).
 
 -spec dispatch(framework_adapter_frame:call_kind() | unknown, framework_adapter_frame:frame(), map(), calls()) ->
     {[note()], calls()}.
 dispatch(chat, #{flags := Flags, payload := Payload} = Frame, Ctx, C) ->
     Ref = make_ref(),
     Opts = Ctx#{stream => lists:member(stream, Flags), credit => ?CHUNK_CREDIT},
-    {[], started(agent_providers:chat(Ref, Payload, Opts), Ref, chat, Frame, C)};
+    {[], started(agent_providers:chat(Ref, Payload, Opts), Ref, Frame, C)};
 dispatch(embed, #{payload := Payload} = Frame, Ctx, C) ->
     Ref = make_ref(),
-    {[], started(agent_providers:embed(Ref, Payload, Ctx), Ref, embed, Frame, C)};
+    {[], started(agent_providers:embed(Ref, Payload, Ctx), Ref, Frame, C)};
 dispatch(tool, #{payload := Payload} = Frame, _Ctx, C) ->
     case agent_native:wire_decode(tool_request, Payload) of
         {ok, #{name := Name, arguments := Arguments} = Request} ->
@@ -64,16 +56,16 @@ dispatch(tool, #{payload := Payload} = Frame, _Ctx, C) ->
             Reply = agent_native:wire_encode(tool_reply, #{content => Content, is_error => IsError}),
             {[{event, {tool_call, #{id => Id, name => Name, arguments => Arguments}}},
               {event, {tool_result, #{id => Id, name => Name, content => Content, is_error => IsError}}}],
-             reply(Frame, tool, [], Reply, C)};
+             reply(Frame, Reply, C)};
         {error, Error} ->
             {[], refuse(Frame, agent_error:new(worker_protocol_error, <<"malformed tool request">>,
                                                #{<<"detail">> => maps:get(message, Error, <<>>)}), C)}
     end;
 dispatch(tool_begin, Frame, _Ctx, C) ->
     %% The journal of tools comes with durable execution; until then every bracketed tool runs.
-    {[], reply(Frame, tool_begin, [], agent_native:wire_encode(tool_begin_reply, #{decision => run}), C)};
+    {[], reply(Frame, agent_native:wire_encode(tool_begin_reply, #{decision => run}), C)};
 dispatch(tool_end, Frame, _Ctx, C) ->
-    {[], reply(Frame, tool_end, [], <<>>, C)};
+    {[], reply(Frame, <<>>, C)};
 dispatch(Kind, Frame, _Ctx, C) ->
     Name = atom_to_binary(Kind),
     {[], refuse(Frame, agent_error:new(capability_pending, <<"calls of kind ", Name/binary, " have not come yet">>,
@@ -88,13 +80,12 @@ engine_tool(Name, Arguments) ->
         {error, _} -> {<<"the engine's tools are not available now">>, true}
     end.
 
--spec started(ok | busy | {error, term()}, reference(), framework_adapter_frame:call_kind(),
-              framework_adapter_frame:frame(), calls()) -> calls().
-started(ok, Ref, Kind, #{call_id := Id, fence := Fence}, C = #calls{open = Open}) ->
-    C#calls{open = Open#{Ref => #call{id = Id, kind = Kind, fence = Fence}}};
-started(busy, _, _, Frame, C) ->
+-spec started(ok | busy | {error, term()}, reference(), framework_adapter_frame:frame(), calls()) -> calls().
+started(ok, Ref, Frame, C = #calls{open = Open}) ->
+    C#calls{open = Open#{Ref => call(Frame)}};
+started(busy, _, Frame, C) ->
     refuse(Frame, agent_error:new(overloaded, <<"too many provider calls are under way">>), C);
-started({error, Error}, _, _, Frame, C) ->
+started({error, Error}, _, Frame, C) ->
     refuse(Frame, Error, C).
 
 %% @doc A message of the native side, `{agent_native, Ref, Event, Props}'. `unknown' if no open call has that reference.
@@ -106,25 +97,22 @@ native(Ref, Event, Props, C = #calls{open = Open}) ->
     end.
 
 -spec answer(atom(), term(), reference(), #call{}, calls()) -> {[note()], calls()}.
-answer(chunk, {_Text, Chunk}, Ref, #call{id = Id, kind = Kind, fence = Fence}, C) ->
-    Frame = frame(reply_chunk, Kind, [stream], Id, Fence, Chunk),
-    {[], push({Frame, true, {grant, Ref}}, C)};
-answer(done, Props, Ref, #call{id = Id, kind = Kind, fence = Fence}, C) ->
-    Frame = frame(reply, Kind, [], Id, Fence, maps:get(response, Props, <<>>)),
-    {[{usage, maps:without([response, text], Props)}], closed(Ref, push({Frame, true, none}, C))};
-answer(error, Error, Ref, #call{id = Id, kind = Kind, fence = Fence}, C) ->
-    Frame = frame(reply, Kind, [error], Id, Fence, agent_native:wire_encode(error, Error)),
-    {[], closed(Ref, push({Frame, true, none}, C))};
+answer(chunk, {_Text, Chunk}, Ref, Call, C) ->
+    {[], push({frame(reply_chunk, Call, [stream], Chunk), {grant, Ref}}, C)};
+answer(done, Props, Ref, Call, C) ->
+    Frame = frame(reply, Call, [], maps:get(response, Props, <<>>)),
+    {[{usage, maps:without([response, text], Props)}], closed(Ref, push({Frame, none}, C))};
+answer(error, Error, Ref, Call, C) ->
+    {[], closed(Ref, push({error_frame(Call, Error), none}, C))};
 answer(_, _, _, _, C) ->
     {[], C}.
 
 %% @doc Closes the gate on what is open: every provider call is aborted, every caller told.
 -spec abort_all(agent_error:t(), calls()) -> calls().
 abort_all(Error, C = #calls{open = Open}) ->
-    maps:fold(fun(Ref, #call{id = Id, kind = Kind, fence = Fence}, Acc) ->
+    maps:fold(fun(Ref, Call, Acc) ->
                   _ = agent_providers:cancel(Ref),
-                  Frame = frame(reply, Kind, [error], Id, Fence, agent_native:wire_encode(error, Error)),
-                  closed(Ref, push({Frame, true, none}, Acc))
+                  closed(Ref, push({error_frame(Call, Error), none}, Acc))
               end, C, Open).
 
 %% @doc Aborts what is open without an answer: the worker is no more.
@@ -143,23 +131,15 @@ drain(Credit, Waiting, Acc, C) ->
     case queue:peek(Waiting) of
         empty ->
             {lists:reverse(Acc), Credit, C#calls{waiting = Waiting}};
-        {value, {Frame, true, After}} ->
+        {value, {Frame, After}} ->
             case framework_adapter_credit:take(iolist_size(Frame), Credit) of
                 {ok, Credit1} ->
                     grant(After),
                     drain(Credit1, queue:drop(Waiting), [Frame | Acc], C);
                 wait ->
                     {lists:reverse(Acc), Credit, C#calls{waiting = Waiting}}
-            end;
-        {value, {Frame, false, After}} ->
-            grant(After),
-            drain(Credit, queue:drop(Waiting), [Frame | Acc], C)
+            end
     end.
-
-%% @doc Drops what waits to be sent: the task it belongs to has ended.
--spec flush(calls()) -> calls().
-flush(C) ->
-    C#calls{waiting = queue:new()}.
 
 -spec grant(none | {grant, reference()}) -> ok.
 grant(none) ->
@@ -169,20 +149,25 @@ grant({grant, Ref}) ->
     ok.
 
 -spec refuse(framework_adapter_frame:frame(), agent_error:t(), calls()) -> calls().
-refuse(#{call_id := Id, fence := Fence, kind := Number}, Error, C) ->
-    Payload = agent_native:wire_encode(error, Error),
-    push({framework_adapter_frame:encode(reply, Number, [error], {0, Id}, Fence, Payload), true, none}, C).
+refuse(Frame, Error, C) ->
+    push({error_frame(call(Frame), Error), none}, C).
 
--spec reply(framework_adapter_frame:frame(), framework_adapter_frame:call_kind(), [error], binary(), calls()) -> calls().
-reply(#{call_id := Id, fence := Fence, kind := Number}, _Kind, Flags, Payload, C) ->
-    push({framework_adapter_frame:encode(reply, Number, Flags, {0, Id}, Fence, Payload), true, none}, C).
+-spec reply(framework_adapter_frame:frame(), binary(), calls()) -> calls().
+reply(Frame, Payload, C) ->
+    push({frame(reply, call(Frame), [], Payload), none}, C).
 
--spec frame(reply | reply_chunk, framework_adapter_frame:call_kind(), [error | stream], non_neg_integer(),
-            non_neg_integer(), binary()) -> iodata().
-frame(Type, chat, Flags, Id, Fence, Payload) ->
-    framework_adapter_frame:encode(Type, 1, Flags, {0, Id}, Fence, Payload);
-frame(Type, _, Flags, Id, Fence, Payload) ->
-    framework_adapter_frame:encode(Type, 2, Flags, {0, Id}, Fence, Payload).
+%% What an answer repeats of the frame that asked.
+-spec call(framework_adapter_frame:frame()) -> #call{}.
+call(#{call_id := Id, kind := Kind, fence := Fence}) ->
+    #call{id = Id, kind = Kind, fence = Fence}.
+
+-spec error_frame(#call{}, agent_error:t()) -> iodata().
+error_frame(Call, Error) ->
+    frame(reply, Call, [error], agent_native:wire_encode(error, Error)).
+
+-spec frame(reply | reply_chunk, #call{}, [error | stream], binary()) -> iodata().
+frame(Type, #call{id = Id, kind = Kind, fence = Fence}, Flags, Payload) ->
+    framework_adapter_frame:encode(Type, Kind, Flags, {0, Id}, Fence, Payload).
 
 -spec push(out(), calls()) -> calls().
 push(Out, C = #calls{waiting = Waiting}) ->
