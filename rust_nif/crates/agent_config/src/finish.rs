@@ -96,17 +96,12 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
     let native = serde_json::json!({
         "server": {"address": server["address"], "tls": server.get("tls")},
         "store": {"path": path},
-        "providers": root.get("providers").map(native_providers),
+        "providers": root.get("providers").map(Node::json),
         "models": root.get("models").map(Node::json),
         "tenants": tenants.iter().map(|(name, keys)| (name.clone(), serde_json::json!({"key_sha256": keys}))).collect::<serde_json::Map<_, _>>(),
     });
     root.set(fixed("native"), Node::Json(native));
     Ok(())
-}
-
-/// The providers as Rust reads them: absent keys stay absent.
-fn native_providers(providers: &Node) -> serde_json::Value {
-    providers.json()
 }
 
 fn override_server(root: &mut Node, o: &Overrides) {

@@ -56,16 +56,20 @@ impl Shared {
     }
 
     async fn ask_within(&self, tenant: String, body: EngineBody, limit: Duration) -> Result<EngineReply, Status> {
+        self.decision(tenant, body, limit).await.map_err(|e| to_status(&e))
+    }
+
+    /// As [`Shared::ask`], with the error itself: one request of a batch fails inside its reply, not with a status.
+    async fn decision(&self, tenant: String, body: EngineBody, limit: Duration) -> Result<EngineReply, AgentError> {
         let (reply, answer) = oneshot::channel();
-        let request = EngineRequest { tenant, body, reply };
-        if self.engine.request(request).is_err() {
-            return Err(to_status(&AgentError::new(Reason::QueueFull, "too many requests wait for the engine").retry_after(100)));
-        }
+        self.engine
+            .request(EngineRequest { tenant, body, reply })
+            .map_err(|_| AgentError::new(Reason::QueueFull, "too many requests wait for the engine").retry_after(100))?;
         match tokio::time::timeout(limit, answer).await {
-            Ok(Ok(EngineReply::Error(e))) => Err(to_status(&e)),
+            Ok(Ok(EngineReply::Error(e))) => Err(e),
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) | Err(_) => {
-                Err(to_status(&AgentError::new(Reason::CommitAmbiguous, "the outcome is not known; resend with the same request_id")))
+                Err(AgentError::new(Reason::CommitAmbiguous, "the outcome is not known; resend with the same request_id"))
             }
         }
     }

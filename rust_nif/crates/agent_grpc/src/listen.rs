@@ -99,14 +99,13 @@ pub async fn serve(config: &ServerConfig, shared: Shared, on_end: impl FnOnce(St
     for service in SERVICES {
         health.set_service_status(*service, tonic_health::ServingStatus::Serving).await;
     }
-    let reflection = |v1: bool| {
-        let builder = tonic_reflection::server::Builder::configure()
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-        (v1, builder)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let v1 = reflection(true).1.build_v1().map_err(|e| fail("reflection", &e))?;
-    let v1alpha = reflection(false).1.build_v1alpha().map_err(|e| fail("reflection", &e))?;
+    let v1 = reflection().build_v1().map_err(|e| fail("reflection", &e))?;
+    let v1alpha = reflection().build_v1alpha().map_err(|e| fail("reflection", &e))?;
     macro_rules! sized {
         ($service:expr) => {
             $service.max_decoding_message_size(WIRE_DECODE_BYTES).max_encoding_message_size(WIRE_ENCODE_BYTES)

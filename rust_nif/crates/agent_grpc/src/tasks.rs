@@ -241,15 +241,8 @@ impl pb::task_service_server::TaskService for Tasks {
 
 impl Tasks {
     async fn one_of_batch(&self, tenant: &str, header: Box<TaskHeader>, spec: Box<pb::AgentTask>) -> Result<pb::Task, AgentError> {
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let request = crate::EngineRequest { tenant: tenant.to_owned(), body: EngineBody::Submit { header, spec }, reply };
-        self.0
-            .engine
-            .request(request)
-            .map_err(|_| AgentError::new(Reason::QueueFull, "too many requests wait for the engine").retry_after(100))?;
-        match tokio::time::timeout(crate::ENGINE_TIMEOUT, answer).await {
-            Ok(Ok(EngineReply::Task(id))) => self.0.store.get(tenant, &id),
-            Ok(Ok(EngineReply::Error(e))) => Err(e),
+        match self.0.decision(tenant.to_owned(), EngineBody::Submit { header, spec }, crate::ENGINE_TIMEOUT).await? {
+            EngineReply::Task(id) => self.0.store.get(tenant, &id),
             _ => Err(AgentError::new(Reason::CommitAmbiguous, "the outcome is not known; resend with the same request_id")),
         }
     }

@@ -197,7 +197,7 @@ fn grpc_drain(handle: ResourceArc<GrpcHandle>) -> Atom {
 /// A panic in the subsystem, for tests of the node (`AGENT_FAULT_INJECTION=1`).
 #[rustler::nif]
 fn grpc_panic(handle: ResourceArc<GrpcHandle>) -> Atom {
-    if std::env::var_os("AGENT_FAULT_INJECTION").is_none() {
+    if !runtime::faults_allowed() {
         return atoms::error();
     }
     if let Some(tokio) = handle.runtime.handle() {

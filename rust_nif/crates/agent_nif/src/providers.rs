@@ -112,18 +112,9 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
     });
     calls.insert(key, Call { abort: task.abort_handle(), credit });
     drop(calls);
-    watch(&handle, &tokio, task);
+    // The call itself answers by its Drop guard.
+    runtime::guard(&tokio, handle.owner.clone(), task);
     atoms::ok().encode(env)
-}
-
-/// A panic in a call ends the subsystem: the call itself has answered by its Drop guard.
-fn watch(handle: &ProvidersHandle, tokio: &tokio::runtime::Handle, task: tokio::task::JoinHandle<()>) {
-    let owner = handle.owner.clone();
-    tokio.spawn(async move {
-        if task.await.is_err_and(|e| e.is_panic()) {
-            owner.ended("panic");
-        }
-    });
 }
 
 struct Entry {
@@ -229,7 +220,8 @@ fn embed<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term
             Err(e) => reply.error(&e),
         }
     });
-    watch(&handle, &tokio, task);
+    // The call itself answers by its Drop guard.
+    runtime::guard(&tokio, handle.owner.clone(), task);
     atoms::ok().encode(env)
 }
 
@@ -295,7 +287,7 @@ fn providers_stop(handle: ResourceArc<ProvidersHandle>) -> Atom {
 /// A panic in the subsystem, for tests of the node (`AGENT_FAULT_INJECTION=1`).
 #[rustler::nif]
 fn providers_panic(handle: ResourceArc<ProvidersHandle>) -> Atom {
-    if std::env::var_os("AGENT_FAULT_INJECTION").is_none() {
+    if !runtime::faults_allowed() {
         return atoms::error();
     }
     if let Some(tokio) = handle.runtime.handle() {

@@ -101,7 +101,11 @@ impl Owner {
 
 /// Runs a future; a panic in it ends the subsystem.
 pub(crate) fn spawn_guarded(handle: &tokio::runtime::Handle, owner: Owner, future: impl Future<Output = ()> + Send + 'static) {
-    let task = handle.spawn(future);
+    guard(handle, owner, handle.spawn(future));
+}
+
+/// A panic in a task that runs already ends the subsystem.
+pub(crate) fn guard(handle: &tokio::runtime::Handle, owner: Owner, task: tokio::task::JoinHandle<()>) {
     handle.spawn(async move {
         if let Err(e) = task.await
             && e.is_panic()
@@ -109,6 +113,11 @@ pub(crate) fn spawn_guarded(handle: &tokio::runtime::Handle, owner: Owner, futur
             owner.ended("panic");
         }
     });
+}
+
+/// Whether tests of the node may make subsystems panic (`AGENT_FAULT_INJECTION=1`).
+pub(crate) fn faults_allowed() -> bool {
+    std::env::var_os("AGENT_FAULT_INJECTION").is_some()
 }
 
 /// Parses the part of the native configuration that a subsystem needs.

@@ -95,7 +95,7 @@ fn store_stop(handle: ResourceArc<StoreHandle>) -> Atom {
 /// A panic in the writer, for tests of the node (`AGENT_FAULT_INJECTION=1`).
 #[rustler::nif]
 fn store_panic(handle: ResourceArc<StoreHandle>) -> Atom {
-    if std::env::var_os("AGENT_FAULT_INJECTION").is_none() {
+    if !runtime::faults_allowed() {
         return atoms::error();
     }
     if let Some(store) = handle.get() {
