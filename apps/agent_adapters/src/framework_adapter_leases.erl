@@ -8,7 +8,6 @@
 -export([request/3]).
 -export([cancel/2]).
 -export([idle/2]).
--export([busy/2]).
 -export([ended/3]).
 -export([refuse/3]).
 -export([workers/1]).
@@ -77,11 +76,6 @@ idle(Id, L = #leases{workers = Workers, failures = Failures}) ->
         #{} ->
             {[], L}
     end.
-
-%% @doc A worker runs a task (bookkeeping for views and evictions).
--spec busy(binary(), leases()) -> leases().
-busy(Id, L) ->
-    set(Id, leased, L).
 
 %% @doc A worker is no more. `start_failed' with a text when it never became ready.
 -spec ended(binary(), normal | {start_failed, binary()}, leases()) -> {[effect()], leases()}.

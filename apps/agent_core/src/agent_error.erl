@@ -6,8 +6,6 @@
 
 -export([new/2]).
 -export([new/3]).
--export([reason/1]).
--export([upper/1]).
 
 -export_type([t/0]).
 
@@ -34,13 +32,3 @@ new(Reason, Message, Metadata) ->
                                 (_, V) -> iolist_to_binary(V)
                              end, Metadata)
     }.
-
-%% @doc Its reason.
--spec reason(t()) -> atom().
-reason(#{reason := Reason}) ->
-    Reason.
-
-%% @doc The reason as clients and operators see it.
--spec upper(atom()) -> binary().
-upper(Reason) ->
-    string:uppercase(atom_to_binary(Reason)).

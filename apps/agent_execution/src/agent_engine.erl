@@ -1,4 +1,4 @@
-%% @doc The engine towards the gateway: submit, cancel, retry, delete, route. All are called from request processes.
+%% @doc The engine towards the gateway: submit, cancel, route. All are called from request processes.
 -module(agent_engine).
 
 -include("execution_row.hrl").
@@ -6,8 +6,6 @@
 %% API
 -export([submit/2]).
 -export([cancel/4]).
--export([retry/3]).
--export([delete/2]).
 -export([route/1]).
 -export([route/2]).
 -export([resolve/1]).
@@ -130,20 +128,6 @@ cancel_waiting(TaskId, Fence) ->
         {error, #{reason := Reason}} when Reason =:= attempt_fenced; Reason =:= task_already_terminal -> again;
         {error, Error} -> {error, engine_errors:from(Error)};
         {unknown, _} -> again
-    end.
-
-%% @doc A new task like one that has ended, linked to it by `retry_of'. Header and payload are the new one's.
--spec retry(OldTaskId :: binary(), Header :: map(), Payload :: term()) -> {ok, binary()} | {error, agent_error:t()}.
-retry(OldTaskId, Header, Payload) ->
-    submit(Header#{retry_of => OldTaskId}, Payload).
-
-%% @doc Forgets a task that has ended.
--spec delete(Tenant :: binary(), TaskId :: binary()) -> ok | {error, agent_error:t()}.
-delete(Tenant, TaskId) ->
-    case agent_store:write({delete, Tenant, TaskId}) of
-        {ok, _} -> ok;
-        {error, Error} -> {error, engine_errors:from(Error)};
-        {unknown, _} -> {error, agent_error:new(commit_ambiguous, <<"whether the task was deleted is not known">>)}
     end.
 
 %% @doc Where a task would run now, with all candidates.

@@ -17,7 +17,6 @@
 -export([room/1]).
 -export([enqueue/1]).
 -export([remove/1]).
--export([due/1]).
 -export([counts/0]).
 -export([recount/0]).
 -export([listen/0]).
@@ -120,11 +119,6 @@ enqueue(Item) ->
 remove(TaskId) ->
     gen_server:call(?MODULE, {remove, TaskId}).
 
-%% @doc Tasks whose time has come, from the poll of the store. Known ones are left alone.
--spec due([binary()]) -> ok.
-due(TaskIds) ->
-    gen_server:cast(?MODULE, {due, TaskIds}).
-
 %% @doc Running and waiting, by class.
 -spec counts() -> #{running := #{binary() => non_neg_integer()}, queued := non_neg_integer()}.
 counts() ->
@@ -178,8 +172,6 @@ handle_cast({enqueue, Item}, S) ->
     {noreply, pump(wait_for(Item, S))};
 handle_cast({released, Class, Tenant, RanMs}, S) ->
     {noreply, pump(unpark(Tenant, charge(Class, Tenant, RanMs, S)))};
-handle_cast({due, TaskIds}, S) ->
-    {noreply, pump(lists:foldl(fun due_one/2, S, TaskIds))};
 handle_cast(subscribe, S) ->
     ok = subscribe(),
     {noreply, S};
@@ -187,6 +179,7 @@ handle_cast(recount, S) ->
     {noreply, pump(recount_slots(S))}.
 
 -spec handle_info(term(), #state{}) -> {noreply, #state{}}.
+%% Tasks whose time has come, from the poll of the store. Known ones are left alone.
 handle_info({due, TaskIds}, S) when is_list(TaskIds) ->
     {noreply, pump(lists:foldl(fun due_one/2, S, TaskIds))};
 handle_info({timer, TaskId}, S = #state{timers = Timers}) ->
