@@ -44,10 +44,10 @@ open(#{kind := Number} = Frame, open, Ctx, C) ->
 dispatch(chat, #{flags := Flags, payload := Payload} = Frame, Ctx, C) ->
     Ref = make_ref(),
     Opts = Ctx#{stream => lists:member(stream, Flags), credit => ?CHUNK_CREDIT},
-    {[], started(agent_providers:chat(Ref, Payload, Opts), Ref, Frame, C)};
+    started(agent_providers:chat(Ref, Payload, Opts), Ref, Frame, C);
 dispatch(embed, #{payload := Payload} = Frame, Ctx, C) ->
     Ref = make_ref(),
-    {[], started(agent_providers:embed(Ref, Payload, Ctx), Ref, Frame, C)};
+    started(agent_providers:embed(Ref, Payload, Ctx), Ref, Frame, C);
 dispatch(tool, #{payload := Payload} = Frame, _Ctx, C) ->
     case agent_native:wire_decode(tool_request, Payload) of
         {ok, #{name := Name, arguments := Arguments} = Request} ->
@@ -80,13 +80,16 @@ engine_tool(Name, Arguments) ->
         {error, _} -> {<<"the engine's tools are not available now">>, true}
     end.
 
--spec started(ok | busy | {error, term()}, reference(), framework_adapter_frame:frame(), calls()) -> calls().
+-spec started(ok | {done, map()} | busy | {error, term()}, reference(), framework_adapter_frame:frame(), calls()) ->
+    {[note()], calls()}.
 started(ok, Ref, Frame, C = #calls{open = Open}) ->
-    C#calls{open = Open#{Ref => call(Frame)}};
+    {[], C#calls{open = Open#{Ref => call(Frame)}}};
+started({done, Props}, Ref, Frame, C) ->
+    answer(done, Props, Ref, call(Frame), C);
 started(busy, _, Frame, C) ->
-    refuse(Frame, agent_error:new(overloaded, <<"too many provider calls are under way">>), C);
+    {[], refuse(Frame, agent_error:new(overloaded, <<"too many provider calls are under way">>), C)};
 started({error, Error}, _, Frame, C) ->
-    refuse(Frame, Error, C).
+    {[], refuse(Frame, Error, C)}.
 
 %% @doc A message of the native side, `{agent_native, Ref, Event, Props}'. `unknown' if no open call has that reference.
 -spec native(reference(), atom(), term(), calls()) -> unknown | {[note()], calls()}.

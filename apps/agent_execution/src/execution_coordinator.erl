@@ -30,6 +30,8 @@
 
 %% A provider call may outlive the attempt by so much: our own clock ends the task, and says which limit it was, in ms.
 -define(CALL_MARGIN_MS, 2000).
+%% A short task ends without a garbage collection: with the default heap there were three.
+-define(HEAP_WORDS, 2500).
 
 -type start() :: {submit, #{header := map(), payload := term(), agent := map(), route := map(), from := {pid(), reference()}}}
                | {claim, run_queue:item()}
@@ -59,7 +61,7 @@
 %% @doc Starts a coordinator; it does its work after this has returned.
 -spec start_link(start()) -> {ok, pid()}.
 start_link(Start) ->
-    {ok, proc_lib:spawn_link(?MODULE, entry, [Start])}.
+    {ok, proc_lib:spawn_opt(?MODULE, entry, [Start], [link, {min_heap_size, ?HEAP_WORDS}])}.
 
 %% @doc Asks for the end. The caller gets `{Ref, {ok, ProofMap}}' after the commit.
 -spec cancel(pid(), reference(), GraceMs :: non_neg_integer(), Why :: execution_core:stop()) -> ok.

@@ -21,6 +21,8 @@
 -define(BUSY_TRIES, 50).
 %% An aborted call answers at once; behind that the step ends anyway, in ms.
 -define(ABORT_TIMEOUT_MS, 1000).
+%% A step of one call ends without a garbage collection.
+-define(HEAP_WORDS, 1500).
 
 -type spec() :: #{owner := pid(), ref := reference(), task_id := binary(), payload := term(), agent := map(),
                   header := map(), deadline_ms := non_neg_integer()}.
@@ -33,7 +35,7 @@
 %% @doc Starts the step; it works after this has returned.
 -spec start_link(spec()) -> {ok, pid()}.
 start_link(Spec) ->
-    {ok, proc_lib:spawn_link(?MODULE, run, [Spec])}.
+    {ok, proc_lib:spawn_opt(?MODULE, run, [Spec], [link, {min_heap_size, ?HEAP_WORDS}])}.
 
 %% @doc Aborts what is under way; the process ends, and with it the step.
 -spec cancel(pid()) -> ok.
@@ -113,6 +115,8 @@ call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Hea
     case agent_providers:chat(Ref, Request, Options) of
         ok ->
             reply(CallId, Ref, 0, S);
+        {done, Props} ->
+            event({model_reply, CallId, maps:get(response, Props)}, metered(Props, S));
         busy when Tries > 0 ->
             receive
                 cancel -> finish(failed, #{error => cancelled()}, S);

@@ -19,6 +19,8 @@
 -define(CREDIT, 2000).
 %% Given back in lumps, so that a request costs no call of its own.
 -define(LUMP, 50).
+%% What a request makes in its life fits without a garbage collection.
+-define(REQUEST_HEAP_WORDS, 1500).
 
 -record(ingress, {grpc = none :: none | reference(), owed = 0 :: non_neg_integer(), open = false :: boolean(),
                   strangers = 0 :: non_neg_integer()}).
@@ -59,7 +61,7 @@ handle_info({agent_native, grpc, request, #{token := Token, method := submit_tas
     _ = agent_native:grpc_reply(Token, {error, Error#{retry_after_ms => 1000}}),
     {noreply, give_back(S)};
 handle_info({agent_native, grpc, request, Request}, S) ->
-    _ = spawn(gateway_request, handle, [Request]),
+    _ = spawn_opt(gateway_request, handle, [Request], [{min_heap_size, ?REQUEST_HEAP_WORDS}]),
     {noreply, give_back(S)};
 handle_info(_, S = #ingress{strangers = N}) ->
     _ = [?LOG_WARNING(#{msg => unexpected_message, process => ingress}, #{domain => [agent, gateway]}) || N =:= 0],

@@ -83,7 +83,7 @@ providers_panic(Providers) -> down(Providers).
 -spec providers_info(providers()) -> [map()] | {error, native_down}.
 providers_info(Providers) -> down(Providers).
 %% @doc Starts a model call.
--spec chat(providers(), reference(), binary(), map()) -> ok | busy | {error, agent_error:t() | native_down}.
+-spec chat(providers(), reference(), binary(), map()) -> ok | {done, map()} | busy | {error, agent_error:t() | native_down}.
 chat(Providers, Ref, Request, Options) -> down({Providers, Ref, Request, Options}).
 %% @doc Starts an embedding call.
 -spec embed(providers(), reference(), binary(), map()) -> ok | busy | {error, agent_error:t() | native_down}.

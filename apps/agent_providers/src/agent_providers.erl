@@ -7,23 +7,23 @@
 -export([credit/2]).
 -export([info/0]).
 
-%% @doc Starts a call; its end is one message `{agent_native, Ref, done | error, _}'.
--spec chat(reference(), binary(), map()) -> ok | busy | {error, agent_error:t()}.
+%% @doc Starts a call; its end is one message `{agent_native, Ref, done | error, _}', or is here already: `{done, _}'.
+-spec chat(reference(), binary(), map()) -> ok | {done, map()} | busy | {error, agent_error:t()}.
 chat(Ref, Request, Options) ->
     with(fun(P) -> agent_native:chat(P, Ref, Request, Options) end).
 
 %% @doc Starts an embedding call.
--spec embed(reference(), binary(), map()) -> ok | busy | {error, agent_error:t()}.
+-spec embed(reference(), binary(), map()) -> ok | {done, map()} | busy | {error, agent_error:t()}.
 embed(Ref, Request, Options) ->
     with(fun(P) -> agent_native:embed(P, Ref, Request, Options) end).
 
 %% @doc Aborts a call; its final message says that it was cancelled.
--spec cancel(reference()) -> ok | busy | {error, agent_error:t()}.
+-spec cancel(reference()) -> ok | {done, map()} | busy | {error, agent_error:t()}.
 cancel(Ref) ->
     with(fun(P) -> agent_native:cancel(P, Ref) end).
 
 %% @doc Allows `N' more pieces.
--spec credit(reference(), pos_integer()) -> ok | busy | {error, agent_error:t()}.
+-spec credit(reference(), pos_integer()) -> ok | {done, map()} | busy | {error, agent_error:t()}.
 credit(Ref, N) ->
     with(fun(P) -> agent_native:credit(P, Ref, N) end).
 
@@ -40,7 +40,8 @@ info() ->
             []
     end.
 
--spec with(fun((reference()) -> ok | busy | {error, agent_error:t() | native_down})) -> ok | busy | {error, agent_error:t()}.
+-spec with(fun((reference()) -> ok | {done, map()} | busy | {error, agent_error:t() | native_down})) ->
+    ok | {done, map()} | busy | {error, agent_error:t()}.
 with(Fun) ->
     case native_subsystem:handle(providers) of
         {ok, P} ->

@@ -15,6 +15,9 @@ mod wire;
 
 use rustler::{Env, Term};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Travels as `load_info`; another number is refused at load.
 const ABI_VERSION: i64 = 1;
 

@@ -21,6 +21,8 @@ use crate::terms::{self, Bin, Map, get, int, text};
 const MAX_CALLS: usize = 20_000;
 /// Pieces between the call and its sender.
 const PIECES: usize = 16;
+/// Largest request that is answered on the caller's scheduler, in bytes: what is read and copied there takes well below 1 ms.
+const INLINE_BYTES: usize = 32 * 1024;
 
 struct Call {
     abort: tokio::task::AbortHandle,
@@ -78,15 +80,22 @@ fn deadline(options: Term<'_>) -> Option<Instant> {
     (at > 0).then(|| Instant::now() + Duration::from_millis(u64::try_from(at - agent_store::now_ms()).unwrap_or(0)))
 }
 
-/// Starts a model call.
+/// Starts a model call; `{done, Response}` where a provider has the whole answer at once.
 #[rustler::nif]
 fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<'a>, request: Binary<'a>, options: Term<'a>) -> Term<'a> {
     let Some(tokio) = handle.runtime.handle() else { return terms::native_down(env) };
+    let inline = request.len() <= INLINE_BYTES;
     let request = match pb::ChatRequest::decode(request.as_slice()) {
         Ok(request) => request,
         Err(_) => return terms::error_tuple(env, &AgentError::new(Reason::InvalidField, "the chat request cannot be decoded")),
     };
     let streams = get::<bool>(options, atoms::stream()).unwrap_or(false);
+    if inline
+        && !streams
+        && let Some(response) = handle.providers.chat_now(&request)
+    {
+        return (atoms::done(), response_term(env, &response)).encode(env);
+    }
     let credit = Arc::new(Semaphore::new(usize::try_from(int(options, atoms::credit())).unwrap_or(0).max(1)));
     let limit = deadline(options);
     let reply = Final::new(env.pid(), reference, Reason::TaskCancelled);

@@ -52,33 +52,9 @@ pub(crate) async fn chat(model: &str, request: &pb::ChatRequest, pieces: Option<
     if let Some(status) = shape.fail {
         return Err(classify::status(status, None, "echo was asked to fail"));
     }
-    let last = request.messages.last();
-    let input_tokens = request
-        .messages
-        .iter()
-        .map(|m| {
-            m.content
-                .iter()
-                .map(|p| match &p.part {
-                    Some(pb::content_part::Part::Text(t)) => tokens_of(t),
-                    _ => 0,
-                })
-                .sum::<i64>()
-        })
-        .sum();
-    let is_tool_result = last.is_some_and(|m| m.role() == pb::Role::Tool);
-    if let (Some(tool), false) = (shape.tool, is_tool_result) {
-        let call = pb::ToolCall { id: "call_echo".into(), name: tool.to_owned(), arguments: shape.args.unwrap_or_else(|| "{}".into()) };
-        let message = pb::Message { role: pb::Role::Assistant as i32, tool_calls: vec![call], ..Default::default() };
-        return Ok(answer(message, pb::FinishReason::ToolCalls, "tool_calls", input_tokens, 1));
-    }
-    let source = if is_tool_result { last } else { request.messages.iter().rev().find(|m| m.role() == pb::Role::User) };
-    let mut text = source.map(text_of).unwrap_or_default();
-    if let Some(n) = shape.tokens {
-        let words: Vec<&str> = text.split_whitespace().collect();
-        text = (0..n).map(|i| words.get(i % words.len().max(1)).copied().unwrap_or("echo")).collect::<Vec<_>>().join(" ");
-    }
+    let response = shape.answer(request);
     if pieces.is_some() {
+        let text = response.message.as_ref().map(text_of).unwrap_or_default();
         for token in text.split_inclusive(' ') {
             if let Some(each) = shape.each {
                 tokio::time::sleep(each).await;
@@ -86,8 +62,35 @@ pub(crate) async fn chat(model: &str, request: &pb::ChatRequest, pieces: Option<
             send_text(pieces, token).await;
         }
     }
-    let output_tokens = tokens_of(&text);
-    Ok(answer(text_message(pb::Role::Assistant, text), pb::FinishReason::Stop, "stop", input_tokens, output_tokens))
+    Ok(response)
+}
+
+/// The answer that needs no waiting; `None` where the model's name asks for a delay or a failure.
+pub(crate) fn chat_now(model: &str, request: &pb::ChatRequest) -> Option<pb::ChatResponse> {
+    let shape = shape(model);
+    (shape.latency.is_none() && shape.fail.is_none()).then(|| shape.answer(request))
+}
+
+impl Shape<'_> {
+    fn answer(&self, request: &pb::ChatRequest) -> pb::ChatResponse {
+        let last = request.messages.last();
+        let input_tokens = request.messages.iter().map(|m| tokens_of(&text_of(m))).sum();
+        let is_tool_result = last.is_some_and(|m| m.role() == pb::Role::Tool);
+        if let (Some(tool), false) = (self.tool, is_tool_result) {
+            let arguments = self.args.clone().unwrap_or_else(|| "{}".into());
+            let call = pb::ToolCall { id: "call_echo".into(), name: tool.to_owned(), arguments };
+            let message = pb::Message { role: pb::Role::Assistant as i32, tool_calls: vec![call], ..Default::default() };
+            return answer(message, pb::FinishReason::ToolCalls, "tool_calls", input_tokens, 1);
+        }
+        let source = if is_tool_result { last } else { request.messages.iter().rev().find(|m| m.role() == pb::Role::User) };
+        let mut text = source.map(text_of).unwrap_or_default();
+        if let Some(n) = self.tokens {
+            let words: Vec<&str> = text.split_whitespace().collect();
+            text = (0..n).map(|i| words.get(i % words.len().max(1)).copied().unwrap_or("echo")).collect::<Vec<_>>().join(" ");
+        }
+        let output_tokens = tokens_of(&text);
+        answer(text_message(pb::Role::Assistant, text), pb::FinishReason::Stop, "stop", input_tokens, output_tokens)
+    }
 }
 
 fn answer(message: pb::Message, finish: pb::FinishReason, raw: &str, input_tokens: i64, output_tokens: i64) -> pb::ChatResponse {

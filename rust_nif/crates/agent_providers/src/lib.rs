@@ -122,20 +122,28 @@ impl Providers {
                     .with("kind", "timeout"))
             }
         };
-        provider.record(&result, started.elapsed());
-        let mut response = result.map_err(|e| e.with("provider", &provider.name).with("model", &model))?;
-        let latency = started.elapsed();
-        response.provider.clone_from(&provider.name);
-        response.model = model;
-        #[allow(clippy::cast_possible_wrap, clippy::cast_possible_truncation)]
-        {
-            response.latency = Some(prost_types::Duration { seconds: latency.as_secs() as i64, nanos: latency.subsec_nanos() as i32 });
-        }
+        provider.record(result.is_ok(), started.elapsed());
+        let response = result.map_err(|e| e.with("provider", &provider.name).with("model", &model))?;
+        let response = provider.sign(response, model, started.elapsed());
         if let Some(pieces) = pieces {
             let last = pb::StreamChatResponse { piece: Some(pb::stream_chat_response::Piece::Final(response.clone())) };
             let _ = pieces.send(last).await;
         }
         Ok(response)
+    }
+
+    /// The whole answer where the provider has it without waiting for anything (echo, unshaped), for whoever would else change
+    /// threads for it. `None`: ask [`Providers::chat`], which also gives every error.
+    pub fn chat_now(&self, request: &pb::ChatRequest) -> Option<pb::ChatResponse> {
+        let (provider, model) = self.resolve(&request.model).ok()?;
+        if provider.config.dialect != Dialect::Echo {
+            return None;
+        }
+        let _slot = provider.enter().ok()?;
+        let started = Instant::now();
+        let response = echo::chat_now(&model, request)?;
+        provider.record(true, started.elapsed());
+        Some(provider.sign(response, model, started.elapsed()))
     }
 
     async fn call(
@@ -336,9 +344,20 @@ impl Provider {
         Ok(slot)
     }
 
-    fn record(&self, result: &Result<pb::ChatResponse, AgentError>, took: Duration) {
+    /// Who answered, as what, and how fast.
+    fn sign(&self, mut response: pb::ChatResponse, model: String, took: Duration) -> pb::ChatResponse {
+        response.provider.clone_from(&self.name);
+        response.model = model;
+        response.latency = Some(prost_types::Duration {
+            seconds: i64::try_from(took.as_secs()).unwrap_or(i64::MAX),
+            nanos: i32::try_from(took.subsec_nanos()).unwrap_or(0),
+        });
+        response
+    }
+
+    fn record(&self, ok: bool, took: Duration) {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        if result.is_err() {
+        if !ok {
             self.failures.fetch_add(1, Ordering::Relaxed);
         }
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
