@@ -61,15 +61,28 @@ dispatch(tool, #{payload := Payload} = Frame, _Ctx, C) ->
             {[], refuse(Frame, agent_error:new(worker_protocol_error, <<"malformed tool request">>,
                                                #{<<"detail">> => maps:get(message, Error, <<>>)}), C)}
     end;
-dispatch(tool_begin, Frame, _Ctx, C) ->
+dispatch(tool_begin, #{payload := Payload} = Frame, _Ctx, C) ->
     %% The journal of tools comes with durable execution; until then every bracketed tool runs.
-    {[], reply(Frame, agent_native:wire_encode(tool_begin_reply, #{decision => run}), C)};
-dispatch(tool_end, Frame, _Ctx, C) ->
-    {[], reply(Frame, <<>>, C)};
+    Reply = agent_native:wire_encode(tool_begin_reply, #{decision => run}),
+    bracket(tool_call, agent_native:wire_decode(tool_begin, Payload), Frame, Reply, C);
+dispatch(tool_end, #{payload := Payload} = Frame, _Ctx, C) ->
+    bracket(tool_result, agent_native:wire_decode(tool_end, Payload), Frame, <<>>, C);
 dispatch(Kind, Frame, _Ctx, C) ->
     Name = atom_to_binary(Kind),
     {[], refuse(Frame, agent_error:new(capability_pending, <<"calls of kind ", Name/binary, " have not come yet">>,
                                        #{<<"capability">> => Name}), C)}.
+
+%% One end of a tool's bracket is the task's event as well: the worker sends no frame of its own for it.
+-spec bracket(tool_call | tool_result, {ok, map()} | {error, agent_error:t() | native_down}, framework_adapter_frame:frame(),
+              binary(), calls()) -> {[note()], calls()}.
+bracket(Event, {ok, Props}, Frame, Reply, C) ->
+    Shown = case Event of
+                tool_call -> maps:with([id, name, arguments], Props);
+                tool_result -> maps:with([id, name, content, is_error], Props)
+            end,
+    {[{event, {Event, Shown}}], reply(Frame, Reply, C)};
+bracket(_, {error, _}, Frame, _, C) ->
+    {[], refuse(Frame, agent_error:new(worker_protocol_error, <<"malformed bracket of a tool">>), C)}.
 
 -spec engine_tool(binary(), binary()) -> {binary(), boolean()}.
 engine_tool(Name, Arguments) ->
@@ -156,6 +169,8 @@ refuse(Frame, Error, C) ->
     push({error_frame(call(Frame), Error), none}, C).
 
 -spec reply(framework_adapter_frame:frame(), binary(), calls()) -> calls().
+reply(#{call_id := 0}, _, C) ->
+    C;    % no answer is wanted
 reply(Frame, Payload, C) ->
     push({frame(reply, call(Frame), [], Payload), none}, C).
 

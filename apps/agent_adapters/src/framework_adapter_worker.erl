@@ -275,17 +275,26 @@ counted(#{type := Type} = Frame, Size, State, W = #worker{in = In}) ->
                 overdrawn ->
                     protocol_error("frames without credit", State, W);
                 {ok, In1} ->
-                    paced(frame(Type, Frame, State, acknowledge(Type, Size, W#worker{in = In1})))
+                    paced(frame(Type, Frame, State, acknowledge(is_shown(Frame), Size, W#worker{in = In1})))
             end
     end.
 
+%% Frames that become events of the task; those of tools are calls.
+-spec is_shown(framework_adapter_frame:frame()) -> boolean().
+is_shown(#{type := event}) ->
+    true;
+is_shown(#{type := call, kind := Kind}) ->
+    lists:member(framework_adapter_frame:call_kind(Kind), [tool, tool_begin, tool_end]);
+is_shown(_) ->
+    false.
+
 %% An event beyond the slot's number is dealt with, but acknowledged only in a later slot.
--spec acknowledge(framework_adapter_frame:type(), pos_integer(), #worker{}) -> #worker{}.
-acknowledge(event, Size, W = #worker{events_left = 0, held = Held}) ->
+-spec acknowledge(Shown :: boolean(), pos_integer(), #worker{}) -> #worker{}.
+acknowledge(true, Size, W = #worker{events_left = 0, held = Held}) ->
     W#worker{held = [Size | Held]};
-acknowledge(event, Size, W = #worker{events_left = N}) ->
+acknowledge(true, Size, W = #worker{events_left = N}) ->
     consume(Size, W#worker{events_left = N - 1});
-acknowledge(_, Size, W) ->
+acknowledge(false, Size, W) ->
     consume(Size, W).
 
 -spec consume(pos_integer(), #worker{}) -> #worker{}.

@@ -236,7 +236,6 @@ def test_cancel(langchain: Start, project: Path, where: str) -> None:
     if where == "tool":
         peer.reply(call, chat_response(tool_calls=[("c1", "slow_sync", '{"seconds": 0.5}')]).SerializeToString())
         peer.reply(peer.expect(f.Type.CALL), b"")
-        assert peer.expect(f.Type.EVENT).kind == f.Event.TOOL
     began = time.monotonic()
     peer.send(f.Type.CANCEL, call_id=5000, fence=1)
     status, _ = peer.result()

@@ -68,6 +68,17 @@ class Calls:
         finally:
             del self._single[call_id]
 
+    async def tell(self, kind: f.Call, payload: bytes) -> None:
+        """A call that wants no answer (id 0). What is sent after it is dealt with after it."""
+        scope = self.scope()
+        await self._channel.send_counted(f.Type.CALL, kind, 0, scope.slot, 0, scope.fence, payload)
+
+    def tell_blocking(self, kind: f.Call, payload: bytes) -> None:
+        """The same for synchronous code on the loop's own thread."""
+        scope = self.scope()
+        while not self._channel.try_send(f.Type.CALL, kind, 0, scope.slot, 0, scope.fence, payload):
+            self._channel.read_now()
+
     async def stream(self, kind: f.Call, payload: bytes) -> AsyncIterator[tuple[bool, bytes]]:
         """A call with chunks: `(False, chunk)` as they come, then `(True, answer)`."""
         scope = self.scope()

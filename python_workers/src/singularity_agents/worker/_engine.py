@@ -256,6 +256,8 @@ class Engine:
     ) -> tuple[str, bool, BaseException | None]:
         """Runs a tool of this worker between TOOL_BEGIN and TOOL_END; a recorded result is given without running it.
 
+        The engine makes the task's events of the two; a tool that is `safe` has no bracket and sends its events itself.
+
         Gives the text, whether it is an error, and what the tool raised. An error that `passes` is no result and goes on.
         """
         bracket = self._bracket(name, arguments, replay, tool_call_id)
@@ -263,7 +265,8 @@ class Engine:
             recorded = bracket.recorded(await self._calls.call(f.Call.TOOL_BEGIN, bracket.begin()))
             if recorded is not None:
                 return recorded.content, recorded.is_error, None
-        bracket.started()
+        else:
+            bracket.started()
         error: BaseException | None = None
         try:
             content, failed = await body(), False
@@ -272,8 +275,9 @@ class Engine:
                 raise
             error, content, failed = raised, f"{type(raised).__name__}: {raised}", True
         if replay != "safe":
-            await self._calls.call(f.Call.TOOL_END, bracket.end(content, failed))
-        bracket.finished(content, failed)
+            await self._calls.tell(f.Call.TOOL_END, bracket.end(content, failed))
+        else:
+            bracket.finished(content, failed)
         return content, failed, error
 
     def run_tool_blocking(
@@ -291,7 +295,8 @@ class Engine:
             recorded = bracket.recorded(self._call_from_anywhere(f.Call.TOOL_BEGIN, bracket.begin()))
             if recorded is not None:
                 return recorded.content, recorded.is_error, None
-        bracket.started()
+        else:
+            bracket.started()
         error: BaseException | None = None
         try:
             content, failed = body(), False
@@ -300,8 +305,9 @@ class Engine:
                 raise
             error, content, failed = raised, f"{type(raised).__name__}: {raised}", True
         if replay != "safe":
-            self._call_from_anywhere(f.Call.TOOL_END, bracket.end(content, failed))
-        bracket.finished(content, failed)
+            self._tell_from_anywhere(f.Call.TOOL_END, bracket.end(content, failed))
+        else:
+            bracket.finished(content, failed)
         return content, failed, error
 
     def _bracket(self, name: str, arguments: str, replay: str, tool_call_id: str) -> _Bracket:
@@ -312,6 +318,13 @@ class Engine:
             return self._calls.call_blocking(kind, payload)
         self._calls.scope()
         return asyncio.run_coroutine_threadsafe(self._calls.call(kind, payload), self._loop).result()
+
+    def _tell_from_anywhere(self, kind: f.Call, payload: bytes) -> None:
+        if threading.get_ident() == self._thread:
+            self._calls.tell_blocking(kind, payload)
+        else:
+            self._calls.scope()
+            asyncio.run_coroutine_threadsafe(self._calls.tell(kind, payload), self._loop).result()
 
     # --- events ---------------------------------------------------------------------------------------------------
 

@@ -112,13 +112,17 @@ fn decode<'a>(env: Env<'a>, kind: Atom, bytes: &[u8]) -> Result<Term<'a>, prost:
             pb::ToolReplay::Journaled => atoms::journaled(),
             _ => atoms::once(),
         };
-        map.put(atoms::name(), b.name)
+        map.put(atoms::id(), event_id(&b.tool_call_id, &b.name, b.occurrence))
+            .put(atoms::name(), b.name)
             .put(atoms::arguments(), b.arguments)
             .put(atoms::occurrence(), b.occurrence)
             .put(atoms::replay(), replay)
     } else if kind == atoms::tool_end() {
         let e = w::ToolEnd::decode(bytes)?;
-        map.put(atoms::name(), e.name).put(atoms::content(), e.content).put(atoms::is_error(), e.is_error)
+        map.put(atoms::id(), event_id(&e.tool_call_id, &e.name, e.occurrence))
+            .put(atoms::name(), e.name)
+            .put(atoms::content(), e.content)
+            .put(atoms::is_error(), e.is_error)
     } else if kind == atoms::health_reply() {
         let h = w::HealthReply::decode(bytes)?;
         map.put(atoms::ok(), h.ok).put(atoms::detail(), h.detail).put(atoms::framework_version(), h.framework_version)
@@ -126,6 +130,11 @@ fn decode<'a>(env: Env<'a>, kind: Atom, bytes: &[u8]) -> Result<Term<'a>, prost:
         map
     };
     Ok(map.end())
+}
+
+/// What ties a tool's result to its call where the model gave no id.
+fn event_id(tool_call_id: &str, name: &str, occurrence: i32) -> String {
+    if tool_call_id.is_empty() { format!("{name}-{occurrence}") } else { tool_call_id.to_owned() }
 }
 
 fn error_map<'a>(env: Env<'a>, e: &w::Error) -> Term<'a> {
