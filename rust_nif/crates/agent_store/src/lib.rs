@@ -139,7 +139,7 @@ impl TaskStore {
                     }
                 }
                 let (record, events, written) = Record::submitted(&header, *spec, run, epoch, now);
-                self.memory.insert(record);
+                self.memory.insert(Box::new(record));
                 self.hub.publish(&header.task_id, events, false, true);
                 Ok(written)
             }
@@ -211,6 +211,9 @@ impl TaskStore {
 
     /// One task, by id or unique suffix.
     pub fn get(&self, tenant: &str, id: &str) -> Result<pb::Task, AgentError> {
+        if let Some(task) = self.memory.task(tenant, id) {
+            return Ok(task);
+        }
         Ok(self.record(tenant, id)?.task)
     }
 

@@ -26,7 +26,8 @@ struct Ended {
 
 /// Ephemeral tasks.
 pub(crate) struct Memory {
-    shards: Vec<Mutex<HashMap<String, Record>>>,
+    /// Boxed: a record is about a kilobyte, and maps move what they hold.
+    shards: Vec<Mutex<HashMap<String, Box<Record>>>>,
     requests: Mutex<HashMap<(String, String), String>>,
     ended: Mutex<Ended>,
 }
@@ -36,7 +37,7 @@ impl Memory {
         Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), requests: Mutex::default(), ended: Mutex::default() }
     }
 
-    fn shard(&self, id: &str) -> &Mutex<HashMap<String, Record>> {
+    fn shard(&self, id: &str) -> &Mutex<HashMap<String, Box<Record>>> {
         &self.shards[shard_of(id, SHARDS)]
     }
 
@@ -45,12 +46,12 @@ impl Memory {
     }
 
     /// The task of a client's request id, with the hash of its content.
-    pub(crate) fn find_request(&self, tenant: &str, request_id: &str) -> Option<Record> {
+    pub(crate) fn find_request(&self, tenant: &str, request_id: &str) -> Option<Box<Record>> {
         let id = self.requests.lock().get(&(tenant.to_owned(), request_id.to_owned())).cloned()?;
         self.shard(&id).lock().get(&id).cloned()
     }
 
-    pub(crate) fn insert(&self, record: Record) {
+    pub(crate) fn insert(&self, record: Box<Record>) {
         if !record.hash.is_empty() {
             self.requests.lock().insert((record.tenant.clone(), record.task.request_id.clone()), record.task.id.clone());
         }
@@ -96,7 +97,7 @@ impl Memory {
         dropped
     }
 
-    pub(crate) fn remove(&self, id: &str) -> Option<Record> {
+    pub(crate) fn remove(&self, id: &str) -> Option<Box<Record>> {
         let record = self.shard(id).lock().remove(id)?;
         if !record.hash.is_empty() {
             self.requests.lock().remove(&(record.tenant.clone(), record.task.request_id.clone()));
@@ -105,7 +106,16 @@ impl Memory {
     }
 
     pub(crate) fn get(&self, tenant: &str, id: &str) -> Option<Record> {
-        self.shard(id).lock().get(id).filter(|r| r.tenant == tenant).cloned()
+        self.look(tenant, id, Record::clone)
+    }
+
+    /// The task alone, as clients see it.
+    pub(crate) fn task(&self, tenant: &str, id: &str) -> Option<pb::Task> {
+        self.look(tenant, id, |r| r.task.clone())
+    }
+
+    fn look<T>(&self, tenant: &str, id: &str, f: impl FnOnce(&Record) -> T) -> Option<T> {
+        self.shard(id).lock().get(id).filter(|r| r.tenant == tenant).map(|r| f(r))
     }
 
     pub(crate) fn by_suffix(&self, tenant: &str, suffix: &str) -> Vec<String> {
@@ -121,7 +131,7 @@ impl Memory {
     }
 
     fn each<T>(&self, f: impl Fn(&Record) -> Option<T>) -> Vec<T> {
-        self.shards.iter().flat_map(|s| s.lock().values().filter_map(&f).collect::<Vec<_>>()).collect()
+        self.shards.iter().flat_map(|s| s.lock().values().filter_map(|r| f(r)).collect::<Vec<_>>()).collect()
     }
 }
 
