@@ -141,7 +141,7 @@ def test_bytes_that_are_no_message_are_refused(node: LocalNode) -> None:
 @pytest.mark.parametrize(
     ("model", "wanted"),
     [
-        ("down", "PROVIDER_OVERLOADED"), ("garbage", "PROVIDER_BAD_RESPONSE"), ("wrong", "PROVIDER_BAD_RESPONSE"),
+        ("down", "PROVIDER_UNAVAILABLE"), ("garbage", "PROVIDER_BAD_RESPONSE"), ("wrong", "PROVIDER_BAD_RESPONSE"),
         ("refuses-key", "PROVIDER_AUTH"),
         ("cut", "PROVIDER_STREAM_CUT"), ("slow", "PROVIDER_TIMEOUT"), ("nobody", "PROVIDER_UNAVAILABLE"),
         ("no-such-model", "MODEL_NOT_FOUND"),

@@ -54,12 +54,17 @@ const PROVIDER: &[Field] = &[
     d("models", Kind::Texts, "[]"),
     f("native_tools", Kind::Bool),
     d("concurrency", Kind::Int(1, 100_000), "1024"),
+    d("max_body_bytes", Kind::Int(1024, 1_073_741_824), "8388608"),
+    d("max_event_bytes", Kind::Int(1024, 1_073_741_824), "1048576"),
+    d("think_tags", Kind::Bool, "false"),
     f(
         "timeouts",
         Kind::Table(&[
+            d("connect", Kind::Duration, "\"10s\""),
             d("headers", Kind::Duration, "\"60s\""),
             d("first_token", Kind::Duration, "\"60s\""),
             d("idle", Kind::Duration, "\"60s\""),
+            d("content_idle", Kind::Duration, "\"120s\""),
             d("total", Kind::Duration, "\"600s\""),
         ]),
     ),

@@ -67,6 +67,23 @@ pub struct ProviderConfig {
     /// Timeouts.
     #[serde(default)]
     pub timeouts: Timeouts,
+    /// Largest answer, in bytes.
+    #[serde(default = "default_body_bytes")]
+    pub max_body_bytes: usize,
+    /// Largest event of a stream, in bytes.
+    #[serde(default = "default_event_bytes")]
+    pub max_event_bytes: usize,
+    /// Whether `<think>…</think>` at the start of the content is reasoning.
+    #[serde(default)]
+    pub think_tags: bool,
+}
+
+fn default_body_bytes() -> usize {
+    8 * 1024 * 1024
+}
+
+fn default_event_bytes() -> usize {
+    1024 * 1024
 }
 
 fn default_concurrency() -> u32 {
@@ -84,12 +101,16 @@ impl ProviderConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(from = "TimeoutsMs")]
 pub struct Timeouts {
+    /// To the connection, with TLS.
+    pub connect: Duration,
     /// To the response's head.
     pub headers: Duration,
     /// To the first piece of content.
     pub first_token: Duration,
     /// Between two bytes.
     pub idle: Duration,
+    /// Between two pieces of content; what keeps a connection alive is none.
+    pub content_idle: Duration,
     /// Of the whole call.
     pub total: Duration,
 }
@@ -97,22 +118,38 @@ pub struct Timeouts {
 #[derive(Deserialize)]
 #[serde(default)]
 struct TimeoutsMs {
+    connect_ms: u64,
     headers_ms: u64,
     first_token_ms: u64,
     idle_ms: u64,
+    content_idle_ms: u64,
     total_ms: u64,
 }
 
 impl Default for TimeoutsMs {
     fn default() -> Self {
-        Self { headers_ms: 60_000, first_token_ms: 60_000, idle_ms: 60_000, total_ms: 600_000 }
+        Self {
+            connect_ms: 10_000,
+            headers_ms: 60_000,
+            first_token_ms: 60_000,
+            idle_ms: 60_000,
+            content_idle_ms: 120_000,
+            total_ms: 600_000,
+        }
     }
 }
 
 impl From<TimeoutsMs> for Timeouts {
     fn from(t: TimeoutsMs) -> Self {
         let ms = Duration::from_millis;
-        Self { headers: ms(t.headers_ms), first_token: ms(t.first_token_ms), idle: ms(t.idle_ms), total: ms(t.total_ms) }
+        Self {
+            connect: ms(t.connect_ms),
+            headers: ms(t.headers_ms),
+            first_token: ms(t.first_token_ms),
+            idle: ms(t.idle_ms),
+            content_idle: ms(t.content_idle_ms),
+            total: ms(t.total_ms),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use agent_core::{AgentError, agent::text_message, agent::text_of, json};
 use agent_proto::agents::v1 as pb;
 use serde_json::{Value, json};
 
+use crate::calls::Calls;
 use crate::{Pieces, classify, openai, openai::Endpoint, send_text, wire};
 
 /// Longest answer where the task sets none: a small model may repeat itself for ever.
@@ -39,7 +40,8 @@ pub(crate) async fn chat(
         Step::Call(name, arguments) => {
             answer.text.clear();
             let id = format!("call_{}", request.messages.len());
-            answer.calls = vec![pb::ToolCall { id, name, arguments: arguments.to_string() }];
+            answer.calls = Calls::one(id, name, arguments.to_string());
+            answer.finish.clear();
         }
     }
     Ok(answer.finish())
@@ -79,9 +81,13 @@ fn offered(request: &pb::ChatRequest) -> Offered<'_> {
     Offered { tools: all, answer: true }
 }
 
-/// Whether a text asks for a tool by its whole name: "the calculate tool", "use calculate", "`calculate`".
+/// Whether a text asks for a tool by its whole name: "the calculate tool", "use calculate", "`calculate`"; not "do not use calculate".
 fn names(text: &str, tool: &str) -> bool {
-    [format!("{tool} tool"), format!("tool {tool}"), format!("use {tool}"), format!("`{tool}`")].iter().any(|p| text.contains(p.as_str()))
+    const NOT: [&str; 5] = ["not ", "n't ", "never ", "without ", "avoid "];
+    let sentences = text.split(['.', '!', '?', '\n', ';']);
+    [format!("{tool} tool"), format!("tool {tool}"), format!("use {tool}"), format!("`{tool}`")]
+        .iter()
+        .any(|phrase| sentences.clone().any(|s| s.find(phrase.as_str()).is_some_and(|at| !NOT.iter().any(|no| s[..at].contains(no)))))
 }
 
 fn last_user(request: &pb::ChatRequest) -> String {
@@ -347,6 +353,17 @@ fn add(a: Option<pb::Usage>, b: Option<pb::Usage>) -> Option<pb::Usage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tool_is_asked_for_by_its_name_and_not_where_the_text_forbids_it() {
+        for text in ["use calculate for this", "call the calculate tool.", "be exact. use calculate"] {
+            assert!(names(text, "calculate"), "{text}");
+        }
+        for text in ["do not use calculate", "don't use calculate here", "answer without the calculate tool", "calculate 2+2"] {
+            assert!(!names(text, "calculate"), "{text}");
+        }
+        assert!(names("do not guess. use calculate", "calculate"));
+    }
 
     #[test]
     fn the_answer_streams_as_text_however_it_is_cut() {

@@ -50,7 +50,7 @@ pub(crate) async fn chat(model: &str, request: &pb::ChatRequest, pieces: Option<
         tokio::time::sleep(latency).await;
     }
     if let Some(status) = shape.fail {
-        return Err(classify::status(status, None, "echo was asked to fail"));
+        return Err(classify::status(status, "echo was asked to fail"));
     }
     let response = shape.answer(request);
     if pieces.is_some() {

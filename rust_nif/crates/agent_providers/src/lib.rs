@@ -3,12 +3,16 @@
 //! [`Providers`] is the one door: it finds the endpoint of a model or alias, bounds what is under way, and gives one normalised answer or one
 //! typed error. Dropping the future of a call aborts its HTTP request.
 
+mod calls;
 mod classify;
 mod config;
 mod constrain;
 mod echo;
+mod hints;
 mod openai;
+mod read;
 mod sse;
+mod think;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -41,6 +45,7 @@ enum Place {
 struct Provider {
     name: String,
     config: ProviderConfig,
+    http: reqwest::Client,
     place: RwLock<Place>,
     in_flight: AtomicU32,
     calls: AtomicU64,
@@ -52,7 +57,6 @@ struct Provider {
 pub struct Providers {
     providers: BTreeMap<String, Arc<Provider>>,
     models: BTreeMap<String, config::ModelConfig>,
-    http: reqwest::Client,
 }
 
 struct InFlight<'a>(&'a Provider);
@@ -66,7 +70,6 @@ impl Drop for InFlight<'_> {
 impl Providers {
     /// Builds the providers of a checked configuration; secrets are read here and stay here.
     pub fn new(config: &ProvidersConfig) -> Result<Arc<Self>, AgentError> {
-        let http = openai::client()?;
         let mut providers = BTreeMap::new();
         for (name, c) in &config.providers {
             let place = match (&c.base_url, c.dialect) {
@@ -81,6 +84,7 @@ impl Providers {
             let provider = Provider {
                 name: name.clone(),
                 config: c.clone(),
+                http: openai::client(c)?,
                 place: RwLock::new(place),
                 in_flight: AtomicU32::new(0),
                 calls: AtomicU64::new(0),
@@ -89,7 +93,7 @@ impl Providers {
             };
             providers.insert(name.clone(), Arc::new(provider));
         }
-        Ok(Arc::new(Self { providers, models: config.models.clone(), http }))
+        Ok(Arc::new(Self { providers, models: config.models.clone() }))
     }
 
     /// Says where a provider is now (`Some`), or that it is not there.
@@ -160,8 +164,7 @@ impl Providers {
         let Place::At { base_url, key } = place else {
             return Err(AgentError::new(Reason::ProviderUnavailable, format!("{} is not available", provider.name)).with("kind", "connect"));
         };
-        let endpoint =
-            openai::Endpoint { http: &self.http, base_url: &base_url, key: key.as_deref(), model, timeouts: &provider.config.timeouts };
+        let endpoint = openai::Endpoint { http: &provider.http, base_url: &base_url, key: key.as_deref(), model, config: &provider.config };
         let bounded;
         let mut request = request;
         if provider.config.dialect == Dialect::Local && request.max_tokens.is_none() {
@@ -186,13 +189,8 @@ impl Providers {
         let Place::At { base_url, key } = place else {
             return Err(AgentError::new(Reason::ProviderUnavailable, format!("{} is not available", provider.name)).with("kind", "connect"));
         };
-        let endpoint = openai::Endpoint {
-            http: &self.http,
-            base_url: &base_url,
-            key: key.as_deref(),
-            model: &model,
-            timeouts: &provider.config.timeouts,
-        };
+        let endpoint =
+            openai::Endpoint { http: &provider.http, base_url: &base_url, key: key.as_deref(), model: &model, config: &provider.config };
         let limit = deadline.map_or(provider.config.timeouts.total, |d| d.saturating_duration_since(Instant::now()));
         let mut response = tokio::time::timeout(limit, openai::embed(&endpoint, request))
             .await

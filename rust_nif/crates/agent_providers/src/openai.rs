@@ -7,14 +7,13 @@ use agent_proto::agents::v1 as pb;
 use futures::StreamExt;
 use serde_json::Value;
 
-use crate::{Pieces, Timeouts, classify, sse, wire};
+use crate::read::Reader;
+use crate::{Pieces, ProviderConfig, classify, sse, wire};
 
-/// Largest answer.
-const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
-/// TCP and TLS set-up.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest Retry-After that is believed, in ms.
-const MAX_RETRY_AFTER_MS: u64 = 120_000;
+/// Bytes of an error body that are read: what stands behind is no message.
+const ERROR_BODY_BYTES: usize = 64 * 1024;
+/// After the end mark usage may follow; it is waited for so long, and no error counts any more.
+pub(crate) const AFTER_END: Duration = Duration::from_secs(1);
 
 /// Where a call goes. Its key is never printed.
 pub(crate) struct Endpoint<'a> {
@@ -22,21 +21,30 @@ pub(crate) struct Endpoint<'a> {
     pub(crate) base_url: &'a str,
     pub(crate) key: Option<&'a str>,
     pub(crate) model: &'a str,
-    pub(crate) timeouts: &'a Timeouts,
+    pub(crate) config: &'a ProviderConfig,
 }
 
-/// The one HTTP client: connections are reused, redirects never followed, Nagle's delay is off.
-pub(crate) fn client() -> Result<reqwest::Client, AgentError> {
+/// The HTTP client of a provider: connections are reused, redirects never followed, Nagle's delay is off. The proxy of the
+/// environment is for hosts elsewhere: what goes to this machine, and its key, stays here.
+pub(crate) fn client(config: &ProviderConfig) -> Result<reqwest::Client, AgentError> {
     // Another subsystem may have installed the same provider already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
+    let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_timeout(config.timeouts.connect)
         .tcp_nodelay(true)
         .pool_max_idle_per_host(64)
-        .user_agent(concat!("singularity/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|e| AgentError::new(Reason::Internal, format!("the HTTP client cannot be made: {e}")))
+        .user_agent(concat!("singularity/", env!("CARGO_PKG_VERSION")));
+    if config.base_url.as_deref().is_none_or(is_loopback) {
+        builder = builder.no_proxy();
+    }
+    builder.build().map_err(|e| AgentError::new(Reason::Internal, format!("the HTTP client cannot be made: {e}")))
+}
+
+fn is_loopback(url: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(url) else { return false };
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 impl Endpoint<'_> {
@@ -45,7 +53,7 @@ impl Endpoint<'_> {
         if let Some(key) = self.key {
             request = request.bearer_auth(key);
         }
-        let response = match tokio::time::timeout(self.timeouts.headers, request.send()).await {
+        let response = match tokio::time::timeout(self.config.timeouts.headers, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(e)) => return Err(classify::transport(&e, false)),
             Err(_) => return Err(classify::silent("headers")),
@@ -53,33 +61,23 @@ impl Endpoint<'_> {
         if response.status().is_success() {
             return Ok(response);
         }
-        let status = response.status().as_u16();
-        let retry_after = retry_after_ms(response.headers());
-        let body = read(response, 64 * 1024, self.timeouts.idle).await.unwrap_or_default();
-        Err(classify::status(status, retry_after, &String::from_utf8_lossy(&body)))
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = error_body(response, self.config.timeouts.idle).await;
+        Err(classify::response(status, &headers, &body))
     }
 }
 
-fn retry_after_ms(headers: &reqwest::header::HeaderMap) -> Option<u64> {
-    let text = |name: &str| {
-        headers.get(name).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse::<f64>().ok()).filter(|n| *n >= 0.0 && n.is_finite())
-    };
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    text("retry-after-ms").or_else(|| text("retry-after").map(|s| s * 1000.0)).map(|ms| (ms as u64).min(MAX_RETRY_AFTER_MS))
-}
-
-async fn read(response: reqwest::Response, limit: usize, idle: Duration) -> Result<Vec<u8>, AgentError> {
-    let mut body = Vec::new();
-    let mut stream = response.bytes_stream();
-    loop {
-        match tokio::time::timeout(idle, stream.next()).await {
-            Ok(Some(Ok(bytes))) if body.len() + bytes.len() > limit => return Err(classify::too_large(limit)),
-            Ok(Some(Ok(bytes))) => body.extend_from_slice(&bytes),
-            Ok(Some(Err(e))) => return Err(classify::transport(&e, true)),
-            Ok(None) => return Ok(body),
-            Err(_) => return Err(classify::silent("idle")),
+/// As much of an error's body as comes in time.
+async fn error_body(response: reqwest::Response, idle: Duration) -> Vec<u8> {
+    let (mut body, mut bytes) = (Vec::new(), response.bytes_stream());
+    while let Ok(Some(Ok(chunk))) = tokio::time::timeout(idle, bytes.next()).await {
+        body.extend_from_slice(&chunk);
+        if body.len() >= ERROR_BODY_BYTES {
+            body.truncate(ERROR_BODY_BYTES);
+            break;
         }
     }
+    body
 }
 
 pub(crate) async fn chat(
@@ -92,92 +90,105 @@ pub(crate) async fn chat(
     Ok(answer.finish())
 }
 
-/// Sends a body and gathers the answer; with `pieces` the body asks for a stream.
+/// Sends a body and gathers the answer, whatever form it comes in; pieces go to `pieces`.
 pub(crate) async fn complete(endpoint: &Endpoint<'_>, body: &Value, pieces: Option<&Pieces>) -> Result<wire::Answer, AgentError> {
     let response = endpoint.post("chat/completions", body).await?;
-    let is_stream =
-        response.headers().get("content-type").and_then(|v| v.to_str().ok()).is_some_and(|v| v.starts_with("text/event-stream"));
-    if is_stream { stream(endpoint, response, |piece| forward(pieces, piece)).await } else { whole(endpoint, response).await }
-}
-
-async fn forward(pieces: Option<&Pieces>, piece: pb::stream_chat_response::Piece) {
-    if let Some(pieces) = pieces {
-        let _ = pieces.send(pb::StreamChatResponse { piece: Some(piece) }).await;
+    let mut reader = Reader::new(response, endpoint.config, pieces.is_some());
+    match reader.form().await? {
+        b'<' => Err(classify::bad("it is HTML")),
+        b'{' | b'[' => whole(&mut reader, pieces).await,
+        _ => stream(&mut reader, pieces).await,
     }
 }
 
-async fn whole(endpoint: &Endpoint<'_>, response: reqwest::Response) -> Result<wire::Answer, AgentError> {
-    let body = read(response, MAX_BODY_BYTES, endpoint.timeouts.idle).await?;
-    let value: Value = serde_json::from_slice(&body).map_err(|_| classify::bad("it is not JSON"))?;
-    if let Some(error) = in_band_error(&value) {
+async fn forward(pieces: Option<&Pieces>, all: Vec<pb::stream_chat_response::Piece>) {
+    if let Some(pieces) = pieces {
+        for piece in all {
+            let _ = pieces.send(pb::StreamChatResponse { piece: Some(piece) }).await;
+        }
+    }
+}
+
+async fn whole(reader: &mut Reader<'_>, pieces: Option<&Pieces>) -> Result<wire::Answer, AgentError> {
+    let body = reader.all().await?;
+    let text = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&body);
+    let value: Value = serde_json::from_slice(text).map_err(|_| classify::bad("it is not JSON"))?;
+    if let Some(error) = classify::in_band(&value) {
         return Err(error);
     }
-    let choice = value.pointer("/choices/0").ok_or_else(|| classify::bad("it has no choices"))?;
-    let mut answer = wire::Answer::default();
-    let _ = answer.add(choice.get("message").ok_or_else(|| classify::bad("it has no message"))?);
-    answer.finish = choice.get("finish_reason").and_then(Value::as_str).unwrap_or_default().to_owned();
-    answer.usage = value.get("usage").and_then(wire::usage);
+    if value.pointer("/choices/0/message").is_none() {
+        return Err(classify::bad("it has no choices"));
+    }
+    let mut answer = wire::Answer::new(reader.config.think_tags);
+    let mut all = answer.take(&value);
+    all.extend(answer.rest());
+    if let Some(error) = classify::failed_finish(&answer.finish) {
+        return Err(error);
+    }
+    forward(pieces, all).await;
     Ok(answer)
 }
 
-/// An error that came with status 200.
-fn in_band_error(value: &Value) -> Option<AgentError> {
-    let error = value.get("error").filter(|e| !e.is_null())?;
-    let status =
-        error.get("code").and_then(Value::as_u64).and_then(|c| u16::try_from(c).ok()).filter(|c| (400..600).contains(c)).unwrap_or(500);
-    Some(classify::status(status, None, &value.to_string()))
-}
-
-/// Reads a stream to its end. It has ended well with `[DONE]`, or with a finish reason and a clean close.
-pub(crate) async fn stream<F: Future<Output = ()>>(
-    endpoint: &Endpoint<'_>,
-    response: reqwest::Response,
-    mut forward: impl FnMut(pb::stream_chat_response::Piece) -> F,
-) -> Result<wire::Answer, AgentError> {
-    let mut bytes = response.bytes_stream();
-    let mut decoder = sse::Decoder::default();
-    let mut answer = wire::Answer::default();
-    let (mut total, mut content) = (0usize, false);
+/// Reads a stream to its end mark, which is the finish reason; behind it only usage is waited for.
+async fn stream(reader: &mut Reader<'_>, pieces: Option<&Pieces>) -> Result<wire::Answer, AgentError> {
+    let mut decoder = sse::Decoder::new(reader.config.max_event_bytes);
+    let mut answer = wire::Answer::new(reader.config.think_tags);
     loop {
-        let (limit, phase) = if content { (endpoint.timeouts.idle, "idle") } else { (endpoint.timeouts.first_token, "first_token") };
-        let chunk = match tokio::time::timeout(limit, bytes.next()).await {
-            Ok(Some(Ok(chunk))) => chunk,
-            Ok(Some(Err(e))) => return Err(classify::transport(&e, true)),
-            Ok(None) if answer.finish.is_empty() => return Err(classify::cut()),
-            Ok(None) => return Ok(answer),
-            Err(_) => return Err(classify::silent(phase)),
+        let ended = !answer.finish.is_empty();
+        let chunk = match reader.next().await {
+            Ok(chunk) => chunk,
+            Err(_) if ended => break,
+            Err(e) => return Err(e),
         };
-        total += chunk.len();
-        if total > MAX_BODY_BYTES {
-            return Err(classify::too_large(MAX_BODY_BYTES));
-        }
-        for event in decoder.feed(&chunk).map_err(classify::bad)? {
-            if event.trim() == "[DONE]" {
-                return if answer.finish.is_empty() && answer.text.is_empty() && answer.calls.is_empty() {
-                    Err(classify::cut())
-                } else {
-                    Ok(answer)
-                };
-            }
-            let value: Value = serde_json::from_str(&event).map_err(|_| classify::bad("an event is not JSON"))?;
-            if let Some(error) = in_band_error(&value) {
+        let last = chunk.is_none();
+        let events = match &chunk {
+            Some(chunk) => decoder.feed(chunk),
+            None => decoder.finish(),
+        };
+        let events = match events {
+            Ok(events) => events,
+            Err(_) if ended => break,
+            Err(sse::Broken::TooLarge) => return Err(classify::too_large(reader.config.max_event_bytes)),
+            Err(sse::Broken::NotUtf8) => return Err(classify::bad("an event is not UTF-8")),
+        };
+        let mut done = last;
+        for event in events {
+            let value = match event {
+                sse::Event::Data(data) if data.trim() == "[DONE]" => {
+                    done = true;
+                    break;
+                }
+                sse::Event::Data(data) if data.trim().is_empty() => continue,
+                sse::Event::Data(data) => serde_json::from_str(&data).map_err(|_| classify::bad("an event is not JSON"))?,
+                sse::Event::Error(text) => {
+                    let said: Value = serde_json::from_str(&text).unwrap_or_else(|_| serde_json::json!({"message": text}));
+                    if said.get("error").is_some() { said } else { serde_json::json!({"error": said}) }
+                }
+            };
+            if let Some(error) = classify::in_band(&value) {
                 return Err(error);
             }
-            if let Some(usage) = value.get("usage").and_then(wire::usage) {
-                answer.usage = Some(usage);
-            }
-            let Some(choice) = value.pointer("/choices/0") else { continue };
-            if let Some(delta) = choice.get("delta") {
-                for piece in answer.add(delta) {
-                    content = true;
-                    forward(piece).await;
-                }
-            }
-            if let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) {
-                reason.clone_into(&mut answer.finish);
+            let all = answer.take(&value);
+            if !all.is_empty() {
+                reader.content();
+                forward(pieces, all).await;
             }
         }
+        if let Some(error) = classify::failed_finish(&answer.finish) {
+            return Err(error);
+        }
+        if done && answer.finish.is_empty() {
+            return Err(classify::cut());
+        }
+        if done {
+            break;
+        }
+        if !answer.finish.is_empty() {
+            reader.end();
+        }
     }
+    forward(pieces, answer.rest()).await;
+    Ok(answer)
 }
 
 pub(crate) async fn embed(endpoint: &Endpoint<'_>, request: &pb::EmbedRequest) -> Result<pb::EmbedResponse, AgentError> {
@@ -186,8 +197,8 @@ pub(crate) async fn embed(endpoint: &Endpoint<'_>, request: &pb::EmbedRequest) -
         body["dimensions"] = request.dimensions.into();
     }
     let response = endpoint.post("embeddings", &body).await?;
-    let value: Value = serde_json::from_slice(&read(response, MAX_BODY_BYTES, endpoint.timeouts.idle).await?)
-        .map_err(|_| classify::bad("it is not JSON"))?;
+    let value: Value =
+        serde_json::from_slice(&Reader::new(response, endpoint.config, false).all().await?).map_err(|_| classify::bad("it is not JSON"))?;
     let data = value
         .get("data")
         .and_then(Value::as_array)
@@ -197,9 +208,5 @@ pub(crate) async fn embed(endpoint: &Endpoint<'_>, request: &pb::EmbedRequest) -
     let vector = |d: &Value| pb::Embedding {
         values: d.get("embedding").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_f64).map(|n| n as f32).collect(),
     };
-    Ok(pb::EmbedResponse {
-        embeddings: data.iter().map(vector).collect(),
-        usage: value.get("usage").and_then(wire::usage),
-        ..Default::default()
-    })
+    Ok(pb::EmbedResponse { embeddings: data.iter().map(vector).collect(), usage: wire::usage(&value), ..Default::default() })
 }

@@ -3,7 +3,11 @@
 use agent_core::{agent::text_of, json};
 use agent_proto::agents::v1 as pb;
 use base64::Engine as _;
+use pb::stream_chat_response::Piece;
 use serde_json::{Map, Value, json};
+
+use crate::calls::Calls;
+use crate::think::Splitter;
 
 pub(crate) fn body(model: &str, request: &pb::ChatRequest, stream: bool) -> Value {
     let mut body = Map::new();
@@ -96,23 +100,30 @@ fn part(p: &pb::ContentPart) -> Option<Value> {
     }
 }
 
-pub(crate) fn usage(value: &Value) -> Option<pb::Usage> {
-    let at = |path: &str| value.pointer(path).and_then(Value::as_i64).unwrap_or(0);
-    value.is_object().then(|| pb::Usage {
-        input_tokens: at("/prompt_tokens"),
-        output_tokens: at("/completion_tokens"),
-        cached_tokens: at("/prompt_tokens_details/cached_tokens"),
-        reasoning_tokens: at("/completion_tokens_details/reasoning_tokens"),
+/// Counts of a body or an event: of its `usage`, wherever it stands; `None` where it has none.
+pub(crate) fn usage(body: &Value) -> Option<pb::Usage> {
+    let usage = [body.get("usage"), body.pointer("/x_groq/usage")].into_iter().flatten().find(|u| u.is_object())?;
+    let at = |v: &Value, path: &str| v.pointer(path).and_then(Value::as_i64);
+    let cached = ["/prompt_tokens_details/cached_tokens", "/prompt_cache_hit_tokens", "/cached_tokens"]
+        .iter()
+        .find_map(|path| at(usage, path))
+        .or_else(|| at(body, "/timings/cache_n"));
+    Some(pb::Usage {
+        input_tokens: at(usage, "/prompt_tokens").unwrap_or(0),
+        output_tokens: at(usage, "/completion_tokens").unwrap_or(0),
+        cached_tokens: cached.unwrap_or(0),
+        reasoning_tokens: at(usage, "/completion_tokens_details/reasoning_tokens").unwrap_or(0),
     })
 }
 
 pub(crate) fn finish_reason(raw: &str) -> pb::FinishReason {
     match raw {
         "stop" | "eos" | "end_turn" => pb::FinishReason::Stop,
-        "length" | "max_tokens" => pb::FinishReason::Length,
+        "length" | "max_tokens" | "model_context_window_exceeded" => pb::FinishReason::Length,
         "tool_calls" | "function_call" => pb::FinishReason::ToolCalls,
         "content_filter" => pb::FinishReason::ContentFilter,
         "refusal" => pb::FinishReason::Refusal,
+        "pause_turn" => pb::FinishReason::Pause,
         "" => pb::FinishReason::Unspecified,
         _ => pb::FinishReason::Other,
     }
@@ -124,78 +135,93 @@ pub(crate) struct Answer {
     pub(crate) text: String,
     pub(crate) reasoning: String,
     pub(crate) refusal: String,
-    pub(crate) calls: Vec<pb::ToolCall>,
+    pub(crate) calls: Calls,
     pub(crate) finish: String,
     pub(crate) usage: Option<pb::Usage>,
+    think: Option<Splitter>,
 }
 
 impl Answer {
-    /// Takes a delta (or a whole message); gives the text and tool-call pieces that it adds.
-    pub(crate) fn add(&mut self, delta: &Value) -> Vec<pb::stream_chat_response::Piece> {
-        use pb::stream_chat_response::Piece;
-        let mut pieces = Vec::new();
-        let text = |key: &str| delta.get(key).and_then(Value::as_str).filter(|t| !t.is_empty());
-        if let Some(t) = text("content") {
-            self.text.push_str(t);
-            pieces.push(Piece::TextDelta(t.to_owned()));
+    /// Nothing yet; with `think_tags` the reasoning is split off the start of the content.
+    pub(crate) fn new(think_tags: bool) -> Self {
+        Self { think: think_tags.then(Splitter::default), ..Self::default() }
+    }
+
+    /// Takes what belongs to choice 0 of an event (`delta`) or of a body (`message`); gives the pieces that it adds.
+    pub(crate) fn take(&mut self, body: &Value) -> Vec<Piece> {
+        if let Some(usage) = usage(body) {
+            self.usage = Some(usage);
         }
-        if let Some(t) = text("reasoning_content").or_else(|| text("reasoning")) {
-            self.reasoning.push_str(t);
-            pieces.push(Piece::ReasoningDelta(t.to_owned()));
-        }
-        if let Some(t) = text("refusal") {
-            self.refusal.push_str(t);
-        }
-        for (i, call) in delta.get("tool_calls").and_then(Value::as_array).into_iter().flatten().enumerate() {
-            let id = call.get("id").and_then(Value::as_str).unwrap_or_default();
-            let index = call
-                .get("index")
-                .and_then(Value::as_u64)
-                .and_then(|n| usize::try_from(n).ok())
-                .unwrap_or_else(|| if id.is_empty() { self.calls.len().saturating_sub(1) } else { i.max(self.calls.len()) })
-                .min(127);
-            while self.calls.len() <= index {
-                self.calls.push(pb::ToolCall::default());
-            }
-            let name = call.pointer("/function/name").and_then(Value::as_str).unwrap_or_default();
-            let arguments = match call.pointer("/function/arguments") {
-                Some(Value::String(s)) => s.clone(),
-                Some(Value::Null) | None => String::new(),
-                Some(other) => other.to_string(),
-            };
-            let have = &mut self.calls[index];
-            if have.id.is_empty() {
-                id.clone_into(&mut have.id);
-            }
-            if have.name.is_empty() {
-                name.clone_into(&mut have.name);
-            }
-            have.arguments.push_str(&arguments);
-            #[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
-            pieces.push(Piece::ToolCallDelta(pb::ToolCallDelta {
-                index: index as i32,
-                id: id.to_owned(),
-                name: name.to_owned(),
-                arguments,
-            }));
+        let choices = body.get("choices").and_then(Value::as_array);
+        let Some(choice) = choices.into_iter().flatten().find(|c| c.get("index").and_then(Value::as_u64).unwrap_or(0) == 0) else {
+            return Vec::new();
+        };
+        let pieces = match (choice.get("delta"), choice.get("message")) {
+            (Some(delta), _) => self.add(delta, false),
+            (None, Some(message)) => self.add(message, true),
+            (None, None) => Vec::new(),
+        };
+        if let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) {
+            reason.clone_into(&mut self.finish);
         }
         pieces
     }
 
-    /// The normalised answer.
-    pub(crate) fn finish(mut self) -> pb::ChatResponse {
-        self.calls.retain(|c| !c.name.is_empty());
-        for (i, call) in self.calls.iter_mut().enumerate() {
-            if call.id.is_empty() {
-                call.id = format!("call_{i}");
-            }
-            if call.arguments.trim().is_empty() {
-                call.arguments = "{}".into();
-            }
+    fn add(&mut self, delta: &Value, whole: bool) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        let text = |key: &str| delta.get(key).and_then(Value::as_str).filter(|t| !t.is_empty());
+        if let Some(t) = text("reasoning_content").or_else(|| text("reasoning")) {
+            self.reason(t.to_owned(), &mut pieces);
         }
-        let reason = if self.calls.is_empty() { finish_reason(&self.finish) } else { pb::FinishReason::ToolCalls };
+        if let Some(t) = text("refusal") {
+            self.refusal.push_str(t);
+        }
+        let content = content_of(delta.get("content"), &mut self.refusal);
+        let (reasoning, visible) = match &mut self.think {
+            Some(think) => think.feed(&content),
+            None => (String::new(), content),
+        };
+        self.reason(reasoning, &mut pieces);
+        self.say(visible, &mut pieces);
+        for call in delta.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
+            pieces.extend(self.calls.add(call, whole).map(Piece::ToolCallDelta));
+        }
+        pieces
+    }
+
+    /// What was held back because it might have been a tag.
+    pub(crate) fn rest(&mut self) -> Vec<Piece> {
+        let (reasoning, text) = self.think.as_mut().map(Splitter::finish).unwrap_or_default();
+        let mut pieces = Vec::new();
+        self.reason(reasoning, &mut pieces);
+        self.say(text, &mut pieces);
+        pieces
+    }
+
+    fn reason(&mut self, piece: String, pieces: &mut Vec<Piece>) {
+        if !piece.is_empty() {
+            self.reasoning.push_str(&piece);
+            pieces.push(Piece::ReasoningDelta(piece));
+        }
+    }
+
+    fn say(&mut self, piece: String, pieces: &mut Vec<Piece>) {
+        if !piece.is_empty() {
+            self.text.push_str(&piece);
+            pieces.push(Piece::TextDelta(piece));
+        }
+    }
+
+    /// The normalised answer.
+    pub(crate) fn finish(self) -> pb::ChatResponse {
+        let calls = self.calls.finish();
+        let reason = match finish_reason(&self.finish) {
+            pb::FinishReason::Stop | pb::FinishReason::Unspecified if !calls.is_empty() => pb::FinishReason::ToolCalls,
+            pb::FinishReason::Stop if !self.refusal.is_empty() => pb::FinishReason::Refusal,
+            reason => reason,
+        };
         pb::ChatResponse {
-            message: Some(pb::Message { tool_calls: self.calls, ..agent_core::agent::text_message(pb::Role::Assistant, self.text) }),
+            message: Some(pb::Message { tool_calls: calls, ..agent_core::agent::text_message(pb::Role::Assistant, self.text) }),
             finish_reason: reason as i32,
             raw_finish_reason: self.finish,
             usage: self.usage,
@@ -203,5 +229,20 @@ impl Answer {
             reasoning: self.reasoning,
             ..Default::default()
         }
+    }
+}
+
+/// Text, or the text parts of a list; a part that refuses goes to the refusal.
+fn content_of(content: Option<&Value>, refusal: &mut String) -> String {
+    match content {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => parts
+            .iter()
+            .filter_map(|part| {
+                refusal.push_str(part.get("refusal").and_then(Value::as_str).unwrap_or_default());
+                part.as_str().or_else(|| part.get("text").and_then(Value::as_str))
+            })
+            .collect(),
+        _ => String::new(),
     }
 }
