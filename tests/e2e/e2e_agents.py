@@ -114,3 +114,8 @@ async def spy(task: Any, engine: Any) -> str:
     except OSError as error:
         found["dial"] = type(error).__name__
     return json.dumps(found)
+
+
+@agent("asks")
+async def asks(task: Any, engine: Any) -> str:
+    return str(await engine.chat(task.description))

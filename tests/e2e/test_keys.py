@@ -11,7 +11,7 @@ import grpc
 import pytest
 from conftest import eventually
 
-from singularity_agents._local_node import free_port, program
+from singularity_agents._local_node import LocalNode, free_port, program
 
 KEY = "a-key-that-is-long-enough"
 LIST = "/singularity.agents.v1.TaskService/ListTasks"
@@ -101,3 +101,9 @@ def test_off_loopback_without_tls_and_keys_does_not_start(tmp_path: Path) -> Non
     done = subprocess.run(program(), env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0
     assert "off loopback" in done.stderr + done.stdout and "tls" in done.stderr + done.stdout
+
+
+def test_the_key_of_the_model_server_stands_on_no_command_line(node: LocalNode) -> None:
+    lines = [f.read_bytes() for f in Path("/proc").glob("[0-9]*/cmdline") if f.parent.exists()]
+    assert any(b"singularity_agents.model_server" in line for line in lines), "the server runs"
+    assert not [line for line in lines if b"SINGULARITY_LOCAL_KEY=" in line]

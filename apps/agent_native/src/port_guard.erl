@@ -4,6 +4,7 @@
 -module(port_guard).
 
 -export([open/2]).
+-export([open/3]).
 -export([close/1]).
 -export([kill/2]).
 -export([signal/2]).
@@ -28,10 +29,16 @@
 %% @doc Opens `port_guard Mode Args'. The environment of the guard is empty: what the program needs is in `Args'.
 -spec open(worker | run, [string() | binary()]) -> port().
 open(Mode, Args) ->
+    open(Mode, Args, []).
+
+%% @doc The same with secrets, which stand in the guard's environment; `--env-of NAME' hands one on to what it runs.
+-spec open(worker | run, [string() | binary()], [{Name :: string(), Value :: binary()}]) -> port().
+open(Mode, Args, Secrets) ->
+    Given = [{Name, binary_to_list(Value)} || {Name, Value} <- Secrets],
     Scrubbed = [{Name, false} || Entry <- os:getenv(), {Name, _} <- [split_env(Entry)], Name =/= ""],
     erlang:open_port({spawn_executable, executable()}, [
         {packet, 4}, nouse_stdio, binary, exit_status, {busy_limits_msgq, disabled},
-        {args, [atom_to_list(Mode) | Args]}, {env, Scrubbed}
+        {args, [atom_to_list(Mode) | Args]}, {env, Scrubbed ++ Given}
     ]).
 
 %% @doc Closes the port: the guard sees its end and takes the whole tree down. A port that has closed already is fine.

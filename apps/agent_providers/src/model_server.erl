@@ -17,6 +17,8 @@
 -export([off/3, starting/3, up/3, down/3]).
 
 %% Loading took 0.8 to 3 s on two cores; a cold disk may take longer.
+%% Where the server finds the key that it asks for.
+-define(KEY_VARIABLE, "SINGULARITY_LOCAL_KEY").
 -define(START_TIMEOUT_MS, 60000).
 -define(BACKOFF_MIN_MS, 200).
 -define(BACKOFF_MAX_MS, 10000).
@@ -73,7 +75,7 @@ starting(internal, open, M) ->
     case filelib:is_regular(python_environment:python(?ENVIRONMENT)) of
         true ->
             Key = base64:encode(crypto:strong_rand_bytes(24)),
-            Port = port_guard:open(run, server_args(Key)),
+            Port = port_guard:open(run, server_args(), [{?KEY_VARIABLE, Key}]),
             {keep_state, M#model{port = Port, key = Key}, [{state_timeout, ?START_TIMEOUT_MS, start}]};
         false ->
             fail(<<"the model's environment is not installed; run: make setup">>, M)
@@ -152,11 +154,11 @@ set(Provider, Endpoint) ->
         {error, native_down} -> ok
     end.
 
--spec server_args(binary()) -> [string() | binary()].
-server_args(Key) ->
+-spec server_args() -> [string() | binary()].
+server_args() ->
     PythonPath = case python_environment:source_path() of "" -> []; P -> ["--env", "PYTHONPATH=" ++ P] end,
     ["--env", "PATH=/usr/local/bin:/usr/bin:/bin", "--env", "LANG=C.UTF-8",
-     "--env", <<"SINGULARITY_LOCAL_KEY=", Key/binary>>] ++ PythonPath
+     "--env-of", ?KEY_VARIABLE] ++ PythonPath
         ++ ["--", python_environment:python(?ENVIRONMENT), "-P", "-m", "singularity_agents.model_server"].
 
 -spec terminate(term(), atom(), #model{}) -> ok.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._agent import agent
     from ._async_client import AsyncClient, AsyncTaskHandle
     from ._client import Client, TaskHandle
+    from ._crewai import SingularityCrewAIIntegration
     from ._errors import (
         Aborted,
         CapabilityPending,
@@ -71,6 +72,7 @@ __all__ = [
     "PermissionRefused",
     "Provider",
     "ProviderFailed",
+    "SingularityCrewAIIntegration",
     "SingularityError",
     "SingularityLangChainAgent",
     "Task",
@@ -112,6 +114,7 @@ _HOMES = {
     "PermissionRefused": "_errors",
     "Provider": "_models",
     "ProviderFailed": "_errors",
+    "SingularityCrewAIIntegration": "_crewai",
     "SingularityError": "_errors",
     "SingularityLangChainAgent": "adapters.langchain",
     "Task": "_models",

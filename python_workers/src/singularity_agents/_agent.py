@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._client import Client, TaskHandle
+    from ._models import AgentResult
+    from ._spec import TaskOptions
+    from .testing import ScriptedModel
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -26,6 +34,45 @@ class AgentFunction(Generic[_P, _R]):
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         return self.function(*args, **kwargs)
+
+    def local(
+        self, task: str, /, *, scripted: ScriptedModel | None = None, client: Client | None = None, **options: Unpack[TaskOptions]
+    ) -> Any:
+        """Runs the function here, in this process, and gives what it gives: for a debugger and for quick tests.
+
+        Its engine's model calls go to `scripted`, or to the node of `client` (default: the one of the environment). Nothing is
+        recorded, limited or retried. Raises what the function raises; WrongState inside a running event loop.
+        """
+        from ._local import run
+
+        return run(self, task, scripted, client, options)
+
+    def submit(self, task: str, /, *, client: Client | None = None, **options: Unpack[TaskOptions]) -> TaskHandle:
+        """Submits a task to the agent of this name on a node; the handle watches, waits and cancels.
+
+        The node must know it (`[agents.NAME]` in its configuration): code is never sent. Raises NotFound with the lines to add.
+        """
+        from ._remote import submit
+
+        return submit(self, task, client, options)
+
+    def map(
+        self,
+        tasks: Iterable[str],
+        /,
+        *,
+        client: Client | None = None,
+        concurrency: int = 8,
+        return_exceptions: bool = False,
+        **options: Unpack[TaskOptions],
+    ) -> list[AgentResult | BaseException]:
+        """Does many tasks on a node, at most `concurrency` at a time; results in the order of the tasks.
+
+        The first error ends it and is raised, tasks under way are cancelled; with `return_exceptions` errors stand in the list.
+        """
+        from ._remote import submit_all
+
+        return submit_all(self, tasks, client, concurrency, return_exceptions, options)
 
 
 @overload

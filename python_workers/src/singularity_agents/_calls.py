@@ -380,6 +380,11 @@ def chat(request: pr.ChatRequest) -> Call[m.ChatResult]:
     return Call(path, request, pr.ChatResponse, read, repeatable=False, waits=True)
 
 
+def raw_chat(request: pr.ChatRequest) -> Call[pr.ChatResponse]:
+    """Chat, answered as protobuf."""
+    return Call(_path("ProviderService", "Chat"), request, pr.ChatResponse, lambda answer: answer, repeatable=False, waits=True)
+
+
 def stream_chat(request: pr.ChatRequest) -> Call[m.ChatDelta]:
     """StreamChat; a stream."""
 

@@ -26,6 +26,9 @@ STOP_TIMEOUT = 30.0
 #: Seconds between two questions whether it serves.
 POLL = 0.1
 
+#: Variables that would change the configuration of a node with ports of its own.
+OVERRIDES = frozenset({"SINGULARITY_ADDRESS", "SINGULARITY_STORE_URL", "SINGULARITY_MODEL"})
+
 _SERVING = b"\x08\x01"
 
 
@@ -104,8 +107,10 @@ class LocalNode:
         http = f"127.0.0.1:{free_port()}"
         server = f'[server]\naddress = "{self.address}"\nhttp_address = "{http}"\n'
         (folder / "singularity.toml").write_text(server + self._config)
+        # What the caller's shell says of another node is not for this one.
+        inherited = {name: value for name, value in os.environ.items() if name not in OVERRIDES}
         environment = {
-            **os.environ,
+            **inherited,
             **self._environment,
             "SINGULARITY_CONFIG": str(folder / "singularity.toml"),
             "SINGULARITY_DATA_DIR": str(folder / "data"),

@@ -106,13 +106,14 @@ def _runner(agent: Any, engine: Engine) -> Runner:
         agent.attach(engine)
         return agent.execute
     if isinstance(agent, AgentFunction):
-        return _function_runner(agent.function, engine)
+        return function_runner(agent.function, engine)
     if hasattr(agent, "run"):
         return _object_runner(agent.run)
     raise LookupError(f"the entry point gave a {type(agent).__name__}, which is no agent: it has no run(description, history)")
 
 
-def _function_runner(function: Callable[..., Any], engine: Engine) -> Runner:
+def function_runner(function: Callable[..., Any], engine: Engine) -> Runner:
+    """How a function of any kind (async, sync, generator) is run with an engine."""
     takes_engine = len(inspect.signature(function).parameters) > 1
     if inspect.iscoroutinefunction(function):
         return (lambda task: function(task, engine)) if takes_engine else function

@@ -123,6 +123,11 @@ def _text(args: argparse.Namespace) -> str:
     return sys.stdin.read() if args.text == "-" else str(args.text)
 
 
+def _model_of(endpoint: str) -> str:
+    """The model of "provider/model": its own name may hold a slash."""
+    return endpoint.partition("/")[2]
+
+
 @contextlib.contextmanager
 def _node_for(ctx: Context) -> Iterator[Client]:
     """The chosen node; or, for --model with a key, one of its own where the chosen one cannot serve that model."""
@@ -133,7 +138,7 @@ def _node_for(ctx: Context) -> Iterator[Client]:
         return
     if serving(ctx.target):
         with ctx.client() as client:
-            if any(model == known.name or f"/{model}" in " ".join(known.endpoints) for known in client.providers.models()):
+            if any(model == known.name or model in map(_model_of, known.endpoints) for known in client.providers.models()):
                 yield client
                 return
         ctx.io.say(f"the node at {ctx.target.address} does not know {model}", "dim")

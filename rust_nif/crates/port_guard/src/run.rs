@@ -51,6 +51,12 @@ fn start(o: &Options) -> std::io::Result<Run> {
             command.env(name, value);
         }
     }
+    // Secrets stand in our environment, never among the arguments that everybody may read.
+    for name in o.all("env-of") {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
     command.env("SINGULARITY_READY_FD", READY_FD.to_string());
     if let Some(dir) = o.get("dir") {
         command.current_dir(dir);
