@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from conftest import config, eventually
 
-from singularity_agents import Client
+from singularity_agents import Client, SingularityError
 from singularity_agents._local_node import LocalNode
 
 
@@ -124,6 +126,11 @@ def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(bad_provider: st
         done = client.submit("done")
         done.result()
         open_id, worker = running(client, "count")
+        # A cancel that the node takes and does not live to carry out.
+        asked_id, _ = running(client, "loop")
+        asking = threading.Thread(target=_cancel, args=(address, asked_id), daemon=True)
+        asking.start()
+        eventually(lambda: client.get(asked_id).cancel_requested)
     beam = _beam(process.pid)
     os.kill(beam, signal.SIGKILL)
     eventually(
@@ -138,9 +145,17 @@ def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(bad_provider: st
             task = client.wait(open_id, timeout="60s")
             assert task.state.endswith("SUCCEEDED") and task.attempts == 2
             assert next(a.cause for a in client.attempts(open_id)) == "NODE_LOST"
+            asked = client.get(asked_id)
+            assert asked.state.endswith("CANCELLED") and asked.attempts == 1, "it does not run again"
+            assert asked.cancellation_proof is not None and not asked.cancellation_proof.confirmed_dead
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+def _cancel(address: str, task_id: str) -> None:
+    with Client(address, max_retries=0) as client, contextlib.suppress(SingularityError):
+        client.cancel(task_id, grace="60s")
 
 
 def _beam(pid: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from singularity_agents import Client, SingularityError
+from singularity_agents import CapabilityPending, Client, SingularityError, TaskFailed
 from singularity_agents._local_node import LocalNode
 
 LOCAL = {"model": "smollm2-135m"}
@@ -208,3 +208,25 @@ def _runs(process: Path, folder: Path) -> bool:
         return b"beam" in (process / "cmdline").read_bytes() and str(folder).encode() in (process / "environ").read_bytes()
     except OSError:
         return False
+
+
+def test_time_in_which_nothing_runs_is_not_counted_as_duration(client: Client) -> None:
+    with pytest.raises(TaskFailed) as error:
+        client.execute("x", agent_type="assistant", method="native", model="echo?fail=503", max_duration="0.2s", max_attempts=3)
+    assert error.value.reason == "PROVIDER_UNAVAILABLE", "each attempt is short; the pauses between them are not"
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("task.requirements.denied_providers", {"denied_providers": ["openai"]}),
+        ("task.requirements.max_cost_micros", {"max_cost_micros": 5}),
+        ("task.execution_hints.heartbeat_timeout", {"heartbeat_timeout": "5s"}),
+        ("task.execution_hints.cache", {"cache": "use"}),
+        ("task.context.memory_namespace", {"memory_namespace": "x"}),
+    ],
+)
+def test_a_wish_that_cannot_be_kept_is_refused(client: Client, field: str, options: Any) -> None:
+    with pytest.raises(CapabilityPending) as error:
+        client.submit("x", **options)
+    assert error.value.metadata["field"] == field

@@ -49,6 +49,8 @@
     batch = execution_events:new() :: execution_events:batch(),
     meter = #{} :: map(),
     started_ms = 0 :: integer(),
+    %% What earlier attempts have used of max_duration; time in which none ran does not count.
+    ran_ms = 0 :: non_neg_integer(),
     deadline_ms = 0 :: non_neg_integer(),
     ref :: reference() | undefined,
     step :: {pid(), reference()} | undefined,
@@ -141,7 +143,7 @@ claim(#{task_id := Id, tenant := Tenant, class := Class} = Item) ->
     case agent_store:write({claim, Id}) of
         {ok, {claimed, #{fence := Fence, attempt := Attempt, header := Header, payload := Payload} = Claimed}} ->
             claimed(Attempt, Fence, maps:get(lost_count, Claimed, 0),
-                    #task{header = Header, payload = Payload,
+                    #task{header = Header, payload = Payload, ran_ms = maps:get(ran_ms, Claimed, 0),
                           row = Row#row{tenant = maps:get(tenant, Header, Tenant),
                                         create_ms = maps:get(create_ms, Header, Now)}});
         {error, #{reason := Reason}} when Reason =:= wrong_state; Reason =:= task_not_found; Reason =:= attempt_fenced;
@@ -226,7 +228,7 @@ run(Attempt, Fence, Used, T = #task{header = Header, route = Route, row = Row = 
     task_recovery:watch(self(), Id),
     put_row(Row1),
     routed(Id, Fence, Route, Header),
-    Total = deadline(max(Row#row.create_ms, maps:get(not_before_ms, Header, 0)), maps:get(max_duration_ms, Header, 0)),
+    Total = deadline(Now - T#task.ran_ms, maps:get(max_duration_ms, Header, 0)),
     Mine = deadline(Now, maps:get(max_attempt_duration_ms, Header, 0)),
     T1 = T#task{row = Row1, core = execution_core:new(Header, #{executor => Executor, used => Used}), started_ms = Now,
                 deadline_ms = earliest(Total, Mine), ref = make_ref()},

@@ -51,7 +51,7 @@ answer(cancel_task, Tenant, #{task_id := TaskId, grace_ms := Grace, reason := Re
 answer(delete_task, Tenant, #{task_id := TaskId}, _) ->
     case agent_store:write({delete, Tenant, TaskId}) of
         {ok, _} -> ok;
-        {_, Error} -> {error, Error}
+        {_, Error} -> {error, engine_errors:from(Error)}
     end;
 answer(create_agent, Tenant, Agent, _) ->
     agent(agent_registry:create(Tenant, Agent));

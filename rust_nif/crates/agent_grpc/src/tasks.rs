@@ -33,8 +33,8 @@ fn prepare(task: Option<pb::AgentTask>, request_id: &str, tenant: &str) -> Resul
             description: format!("{} bytes, must be at most 128", request_id.len()),
         });
     }
-    if task.plan.is_some() {
-        return Err(AgentError::pending("plans").with("field", "task.plan"));
+    if let Some((capability, field)) = pending(&task) {
+        return Err(AgentError::pending(capability).with("field", field));
     }
     if let Some(error) = AgentError::invalid(violations) {
         return Err(error);
@@ -45,6 +45,27 @@ fn prepare(task: Option<pb::AgentTask>, request_id: &str, tenant: &str) -> Resul
         h.content_hash = hash::content_hash(&task).to_vec();
     }
     Ok((Box::new(h), Box::new(task)))
+}
+
+/// A field whose meaning the engine cannot keep yet: refused, since a wish that is silently dropped (this provider never, no more
+/// than so much) is worse than none.
+fn pending(task: &pb::AgentTask) -> Option<(&'static str, &'static str)> {
+    let (r, h) = (task.requirements.as_ref(), task.execution_hints.as_ref());
+    let asks = |yes: Option<bool>| yes.unwrap_or(false);
+    [
+        (task.plan.is_some(), "plans", "task.plan"),
+        (asks(r.map(|r| !r.allowed_providers.is_empty())), "provider_selection", "task.requirements.allowed_providers"),
+        (asks(r.map(|r| !r.denied_providers.is_empty())), "provider_selection", "task.requirements.denied_providers"),
+        (asks(r.map(|r| !r.data_tags.is_empty())), "provider_selection", "task.requirements.data_tags"),
+        (asks(r.map(|r| r.min_quality > 0.0)), "provider_selection", "task.requirements.min_quality"),
+        (asks(r.map(|r| r.max_cost_micros.is_some_and(|n| n > 0))), "budgets", "task.requirements.max_cost_micros"),
+        (asks(h.map(|h| h.heartbeat_timeout.is_some())), "heartbeat_timeout", "task.execution_hints.heartbeat_timeout"),
+        (asks(h.map(|h| h.hedge)), "hedging", "task.execution_hints.hedge"),
+        (asks(h.map(|h| matches!(h.cache(), pb::CacheMode::Use | pb::CacheMode::Refresh))), "response_cache", "task.execution_hints.cache"),
+        (asks(task.context.as_ref().map(|c| !c.memory_namespace.is_empty())), "memory", "task.context.memory_namespace"),
+    ]
+    .into_iter()
+    .find_map(|(asked, capability, field)| asked.then_some((capability, field)))
 }
 
 impl Tasks {

@@ -146,13 +146,14 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
             (atoms::created(), Map::new(env).put(atoms::fence(), fence).put(atoms::attempt(), attempt).end()).encode(env)
         }
         Written::Existing { id } => (atoms::existing(), id).encode(env),
-        Written::Claimed { fence, attempt, header, spec, lost } => {
+        Written::Claimed { fence, attempt, header, spec, lost, ran_ms } => {
             let map = Map::new(env)
                 .put(atoms::fence(), fence)
                 .put(atoms::attempt(), attempt)
                 .put(atoms::header(), header_term(env, &header))
                 .put(atoms::payload(), ResourceArc::new(Payload { header: *header, task: Arc::from(spec) }))
                 .put(atoms::lost_count(), lost)
+                .put(atoms::ran_ms(), ran_ms)
                 .end();
             (atoms::claimed(), map).encode(env)
         }

@@ -115,7 +115,7 @@ pub enum Written {
     Ok,
     Created { fence: i64, attempt: i32 },
     Existing { id: String },
-    Claimed { fence: i64, attempt: i32, header: Box<TaskHeader>, spec: Box<pb::AgentTask>, lost: i64 },
+    Claimed { fence: i64, attempt: i32, header: Box<TaskHeader>, spec: Box<pb::AgentTask>, lost: i64, ran_ms: i64 },
     Sequence(i64),
     Requeued { lost: i64 },
     State { state: pb::TaskState, fence: i64 },

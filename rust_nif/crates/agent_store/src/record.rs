@@ -162,6 +162,7 @@ impl Record {
             return Err(wrong_state(self.task.state(), "QUEUED"));
         }
         let mut events = Vec::new();
+        let ran_ms = self.ran_ms();
         self.begin(epoch, now_ms, &mut events);
         let spec = Box::new(self.task.spec.clone().unwrap_or_default());
         Ok((
@@ -172,6 +173,7 @@ impl Record {
                 header: Box::new(self.header()),
                 spec,
                 lost: self.lost,
+                ran_ms,
             },
         ))
     }
@@ -289,13 +291,39 @@ impl Record {
         Ok((Vec::new(), Written::Fenced(self.task.fencing_token)))
     }
 
-    /// At the start of a node: an attempt of an older epoch is lost, and does not count.
+    /// At the start of a node: an attempt of an older epoch is lost, and does not count. A task whose cancel was asked for ends
+    /// here, running or queued: nobody could confirm the end of its processes, which die with their node.
     pub fn recover(&mut self, now_ms: i64) -> Vec<pb::TaskEvent> {
-        let lost = pb::WorkerLost { cause: "NODE_LOST".into(), detail: "the node ended while the attempt ran".into() };
-        let mut events = vec![self.stamp(pb::task_event::Event::WorkerLost(lost), now_ms)];
-        self.close_attempt("lost", "NODE_LOST", None, now_ms);
-        self.enter(S::Queued, now_ms, &mut events);
+        let mut events = Vec::new();
+        if self.task.state() == S::Running {
+            let lost = pb::WorkerLost { cause: "NODE_LOST".into(), detail: "the node ended while the attempt ran".into() };
+            events.push(self.stamp(pb::task_event::Event::WorkerLost(lost), now_ms));
+            self.close_attempt("lost", "NODE_LOST", None, now_ms);
+        }
+        if !self.task.cancel_requested {
+            self.enter(S::Queued, now_ms, &mut events);
+            return events;
+        }
+        let witness = if self.task.worker_pid == 0 { pb::ProofWitness::NoneNeeded } else { pb::ProofWitness::Unconfirmed };
+        self.task.cancellation_proof = Some(pb::CancellationProof {
+            witness: witness as i32,
+            host_pid: self.task.worker_pid,
+            confirmed_dead: witness == pb::ProofWitness::NoneNeeded,
+            fenced_at: Some(timestamp(now_ms)),
+            ..Default::default()
+        });
+        let error = AgentError::new(Reason::TaskCancelled, "the cancel was asked for before the node ended");
+        self.task.error = Some(error.to_task_error());
+        self.task.end_time = Some(timestamp(now_ms));
+        self.enter(S::Cancelled, now_ms, &mut events);
         events
+    }
+
+    /// Time that attempts have run, in ms: what counts towards `max_duration`.
+    fn ran_ms(&self) -> i64 {
+        use agent_core::header::timestamp_ms;
+        let span = |a: &pb::Attempt| Some(timestamp_ms(a.end_time.as_ref()?) - timestamp_ms(a.start_time.as_ref()?));
+        self.attempts.iter().filter_map(span).map(|ms| ms.max(0)).sum()
     }
 
     fn close_attempt(&mut self, outcome: &str, cause: &str, m: Option<&Metrics>, now_ms: i64) {
@@ -384,6 +412,7 @@ mod tests {
                     | (S::Running, S::Queued | S::Waiting)
                     | (S::Waiting, S::Queued)
                     | (S::Queued | S::Running | S::Waiting, S::Succeeded)
+                    | (S::Running, S::Cancelled)
             )
     }
 
@@ -405,7 +434,12 @@ mod tests {
                     Step::Finish(o) => (Some(o), r.finish(fence + o, end(), now)),
                     Step::Wake => (None, r.wake(now)),
                     Step::Cancel => (None, Ok(r.cancel_request())),
-                    Step::Recover if state == S::Running => (None, Ok((r.recover(now), Written::Ok))),
+                    Step::Recover if state == S::Running => {
+                        let asked = r.task.cancel_requested;
+                        let events = r.recover(now);
+                        prop_assert_eq!(r.task.state(), if asked { S::Cancelled } else { S::Queued });
+                        (None, Ok((events, Written::Ok)))
+                    }
                     Step::Recover => continue,
                 };
                 prop_assert!(legal(state, r.task.state()), "{state:?} to {:?}", r.task.state());

@@ -372,13 +372,17 @@ impl Thread {
         };
         let lost = select(&self.db, &format!("{OPEN} AND state = 2 AND epoch < {}", self.epoch)).map_err(|e| unavailable(&e))?;
         let mut publish = Vec::with_capacity(lost.len());
-        for mut record in lost {
+        let waiting = select(&self.db, &format!("{OPEN} AND state = 3")).map_err(|e| unavailable(&e))?;
+        let queued = select(&self.db, &format!("{OPEN} AND state = 1 ORDER BY id LIMIT {RECOVER_TASKS}")).map_err(|e| unavailable(&e))?;
+        let asked = waiting.into_iter().chain(queued).filter(|r| r.task.cancel_requested);
+        for mut record in lost.into_iter().chain(asked) {
             let fence = record.task.fencing_token;
             let events = record.recover(now);
             self.update(&record, fence, false)?;
             self.add_events(&record.task.id, &events)?;
             self.cache.remove(&record.task.id);
-            publish.push((record.task.id, events, false));
+            let ended = is_terminal(record.task.state());
+            publish.push((record.task.id, events, ended));
         }
         let queued = select(&self.db, &format!("{OPEN} AND state = 1 ORDER BY id LIMIT {RECOVER_TASKS}")).map_err(|e| unavailable(&e))?;
         Ok((Written::Recovered(queued.iter().map(|r| Queued { header: r.header(), lost: r.lost }).collect()), publish))
