@@ -133,3 +133,14 @@ def eventually(check: Callable[[], Any], within_s: float = 20.0) -> Any:
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.02)
     return value
+
+
+def beam(pid: int) -> int:
+    """The virtual machine at or below a process."""
+    pending = [pid]
+    while pending:
+        pid = pending.pop()
+        if "beam" in Path(f"/proc/{pid}/comm").read_text():
+            return pid
+        pending += [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    raise AssertionError("no virtual machine below the start script")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import config, eventually
+from conftest import beam, config, eventually
 
 from singularity_agents import Client, SingularityError
 from singularity_agents._local_node import LocalNode
@@ -131,7 +131,7 @@ def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(bad_provider: st
         asking = threading.Thread(target=_cancel, args=(address, asked_id), daemon=True)
         asking.start()
         eventually(lambda: client.get(asked_id).cancel_requested)
-    beam = _beam(process.pid)
+    beam = beam(process.pid)
     os.kill(beam, signal.SIGKILL)
     eventually(
         lambda: not Path(f"/proc/{worker}").exists() or " Z" in Path(f"/proc/{worker}/stat").read_text(),
@@ -156,14 +156,3 @@ def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(bad_provider: st
 def _cancel(address: str, task_id: str) -> None:
     with Client(address, max_retries=0) as client, contextlib.suppress(SingularityError):
         client.cancel(task_id, grace="60s")
-
-
-def _beam(pid: int) -> int:
-    """The virtual machine at or below a process."""
-    pending = [pid]
-    while pending:
-        pid = pending.pop()
-        if "beam" in Path(f"/proc/{pid}/comm").read_text():
-            return pid
-        pending += [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    raise AssertionError("no virtual machine below the start script")

@@ -1,0 +1,107 @@
+"""The command line on a real node, as a person uses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from conftest import eventually
+
+from singularity_agents import Client
+from singularity_agents._local_node import LocalNode
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+COMMAND = [sys.executable, "-m", "singularity_agents.cli"]
+
+
+def cli(node: LocalNode | None, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    address = ["--address", node.address] if node else []
+    return subprocess.run([*COMMAND, *arguments, *address], capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def test_a_good_configuration_passes_and_a_bad_one_names_line_key_and_remedy(tmp_path: Path) -> None:
+    for name in ("native_first", "framework_first"):
+        assert cli(None, "config", "check", str(ROOT / "config" / f"{name}.toml")).returncode == 0
+    bad = tmp_path / "bad.toml"
+    bad.write_text('[server]\nadress = "127.0.0.1:1"\n')
+    done = cli(None, "config", "check", str(bad))
+    assert done.returncode == 4
+    assert f"{bad}:2" in done.stderr
+    assert 'did you mean "address"' in done.stderr
+
+
+def test_run_prints_the_answer_alone_and_the_rest_beside_it(node: LocalNode) -> None:
+    done = cli(node, "run", "hello there")
+    assert (done.returncode, done.stdout) == (0, "hello there\n"), "piped, the answer is all that stdout holds"
+    assert "native" in done.stderr and "cost" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr, "no colour where nobody looks"
+
+
+def test_cancel_shows_its_proof(node: LocalNode, client: Client) -> None:
+    handle = client.submit("x", agent="loop")
+    eventually(lambda: handle.get().worker_pid)
+    done = cli(node, "cancel", handle.id[-8:], "--grace", "0s", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert '"confirmed_dead": true' in done.stdout
+
+
+def test_doctor_and_report_say_what_is_there(node: LocalNode, tmp_path: Path) -> None:
+    # Until the embedded model has loaded, the doctor rightly finds it missing.
+    eventually(lambda: cli(node, "doctor").returncode == 0, within_s=60)
+    done = cli(node, "doctor")
+    for line in ("sandbox", "store", "providers", "frameworks", "isolation"):
+        assert line in done.stdout
+    assert cli(node, "report", cwd=tmp_path).returncode == 0
+    with tarfile.open(tmp_path / "report.tar.gz") as report:
+        assert "report/doctor.json" in report.getnames()
+
+
+def test_any_method_can_be_called_and_a_wrong_one_has_a_suggestion(node: LocalNode) -> None:
+    done = cli(node, "call", "FrameworkService.ListFrameworks", "{}")
+    assert {f["name"] for f in json.loads(done.stdout)["frameworks"]} >= {"langchain", "custom"}
+    wrong = cli(node, "call", "TaskService.GetTsk", "{}")
+    assert wrong.returncode == 2
+    assert 'Did you mean "TaskService.GetTask"' in wrong.stderr
+
+
+@pytest.mark.parametrize("arguments", [["get", "00000000"], ["run", "x", "--agent", "nobody"], ["memory", "list", "x"]])
+def test_a_refusal_is_on_stderr_with_its_reason(node: LocalNode, arguments: list[str]) -> None:
+    done = cli(node, *arguments)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith("error ")
+
+
+def test_without_a_node_it_says_how_to_start_one() -> None:
+    done = subprocess.run([*COMMAND, "list", "--address", "127.0.0.1:9"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "singularity up" in done.stderr
+
+
+def test_top_refreshes_in_place_and_leaves_the_terminal_as_it_was(node: LocalNode) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(COLUMNS="80", TERM="xterm")
+        os.execv(sys.executable, [*COMMAND, "top", "--address", node.address])
+    shown, asked, deadline = b"", False, time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.2)[0]:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:
+                break
+        # Two frames: the second one is drawn over the first.
+        if not asked and shown.count(b"\x1b[H") >= 2:
+            os.write(terminal, b"q")
+            asked = True
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert b"TASK" in shown and b"STATE" in shown
+    assert shown.index(b"\x1b[?1049h") < shown.index(b"\x1b[?1049l"), "the screen of before comes back"
