@@ -131,8 +131,8 @@ def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(bad_provider: st
         asking = threading.Thread(target=_cancel, args=(address, asked_id), daemon=True)
         asking.start()
         eventually(lambda: client.get(asked_id).cancel_requested)
-    beam = beam(process.pid)
-    os.kill(beam, signal.SIGKILL)
+    machine = beam(process.pid)
+    os.kill(machine, signal.SIGKILL)
     eventually(
         lambda: not Path(f"/proc/{worker}").exists() or " Z" in Path(f"/proc/{worker}/stat").read_text(),
         within_s=2,
