@@ -144,6 +144,17 @@ tasks_beyond_the_workers_wait_in_the_queue(_) ->
 the_pool_answers_the_shell(_) ->
     {ok, #{state := succeeded, output := <<"SAY IT">>}} =
         framework_adapter_pool:execute_task(<<"shout">>, "say it", <<"custom:shout">>, #{}),
+    %% The framework's part begins with what the native one said, as a child of its task.
+    {ok, #{state := succeeded, output := Output, native_part := #{task_id := Parent, output := <<"first">>}, task_id := Child}} =
+        agent_execution_supervisor:execute_hybrid_task(<<"shout">>, "first", {"second", #{framework => <<"custom:shout">>}}),
+    ?assertMatch({_, _}, binary:match(Output, <<"FIRST">>)),
+    ?assertMatch({_, _}, binary:match(Output, <<"SECOND">>)),
+    ?assertNotEqual(Parent, Child),
+    ?assertMatch({ok, #{state := succeeded}},
+                 agent_execution_supervisor:execute_task(<<"shout">>, unused, {hybrid, "first", {"second", #{framework => <<"custom:shout">>}}})),
+    %% A native part that fails is the end of it.
+    ?assertMatch({ok, #{state := failed}},
+                 agent_execution_supervisor:execute_hybrid_task(<<"shout">>, {"x", #{model => <<"echo?fail=401">>}}, "never")),
     ?assertMatch({error, #{reason := framework_unavailable}}, framework_adapter_pool:spawn_agent(researcher, crewai)),
     {ok, Id} = framework_adapter_pool:spawn_agent(researcher, langchain),
     ?assertMatch({ok, #{framework := <<"langchain">>}}, agent_registry:get(<<"default">>, Id)).
