@@ -151,7 +151,8 @@ the_pool_answers_the_shell(_) ->
     ?assertMatch({_, _}, binary:match(Output, <<"SECOND">>)),
     ?assertNotEqual(Parent, Child),
     ?assertMatch({ok, #{state := succeeded}},
-                 agent_execution_supervisor:execute_task(<<"shout">>, unused, {hybrid, "first", {"second", #{framework => <<"custom:shout">>}}})),
+                 agent_execution_supervisor:execute_task(<<"shout">>, unused,
+                                                         {hybrid, "first", {"second", #{framework => <<"custom:shout">>}}})),
     %% A native part that fails is the end of it.
     ?assertMatch({ok, #{state := failed}},
                  agent_execution_supervisor:execute_hybrid_task(<<"shout">>, {"x", #{model => <<"echo?fail=401">>}}, "never")),

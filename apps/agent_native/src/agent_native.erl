@@ -10,16 +10,16 @@
 -export([providers_start/3, providers_stop/1, providers_panic/1, providers_info/1]).
 -export([chat/4, embed/4, credit/3, cancel/2, set_endpoint/3]).
 -export([grpc_start/6, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2]).
--export([agent_new/3, agent_step/2, tool_call/2, tool_definitions/1, task_encode/1]).
--export([wire_encode/2, wire_decode/2, agent_encode/1, agent_decode/1, agent_result/1, uuid7/0]).
+-export([agent_new/3, agent_step/2, tool_call/2, task_encode/1]).
+-export([wire_encode/2, wire_decode/2, agent_encode/1, agent_decode/1, uuid7/0]).
 
 -export_type([runtime/0, store/0, providers/0, grpc/0, payload/0, agent/0, token/0]).
 
 -nifs([abi_version/0, runtime_start/1, runtime_stop/1, store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3,
        providers_start/3, providers_stop/1, providers_panic/1, providers_info/1, chat/4, embed/4, credit/3, cancel/2,
        set_endpoint/3, grpc_start/6, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2, agent_new/3,
-       agent_step/2, tool_call/2, tool_definitions/1, task_encode/1, wire_encode/2, wire_decode/2, agent_encode/1,
-       agent_decode/1, agent_result/1, uuid7/0]).
+       agent_step/2, tool_call/2, task_encode/1, wire_encode/2, wire_decode/2, agent_encode/1,
+       agent_decode/1, uuid7/0]).
 -on_load(load/0).
 
 %% Another number only in the test that a library of another version is refused.
@@ -125,8 +125,6 @@ agent_step(Agent, Event) -> down({Agent, Event}).
 -spec tool_call(binary(), binary()) -> {ok, binary()} | {tool_error, binary()} | {error, unknown_tool | native_down}.
 tool_call(Name, Arguments) -> down({Name, Arguments}).
 %% @doc Definitions of engine tools.
--spec tool_definitions([binary()]) -> {ok, [binary()]} | {error, native_down}.
-tool_definitions(Names) -> down(Names).
 %% @doc A task from the shell, validated like a request.
 -spec task_encode(map()) -> {ok, map(), payload()} | {error, agent_error:t() | native_down}.
 task_encode(Map) -> down(Map).
@@ -143,8 +141,6 @@ agent_encode(Map) -> down(Map).
 -spec agent_decode(binary()) -> {ok, map()} | {error, agent_error:t() | native_down}.
 agent_decode(Data) -> down(Data).
 %% @doc Encodes a result of our own.
--spec agent_result(map()) -> binary().
-agent_result(Map) -> down(Map).
 %% @doc A new UUIDv7.
 -spec uuid7() -> binary().
 uuid7() -> down([]).

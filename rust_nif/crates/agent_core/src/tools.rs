@@ -2,6 +2,8 @@
 //!
 //! Pure but for the clock, which the caller hands in.
 
+use std::sync::LazyLock;
+
 use agent_proto::agents::v1 as pb;
 use serde_json::{Value, json};
 
@@ -21,8 +23,15 @@ pub enum Outcome {
     Unknown,
 }
 
-/// Definition of an engine tool; None if there is none of that name.
-pub fn definition(name: &str) -> Option<pb::ToolDefinition> {
+/// A tool with its schema, compiled once.
+struct Tool {
+    definition: pb::ToolDefinition,
+    schema: Option<jsonschema::Validator>,
+}
+
+static TOOLS: LazyLock<Vec<Tool>> = LazyLock::new(|| NAMES.iter().filter_map(|name| made(name)).collect());
+
+fn made(name: &str) -> Option<Tool> {
     let (description, parameters) = match name {
         "now" => (
             "The current date and time as ISO 8601.",
@@ -34,19 +43,29 @@ pub fn definition(name: &str) -> Option<pb::ToolDefinition> {
         ),
         _ => return None,
     };
-    Some(pb::ToolDefinition {
+    let definition = pb::ToolDefinition {
         name: name.to_owned(),
         description: description.to_owned(),
         parameters: Some(struct_json::to_struct(&parameters)),
         kind: pb::ToolKind::Engine as i32,
         replay: pb::ToolReplay::Safe as i32,
-    })
+    };
+    Some(Tool { definition, schema: jsonschema::validator_for(&parameters).ok() })
+}
+
+fn find(name: &str) -> Option<&'static Tool> {
+    TOOLS.iter().find(|t| t.definition.name == name)
+}
+
+/// Definition of an engine tool; None if there is none of that name.
+pub fn definition(name: &str) -> Option<pb::ToolDefinition> {
+    find(name).map(|t| t.definition.clone())
 }
 
 /// Runs an engine tool; `now_ms` is milliseconds since the epoch.
 pub fn call(name: &str, arguments: &str, now_ms: i64) -> Outcome {
-    let Some(definition) = definition(name) else { return Outcome::Unknown };
-    let arguments = match check_arguments(&definition, arguments) {
+    let Some(tool) = find(name) else { return Outcome::Unknown };
+    let arguments = match tool.check(arguments) {
         Ok(arguments) => arguments,
         Err(message) => return Outcome::Error(message),
     };
@@ -65,15 +84,16 @@ pub fn call(name: &str, arguments: &str, now_ms: i64) -> Outcome {
     }
 }
 
-/// Parses a model's arguments and checks them against the tool's schema; the error is a sentence for the model.
-pub fn check_arguments(definition: &pb::ToolDefinition, arguments: &str) -> Result<Value, String> {
-    let text = if arguments.trim().is_empty() { "{}" } else { arguments };
-    let value: Value = serde_json::from_str(text).map_err(|e| format!("the arguments of {} are not JSON: {e}", definition.name))?;
-    let Some(schema) = &definition.parameters else { return Ok(value) };
-    let schema = struct_json::from_struct(schema);
-    let Ok(validator) = jsonschema::validator_for(&schema) else { return Ok(value) };
-    let problems: Vec<String> = validator.iter_errors(&value).take(3).map(|e| format!("{e} (at {})", e.instance_path())).collect();
-    if problems.is_empty() { Ok(value) } else { Err(format!("wrong arguments for {}: {}", definition.name, problems.join("; "))) }
+impl Tool {
+    /// Parses a model's arguments and checks them against the schema; the error is a sentence for the model.
+    fn check(&self, arguments: &str) -> Result<Value, String> {
+        let name = &self.definition.name;
+        let text = if arguments.trim().is_empty() { "{}" } else { arguments };
+        let value: Value = serde_json::from_str(text).map_err(|e| format!("the arguments of {name} are not JSON: {e}"))?;
+        let Some(schema) = &self.schema else { return Ok(value) };
+        let problems: Vec<String> = schema.iter_errors(&value).take(3).map(|e| format!("{e} (at {})", e.instance_path())).collect();
+        if problems.is_empty() { Ok(value) } else { Err(format!("wrong arguments for {name}: {}", problems.join("; "))) }
+    }
 }
 
 #[allow(clippy::cast_possible_truncation)]

@@ -201,18 +201,6 @@ fn tool_call<'a>(env: Env<'a>, name: Binary<'a>, arguments: Binary<'a>) -> Term<
     }
 }
 
-/// An AgentResult of Erlang's own making.
-#[rustler::nif]
-fn agent_result<'a>(env: Env<'a>, map: Term<'a>) -> Term<'a> {
-    let result = pb::AgentResult {
-        task_id: text(map, atoms::task_id()),
-        output: text(map, atoms::output()),
-        status: pb::ResultStatus::Completed as i32,
-        ..Default::default()
-    };
-    Bin(&result.encode_to_vec()).encode(env)
-}
-
 /// A new UUIDv7.
 #[rustler::nif]
 fn uuid7() -> String {

@@ -10,7 +10,7 @@ use rustler::{Atom, Binary, Encoder, Env, ResourceArc, Term};
 
 use crate::atoms;
 use crate::pure::Payload;
-use crate::terms::{self, Bin, Map, get, int, string, text, texts};
+use crate::terms::{self, Bin, Map, get, int, text, texts};
 
 fn agent(m: Term<'_>) -> Option<pb::Agent> {
     get::<Binary<'_>>(m, atoms::agent()).and_then(|b| pb::Agent::decode(b.as_slice()).ok())
@@ -177,12 +177,4 @@ pub(crate) fn worker_event(kind: u8, bytes: &[u8]) -> Option<Event> {
         }
         _ => None,
     }
-}
-
-/// Definitions of engine tools by name; unknown ones are left out.
-#[rustler::nif]
-fn tool_definitions<'a>(env: Env<'a>, names: Vec<Term<'a>>) -> Term<'a> {
-    let found: Vec<Term<'a>> =
-        names.into_iter().filter_map(string).filter_map(|n| tools::definition(&n)).map(|d| Bin(&d.encode_to_vec()).encode(env)).collect();
-    (atoms::ok(), found).encode(env)
 }
