@@ -171,3 +171,38 @@ def test_state_that_cannot_be_written_is_said(node: Node, tmp_path: Path) -> Non
     node.environment["SINGULARITY_STATE_DIR"] = str(tmp_path / "file" / "state")
     refused = node.run("foreground")
     assert refused.returncode == 1 and "SINGULARITY_STATE_DIR" in refused.stdout
+
+
+def test_a_panic_in_the_listener_is_that_of_the_listener_alone(node: Node) -> None:
+    """Its watcher starts it again at the same address; the virtual machine and a client that tries again go on."""
+    from singularity_agents import Client
+
+    node.environment["AGENT_FAULT_INJECTION"] = "1"
+    assert node.run("daemon").returncode == 0
+    pid = node.pid()
+    with Client(f"127.0.0.1:{node.grpc_port}") as client:
+        done = client.submit("before")
+        assert done.result().output == "before"
+        before = node.run("eval", "whereis(grpc_listener)").stdout
+        assert node.run("eval", "{ok, G} = native_subsystem:handle(grpc), agent_native:grpc_panic(G)").stdout == "ok\n"
+        wait_until(lambda: node.run("eval", "whereis(grpc_listener)").stdout not in (before, "undefined\n"), "a new watcher")
+        wait_until(lambda: node.run("eval", "element(1, grpc_listener:address())").stdout == "ok\n", "it listens again")
+        assert client.execute("after").output == "after"
+        assert client.get(done.id).state.endswith("SUCCEEDED")
+    assert node.pid() == pid, "the node is the same"
+
+
+def test_a_drained_node_says_so_to_health_checks_and_refuses_tasks(node: Node) -> None:
+    from singularity_agents import Client, SingularityError
+    from singularity_agents._local_node import serving
+    from singularity_agents._transport import Target
+
+    assert node.run("daemon").returncode == 0
+    address = f"127.0.0.1:{node.grpc_port}"
+    assert serving(Target(address))
+    assert node.run("eval", "grpc_listener:drain()").stdout == "ok\n"
+    wait_until(lambda: not serving(Target(address)), "NOT_SERVING")
+    with Client(address, max_retries=0) as client:
+        with pytest.raises(SingularityError) as refused:
+            client.submit("too late")
+        assert refused.value.reason in ("DRAINING", "UNAVAILABLE")
