@@ -96,7 +96,9 @@ def test_a_client_that_disappears_costs_nobody_anything(node: LocalNode, client:
     assert client.wait(handle.id, timeout="60s").state.endswith("SUCCEEDED")
 
 
-def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(bad_provider: str, tmp_path: Path) -> None:
+def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(
+    bad_provider: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     from singularity_agents._local_node import program
 
     (tmp_path / "singularity.toml").write_text(config(bad_provider))
@@ -118,6 +120,8 @@ def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(bad_provider: st
                 stderr=log,
                 start_new_session=True,
             )
+        # However the test ends, its node does.
+        request.addfinalizer(lambda: end(process))
         eventually(lambda: serving(Target(address)), within_s=60)
         return process
 
@@ -139,16 +143,18 @@ def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(bad_provider: st
     )
     process.wait(timeout=20)
     process = start()
-    try:
-        with Client(address, max_retries=0) as client:
-            assert client.get(done.id).state.endswith("SUCCEEDED")
-            task = client.wait(open_id, timeout="60s")
-            assert task.state.endswith("SUCCEEDED") and task.attempts == 2
-            assert next(a.cause for a in client.attempts(open_id)) == "NODE_LOST"
-            asked = client.get(asked_id)
-            assert asked.state.endswith("CANCELLED") and asked.attempts == 1, "it does not run again"
-            assert asked.cancellation_proof is not None and not asked.cancellation_proof.confirmed_dead
-    finally:
+    with Client(address, max_retries=0) as client:
+        assert client.get(done.id).state.endswith("SUCCEEDED")
+        task = client.wait(open_id, timeout="60s")
+        assert task.state.endswith("SUCCEEDED") and task.attempts == 2
+        assert next(a.cause for a in client.attempts(open_id)) == "NODE_LOST"
+        asked = client.get(asked_id)
+        assert asked.state.endswith("CANCELLED") and asked.attempts == 1, "it does not run again"
+        assert asked.cancellation_proof is not None and not asked.cancellation_proof.confirmed_dead
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
         process.terminate()
         process.wait(timeout=60)
 
