@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import http.server
+import os
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +15,8 @@ from typing import Any
 import pytest
 
 from singularity_agents import Client
-from singularity_agents._local_node import LocalNode
+from singularity_agents._local_node import LocalNode, free_port, program, serving
+from singularity_agents._transport import Target
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -82,6 +86,9 @@ def config(bad: str) -> str:
             "spy",
             "raises",
             "hog",
+            "steps",
+            "slow_once",
+            "slow_journaled",
         )
     )
     return f"""
@@ -133,6 +140,54 @@ def eventually(check: Callable[[], Any], within_s: float = 20.0) -> Any:
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.02)
     return value
+
+
+class KillableNode:
+    """A node whose data outlives it: killed and started again on the same folder."""
+
+    def __init__(self, folder: Path, config: str) -> None:
+        (folder / "singularity.toml").write_text(config)
+        self.address = f"127.0.0.1:{free_port()}"
+        self._log = folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._environment = {
+            **os.environ, "SINGULARITY_CONFIG": str(folder / "singularity.toml"), "SINGULARITY_DATA_DIR": str(folder / "data"),
+            "SINGULARITY_STATE_DIR": str(folder / "state"), "SINGULARITY_ADDRESS": self.address,
+            "SINGULARITY_DIST_PORT": str(free_port()),
+        }  # fmt: skip
+
+    def start(self) -> None:
+        """Until it serves."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(program(), env=self._environment, stdout=log, stderr=log, start_new_session=True)
+        eventually(lambda: serving(Target(self.address)), within_s=60)
+
+    def kill(self) -> None:
+        """kill -9 of the virtual machine; the start script ends with it."""
+        assert self._process is not None
+        os.kill(beam(self._process.pid), signal.SIGKILL)
+        self._process.wait(timeout=20)
+
+    def stop(self) -> None:
+        """However the test ended."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(timeout=60)
+
+
+@pytest.fixture
+def killable(tmp_path: Path, bad_provider: str) -> Iterator[Callable[[str], KillableNode]]:
+    """Makes a node of the test's own: `killable(more_config)`."""
+    made: list[KillableNode] = []
+
+    def make(more: str = "") -> KillableNode:
+        made.append(KillableNode(tmp_path, config(bad_provider) + more))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for node in made:
+        node.stop()
 
 
 def beam(pid: int) -> int:

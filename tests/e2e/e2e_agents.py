@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from singularity_agents import agent, tool
+from singularity_agents.worker._runtime import in_task
 
 
 @tool(replay="safe")
@@ -119,3 +120,46 @@ async def spy(task: Any, engine: Any) -> str:
 @agent("asks")
 async def asks(task: Any, engine: Any) -> str:
     return str(await engine.chat(task.description))
+
+
+@tool
+def effect(number: int) -> str:
+    """Does something that must not be done twice; the task's log is its witness."""
+    running = in_task()
+    assert running is not None
+    running.log(f"effect {number}")
+    return f"done {number}"
+
+
+@agent("steps")
+async def steps(task: Any, engine: Any) -> str:
+    """Four model calls, two of them at once, with a tool between."""
+    first = await engine.chat("step 1")
+    said = effect(1)
+    pair = await asyncio.gather(engine.chat("step 2"), engine.chat("step 3"))
+    said += effect(2)
+    return f"{first} {' '.join(pair)} {await engine.chat('step 4')} {said}"
+
+
+@tool
+async def dawdle() -> str:
+    """Takes a while, once."""
+    await asyncio.sleep(2)
+    return "dawdled"
+
+
+@tool(replay="journaled")
+async def dawdle_again() -> str:
+    """Takes a while, as often as needed."""
+    await asyncio.sleep(2)
+    return "dawdled"
+
+
+@agent("slow_once")
+async def slow_once(task: Any, engine: Any) -> str:
+    return str(await dawdle())
+
+
+@agent("slow_journaled")
+async def slow_journaled(task: Any, engine: Any) -> str:
+    return str(await dawdle_again())

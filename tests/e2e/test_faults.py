@@ -8,10 +8,11 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import beam, config, eventually
+from conftest import KillableNode, eventually
 
 from singularity_agents import Client, SingularityError
 from singularity_agents._local_node import LocalNode
@@ -96,54 +97,24 @@ def test_a_client_that_disappears_costs_nobody_anything(node: LocalNode, client:
     assert client.wait(handle.id, timeout="60s").state.endswith("SUCCEEDED")
 
 
-def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(
-    bad_provider: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    from singularity_agents._local_node import program
-
-    (tmp_path / "singularity.toml").write_text(config(bad_provider))
-    from singularity_agents._local_node import free_port, serving
-    from singularity_agents._transport import Target
-
-    address = f"127.0.0.1:{free_port()}"
-    environment = {
-        **os.environ, "SINGULARITY_CONFIG": str(tmp_path / "singularity.toml"), "SINGULARITY_DATA_DIR": str(tmp_path / "data"),
-        "SINGULARITY_STATE_DIR": str(tmp_path / "state"), "SINGULARITY_ADDRESS": address, "SINGULARITY_DIST_PORT": str(free_port()),
-    }  # fmt: skip
-
-    def start() -> subprocess.Popen[bytes]:
-        with (tmp_path / "log").open("ab") as log:
-            process = subprocess.Popen(
-                program(),
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        # However the test ends, its node does.
-        request.addfinalizer(lambda: end(process))
-        eventually(lambda: serving(Target(address)), within_s=60)
-        return process
-
-    process = start()
-    with Client(address, max_retries=0) as client:
+def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(killable: Callable[[], KillableNode]) -> None:
+    node = killable()
+    with Client(node.address, max_retries=0) as client:
         done = client.submit("done")
         done.result()
         open_id, worker = running(client, "count")
         # A cancel that the node takes and does not live to carry out.
         asked_id, _ = running(client, "loop")
-        asking = threading.Thread(target=_cancel, args=(address, asked_id), daemon=True)
+        asking = threading.Thread(target=_cancel, args=(node.address, asked_id), daemon=True)
         asking.start()
         eventually(lambda: client.get(asked_id).cancel_requested)
-    machine = beam(process.pid)
-    os.kill(machine, signal.SIGKILL)
+    node.kill()
     eventually(
         lambda: not Path(f"/proc/{worker}").exists() or " Z" in Path(f"/proc/{worker}/stat").read_text(),
         within_s=2,
     )
-    process.wait(timeout=20)
-    process = start()
-    with Client(address, max_retries=0) as client:
+    node.start()
+    with Client(node.address, max_retries=0) as client:
         assert client.get(done.id).state.endswith("SUCCEEDED")
         task = client.wait(open_id, timeout="60s")
         assert task.state.endswith("SUCCEEDED") and task.attempts == 2
@@ -151,12 +122,6 @@ def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(
         asked = client.get(asked_id)
         assert asked.state.endswith("CANCELLED") and asked.attempts == 1, "it does not run again"
         assert asked.cancellation_proof is not None and not asked.cancellation_proof.confirmed_dead
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 def _cancel(address: str, task_id: str) -> None:

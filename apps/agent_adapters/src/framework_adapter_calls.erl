@@ -2,6 +2,9 @@
 %%
 %% The worker process checks slot, fence and gate by the header; here the payload is handed to Rust, and what comes
 %% back becomes frames. Answers that find no credit wait; the provider's own credit bounds how many can.
+%%
+%% In an attempt with a journal (`fence' and `attempt' in the context) the answer of a model is recorded before the worker sees it, and
+%% so is the begin of a tool that must not run twice: such a call stays open until the commit.
 -module(framework_adapter_calls).
 
 -export([new/0]).
@@ -16,9 +19,16 @@
 %% Chunks that a provider may have under way to one call.
 -define(CHUNK_CREDIT, 16).
 
--record(call, {id :: non_neg_integer(), kind :: byte(), fence :: non_neg_integer()}).
+%% A commit is tried again until the store takes it: the answer was paid. In ms.
+-define(COMMIT_RETRY_MS, 250).
+
+-record(call, {id :: non_neg_integer(), kind :: byte(), fence :: non_neg_integer(), task_id :: binary()}).
+%% What becomes of a call once the store has committed the operation.
+-record(commit, {op :: tuple(), call :: #call{}, then :: {reply, binary()} | {begin_tool, map()} | none}).
 -record(calls, {
-    open = #{} :: #{reference() => #call{}},
+    open = #{} :: #{reference() => #call{} | #commit{}},
+    %% How often each of the engine's tools was called with equal arguments.
+    begun = #{} :: #{{binary(), binary()} => pos_integer()},
     waiting = queue:new() :: queue:queue(out())
 }).
 -opaque calls() :: #calls{}.
@@ -34,8 +44,8 @@ new() ->
 
 %% @doc A CALL frame came; `closed' means that the gate is closed: every call is answered "cancelled".
 -spec open(framework_adapter_frame:frame(), open | closed, map(), calls()) -> {[note()], calls()}.
-open(Frame, closed, _Ctx, C) ->
-    {[], refuse(Frame, agent_error:new(task_cancelled, <<"the task is being cancelled">>), C)};
+open(Frame, closed, Ctx, C) ->
+    {[], refuse(Frame, Ctx, agent_error:new(task_cancelled, <<"the task is being cancelled">>), C)};
 open(#{kind := Number} = Frame, open, Ctx, C) ->
     dispatch(framework_adapter_frame:call_kind(Number), Frame, Ctx, C).
 
@@ -44,97 +54,160 @@ open(#{kind := Number} = Frame, open, Ctx, C) ->
 dispatch(chat, #{flags := Flags, payload := Payload} = Frame, Ctx, C) ->
     Ref = make_ref(),
     Opts = Ctx#{stream => lists:member(stream, Flags), credit => ?CHUNK_CREDIT},
-    started(agent_providers:chat(Ref, Payload, Opts), Ref, Frame, C);
+    started(agent_providers:chat(Ref, Payload, Opts), Ref, call(Frame, Ctx), C);
 dispatch(embed, #{payload := Payload} = Frame, Ctx, C) ->
     Ref = make_ref(),
-    started(agent_providers:embed(Ref, Payload, Ctx), Ref, Frame, C);
-dispatch(tool, #{payload := Payload} = Frame, _Ctx, C) ->
+    started(agent_providers:embed(Ref, Payload, Ctx), Ref, call(Frame, Ctx), C);
+dispatch(tool, #{payload := Payload} = Frame, Ctx, C = #calls{begun = Begun}) ->
     case agent_native:wire_decode(tool_request, Payload) of
         {ok, #{name := Name, arguments := Arguments} = Request} ->
             Id = maps:get(tool_call_id, Request, <<>>),
-            {Content, IsError} = engine_tool(Name, Arguments),
+            Occurrence = maps:get({Name, Arguments}, Begun, 0),
+            Attempt = case Ctx of #{fence := _} -> Ctx; #{} -> none end,
+            {Content, IsError} = engine_tools:run(Attempt, Name, Arguments, Occurrence),
             Reply = agent_native:wire_encode(tool_reply, #{content => Content, is_error => IsError}),
             {[{event, {tool_call, #{id => Id, name => Name, arguments => Arguments}}},
               {event, {tool_result, #{id => Id, name => Name, content => Content, is_error => IsError}}}],
-             reply(Frame, Reply, C)};
+             reply(call(Frame, Ctx), Reply, C#calls{begun = Begun#{{Name, Arguments} => Occurrence + 1}})};
         {error, Error} ->
-            {[], refuse(Frame, agent_error:new(worker_protocol_error, <<"malformed tool request">>,
-                                               #{<<"detail">> => maps:get(message, Error, <<>>)}), C)}
+            {[], refuse(Frame, Ctx, agent_error:new(worker_protocol_error, <<"malformed tool request">>,
+                                                    #{<<"detail">> => maps:get(message, Error, <<>>)}), C)}
     end;
-dispatch(tool_begin, #{payload := Payload} = Frame, _Ctx, C) ->
-    %% The journal of tools comes with durable execution; until then every bracketed tool runs.
-    Reply = agent_native:wire_encode(tool_begin_reply, #{decision => run}),
-    bracket(tool_call, agent_native:wire_decode(tool_begin, Payload), Frame, Reply, C);
-dispatch(tool_end, #{payload := Payload} = Frame, _Ctx, C) ->
-    bracket(tool_result, agent_native:wire_decode(tool_end, Payload), Frame, <<>>, C);
-dispatch(Kind, Frame, _Ctx, C) ->
-    Name = atom_to_binary(Kind),
-    {[], refuse(Frame, agent_error:new(capability_pending, <<"calls of kind ", Name/binary, " have not come yet">>,
-                                       #{<<"capability">> => Name}), C)}.
-
 %% One end of a tool's bracket is the task's event as well: the worker sends no frame of its own for it.
--spec bracket(tool_call | tool_result, {ok, map()} | {error, agent_error:t() | native_down}, framework_adapter_frame:frame(),
-              binary(), calls()) -> {[note()], calls()}.
-bracket(Event, {ok, Props}, Frame, Reply, C) ->
-    Shown = case Event of
-                tool_call -> maps:with([id, name, arguments], Props);
-                tool_result -> maps:with([id, name, content, is_error], Props)
-            end,
-    {[{event, {Event, Shown}}], reply(Frame, Reply, C)};
-bracket(_, {error, _}, Frame, _, C) ->
-    {[], refuse(Frame, agent_error:new(worker_protocol_error, <<"malformed bracket of a tool">>), C)}.
+dispatch(tool_begin, #{payload := Payload} = Frame, Ctx, C) ->
+    case agent_native:wire_decode(tool_begin, Payload) of
+        {ok, Tool} ->
+            {Notes, C1} = begin_tool(Tool, call(Frame, Ctx), Ctx, C),
+            {[{event, {tool_call, maps:with([id, name, arguments], Tool)}} | Notes], C1};
+        {error, _} ->
+            {[], refuse(Frame, Ctx, malformed_bracket(), C)}
+    end;
+dispatch(tool_end, #{payload := Payload} = Frame, Ctx, C) ->
+    case agent_native:wire_decode(tool_end, Payload) of
+        {ok, Tool} ->
+            {Notes, C1} = end_tool(Tool, call(Frame, Ctx), Ctx, C),
+            {[{event, {tool_result, maps:with([id, name, content, is_error], Tool)}} || not maps:get(withdrawn, Tool, false)] ++ Notes,
+             C1};
+        {error, _} ->
+            {[], refuse(Frame, Ctx, malformed_bracket(), C)}
+    end;
+dispatch(Kind, Frame, Ctx, C) ->
+    Name = atom_to_binary(Kind),
+    {[], refuse(Frame, Ctx, agent_error:new(capability_pending, <<"calls of kind ", Name/binary, " have not come yet">>,
+                                            #{<<"capability">> => Name}), C)}.
 
--spec engine_tool(binary(), binary()) -> {binary(), boolean()}.
-engine_tool(Name, Arguments) ->
-    case agent_native:tool_call(Name, Arguments) of
-        {ok, Content} -> {Content, false};
-        {tool_error, Content} -> {Content, true};
-        {error, unknown_tool} -> {<<"the engine has no tool named ", Name/binary>>, true};
-        {error, _} -> {<<"the engine's tools are not available now">>, true}
-    end.
+-spec malformed_bracket() -> agent_error:t().
+malformed_bracket() ->
+    agent_error:new(worker_protocol_error, <<"malformed bracket of a tool">>).
 
--spec started(ok | {done, map()} | busy | {error, term()}, reference(), framework_adapter_frame:frame(), calls()) ->
-    {[note()], calls()}.
-started(ok, Ref, Frame, C = #calls{open = Open}) ->
-    {[], C#calls{open = Open#{Ref => call(Frame)}}};
-started({done, Props}, Ref, Frame, C) ->
-    answer(done, Props, Ref, call(Frame), C);
-started(busy, _, Frame, C) ->
-    {[], refuse(Frame, agent_error:new(overloaded, <<"too many provider calls are under way">>), C)};
-started({error, Error}, _, Frame, C) ->
-    {[], refuse(Frame, Error, C)}.
+%% The first attempt finds nothing recorded, so only a tool that must not run twice leaves its mark before it runs.
+-spec begin_tool(map(), #call{}, map(), calls()) -> {[note()], calls()}.
+begin_tool(#{replay := Replay} = Tool, Call, #{fence := Fence, attempt := N, task_id := Id}, C)
+  when Replay =:= once; Replay =:= journaled, N > 1 ->
+    commit(#commit{op = {tool_begin, Id, Fence, Tool}, call = Call, then = {begin_tool, Tool}}, C);
+begin_tool(Tool, Call, _, C) ->
+    decided(run, Tool, Call, C).
+
+-spec end_tool(map(), #call{}, map(), calls()) -> {[note()], calls()}.
+end_tool(Tool, Call, #{fence := Fence, task_id := Id}, C) ->
+    %% Not waited for: whatever the agent asks next is recorded behind it.
+    {Notes, C1} = commit(#commit{op = {tool_end, Id, Fence, Tool}, call = Call, then = none}, C),
+    {Notes, reply(Call, <<>>, C1)};
+end_tool(_, Call, _, C) ->
+    {[], reply(Call, <<>>, C)}.
+
+-spec decided(run | in_doubt | {recorded, map()}, map(), #call{}, calls()) -> {[note()], calls()}.
+decided(run, _, Call, C) ->
+    {[], reply(Call, agent_native:wire_encode(tool_begin_reply, #{decision => run}), C)};
+decided({recorded, Result}, Tool, Call, C) ->
+    Reply = agent_native:wire_encode(tool_begin_reply, Result#{decision => recorded}),
+    {[{event, {tool_result, maps:merge(maps:with([id, name], Tool), Result)}}], reply(Call, Reply, C)};
+decided(in_doubt, #{name := Name}, Call, C) ->
+    Error = agent_error:new(replay_not_allowed, <<"an earlier attempt ended while the tool ", Name/binary, " ran: nobody here knows "
+                                                  "whether it had its effect, and it may run only once">>, #{<<"tools">> => Name}),
+    {[], push({error_frame(Call, Error), none}, C)}.
+
+-spec started(ok | {done, map()} | busy | {error, term()}, reference(), #call{}, calls()) -> {[note()], calls()}.
+started(ok, Ref, Call, C = #calls{open = Open}) ->
+    {[], C#calls{open = Open#{Ref => Call}}};
+started({done, Props}, Ref, Call, C) ->
+    answer(done, Props, Ref, Call, C);
+started(busy, _, Call, C) ->
+    Error = agent_error:new(overloaded, <<"too many provider calls are under way">>),
+    {[], push({error_frame(Call, Error), none}, C)};
+started({error, Error}, _, Call, C) ->
+    {[], push({error_frame(Call, Error), none}, C)}.
 
 %% @doc A message of the native side, `{agent_native, Ref, Event, Props}'. `unknown' if no open call has that reference.
 -spec native(reference(), atom(), term(), calls()) -> unknown | {[note()], calls()}.
 native(Ref, Event, Props, C = #calls{open = Open}) ->
     case Open of
-        #{Ref := Call} -> answer(Event, Props, Ref, Call, C);
+        #{Ref := #call{} = Call} -> answer(Event, Props, Ref, Call, C);
+        #{Ref := #commit{} = Commit} -> committed(Event, Props, Commit, closed(Ref, C));
         #{} -> unknown
     end.
 
 -spec answer(atom(), term(), reference(), #call{}, calls()) -> {[note()], calls()}.
 answer(chunk, {_Text, Chunk}, Ref, Call, C) ->
     {[], push({frame(reply_chunk, Call, [stream], Chunk), {grant, Ref}}, C)};
-answer(done, Props, Ref, Call, C) ->
-    Frame = frame(reply, Call, [], maps:get(response, Props, <<>>)),
-    {[{usage, maps:without([response, text], Props)}], closed(Ref, push({Frame, none}, C))};
+answer(done, #{response := Response} = Props, Ref, Call = #call{task_id = Id, fence = Fence}, C) ->
+    Used = {usage, maps:without([response, journal], Props)},
+    case Props of
+        #{journal := Entry} ->
+            {Notes, C1} = commit(#commit{op = {journal, Id, Fence, Entry}, call = Call, then = {reply, Response}}, closed(Ref, C)),
+            {[Used | Notes], C1};
+        #{} ->
+            {[Used], reply(Call, Response, closed(Ref, C))}
+    end;
 answer(error, Error, Ref, Call, C) ->
     {[], closed(Ref, push({error_frame(Call, Error), none}, C))};
 answer(_, _, _, _, C) ->
     {[], C}.
 
+-spec commit(#commit{}, calls()) -> {[note()], calls()}.
+commit(Commit = #commit{op = Op}, C = #calls{open = Open}) ->
+    case agent_store:start(Op) of
+        {ok, Ref} -> {[], C#calls{open = Open#{Ref => Commit}}};
+        {done, Result} -> committed(done, Result, Commit, C);
+        {error, Error} -> committed(error, Error, Commit, C)
+    end.
+
+-spec committed(done | error | again, term(), #commit{}, calls()) -> {[note()], calls()}.
+committed(done, _, #commit{call = Call, then = {reply, Payload}}, C) ->
+    {[], reply(Call, Payload, C)};
+committed(done, Decision, #commit{call = Call, then = {begin_tool, Tool}}, C) ->
+    decided(Decision, Tool, Call, C);
+committed(again, _, Commit, C) ->
+    commit(Commit, C);
+committed(error, #{reason := Reason}, Commit, C = #calls{open = Open})
+  when Reason =:= commit_ambiguous; Reason =:= store_unavailable; Reason =:= overloaded; Reason =:= native_down; Reason =:= disk_low ->
+    %% Each of these operations may be written twice.
+    Ref = make_ref(),
+    _ = erlang:send_after(?COMMIT_RETRY_MS, self(), {agent_native, Ref, again, none}),
+    {[], C#calls{open = Open#{Ref => Commit}}};
+committed(_, _, #commit{then = none}, C) ->
+    {[], C};
+committed(error, Error, #commit{call = Call}, C) ->
+    {[], push({error_frame(Call, Error), none}, C)}.
+
 %% @doc Closes the gate on what is open: every provider call is aborted, every caller told.
 -spec abort_all(agent_error:t(), calls()) -> calls().
 abort_all(Error, C = #calls{open = Open}) ->
-    maps:fold(fun(Ref, Call, Acc) ->
-                  _ = agent_providers:cancel(Ref),
-                  closed(Ref, push({error_frame(Call, Error), none}, Acc))
+    maps:fold(fun(_, #commit{then = none}, Acc) ->
+                      Acc;
+                 (Ref, #commit{call = Call}, Acc) ->
+                      closed(Ref, push({error_frame(Call, Error), none}, Acc));
+                 (Ref, Call, Acc) ->
+                      _ = agent_providers:cancel(Ref),
+                      closed(Ref, push({error_frame(Call, Error), none}, Acc))
               end, C, Open).
 
 %% @doc Aborts what is open without an answer: the worker is no more.
 -spec forget(calls()) -> ok.
 forget(#calls{open = Open}) ->
-    lists:foreach(fun(Ref) -> _ = agent_providers:cancel(Ref) end, maps:keys(Open)).
+    maps:foreach(fun(Ref, #call{}) -> agent_providers:cancel(Ref);
+                    (_, #commit{}) -> ok
+                 end, Open).
 
 %% @doc Takes the frames that credit allows; the rest waits.
 -spec drain(framework_adapter_credit:credit(), calls()) -> {[iodata()], framework_adapter_credit:credit(), calls()}.
@@ -164,20 +237,20 @@ grant({grant, Ref}) ->
     _ = agent_providers:credit(Ref, 1),
     ok.
 
--spec refuse(framework_adapter_frame:frame(), agent_error:t(), calls()) -> calls().
-refuse(Frame, Error, C) ->
-    push({error_frame(call(Frame), Error), none}, C).
+-spec refuse(framework_adapter_frame:frame(), map(), agent_error:t(), calls()) -> calls().
+refuse(Frame, Ctx, Error, C) ->
+    push({error_frame(call(Frame, Ctx), Error), none}, C).
 
--spec reply(framework_adapter_frame:frame(), binary(), calls()) -> calls().
-reply(#{call_id := 0}, _, C) ->
+-spec reply(#call{}, binary(), calls()) -> calls().
+reply(#call{id = 0}, _, C) ->
     C;    % no answer is wanted
-reply(Frame, Payload, C) ->
-    push({frame(reply, call(Frame), [], Payload), none}, C).
+reply(Call, Payload, C) ->
+    push({frame(reply, Call, [], Payload), none}, C).
 
 %% What an answer repeats of the frame that asked.
--spec call(framework_adapter_frame:frame()) -> #call{}.
-call(#{call_id := Id, kind := Kind, fence := Fence}) ->
-    #call{id = Id, kind = Kind, fence = Fence}.
+-spec call(framework_adapter_frame:frame(), map()) -> #call{}.
+call(#{call_id := Id, kind := Kind, fence := Fence}, #{task_id := TaskId}) ->
+    #call{id = Id, kind = Kind, fence = Fence, task_id = TaskId}.
 
 -spec error_frame(#call{}, agent_error:t()) -> iodata().
 error_frame(Call, Error) ->

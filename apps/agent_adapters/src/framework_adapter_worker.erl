@@ -62,6 +62,8 @@
     monitor :: reference(),
     task_id = <<>> :: binary(),
     fence = 0 :: non_neg_integer(),
+    %% For the journal; none for an ephemeral task.
+    attempt = none :: none | pos_integer(),
     gate = open :: open | closed,
     %% Between TERM and KILL, in ms; none where the caller said "now".
     term_ms = ?TERM_GRACE_MS :: non_neg_integer()
@@ -337,7 +339,8 @@ frame(event, #{kind := Kind, fence := F, payload := P}, _, W = #worker{lease = #
     tell({event, Event}, L),
     {keep_state, W};
 frame(call, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F, gate = Gate} = L, calls = Calls}) ->
-    Ctx = #{task_id => L#lease.task_id, tenant => maps:get(tenant, W#worker.spec), deadline_ms => 0},
+    Open = #{task_id => L#lease.task_id, tenant => maps:get(tenant, W#worker.spec), deadline_ms => 0},
+    Ctx = case L#lease.attempt of none -> Open; N -> Open#{fence => F, attempt => N} end,
     {Notes, Calls1} = framework_adapter_calls:open(Frame, Gate, Ctx, Calls),
     {keep_state, send_waiting(note(Notes, W#worker{calls = Calls1}))};
 frame(result, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F}}) ->
@@ -388,7 +391,7 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
     Execute = agent_native:wire_encode(execute, #{
         task_id => TaskId, task => Payload, attempt => Attempt,
         deadline_ms => maps:get(deadline_ms, Task, 0), stream_text => WantText,
-        agent => maps:get(payload, Agent, <<>>), engine_tools => engine_tools(Agent, Header),
+        agent => maps:get(payload, Agent, <<>>), engine_tools => engine_tools:served(Agent, Header),
         model => model(Agent, Header), start_time_ms => erlang:system_time(millisecond),
         seed => erlang:phash2(TaskId)}),
     Flags = [want_text || WantText],
@@ -396,16 +399,11 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
     %% Nothing else is unacknowledged on an idle worker, so there is credit for any size.
     Out1 = case framework_adapter_credit:take(iolist_size(Frame), Out) of {ok, O} -> O; wait -> Out end,
     Manager ! {worker, Id, {busy, TaskId}},
-    W1 = W#worker{lease = Lease#lease{task_id = TaskId, fence = Fence, gate = open, term_ms = ?TERM_GRACE_MS}, out = Out1,
-                  tasks = W#worker.tasks + 1, log = [],
+    Journaled = case Header of #{durability := ephemeral} -> none; #{} -> Attempt end,
+    W1 = W#worker{lease = Lease#lease{task_id = TaskId, fence = Fence, attempt = Journaled, gate = open, term_ms = ?TERM_GRACE_MS},
+                  out = Out1, tasks = W#worker.tasks + 1, log = [],
                   live = framework_adapter_liveness:new(now_ms())},
     {next_state, busy, send(Frame, W1)}.
-
-%% Names of tools in the agent or the task that the engine itself serves.
--spec engine_tools(map(), map()) -> [binary()].
-engine_tools(Agent, Header) ->
-    Wanted = case maps:get(tools, Header, []) of [] -> maps:get(tools, Agent, []); Tools -> Tools end,
-    [T || T <- Wanted, T =:= <<"now">> orelse T =:= <<"calculate">>].
 
 -spec model(map(), map()) -> binary().
 model(Agent, Header) ->

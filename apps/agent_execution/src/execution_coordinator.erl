@@ -141,8 +141,8 @@ claim(#{task_id := Id, tenant := Tenant, class := Class} = Item) ->
             false -> ok
         end,
     case agent_store:write({claim, Id}) of
-        {ok, {claimed, #{fence := Fence, attempt := Attempt, header := Header, payload := Payload} = Claimed}} ->
-            claimed(Attempt, Fence, maps:get(lost_count, Claimed, 0),
+        {ok, {claimed, #{header := Header, payload := Payload} = Claimed}} ->
+            claimed(Claimed,
                     #task{header = Header, payload = Payload, ran_ms = maps:get(ran_ms, Claimed, 0),
                           row = Row#row{tenant = maps:get(tenant, Header, Tenant),
                                         create_ms = maps:get(create_ms, Header, Now)}});
@@ -155,13 +155,11 @@ claim(#{task_id := Id, tenant := Tenant, class := Class} = Item) ->
             run_queue:enqueue(Item#{not_before_ms => Now + ?CLAIM_RETRY_MS, wake => true})
     end.
 
--spec claimed(pos_integer(), pos_integer(), non_neg_integer(), #task{}) -> ok.
-claimed(Attempt, Fence, Used, T = #task{header = Header, row = Row}) ->
-    Max = maps:get(max_attempts, maps:get(retry, Header, #{}), 5),
-    Resolved = case Used >= Max of
-                   true -> {error, agent_error:new(poison_task, <<"its attempts ended what ran them">>,
-                                                   #{<<"attempts">> => integer_to_binary(Used)})};
-                   false -> agent_engine:resolve(Header)
+-spec claimed(map(), #task{}) -> ok.
+claimed(#{fence := Fence, attempt := Attempt, lost_count := Used} = Claimed, T = #task{header = Header, row = Row}) ->
+    Resolved = case refused(Claimed, Header) of
+                   none -> agent_engine:resolve(Header);
+                   Refused -> {error, Refused}
                end,
     case Resolved of
         {ok, Agent, #{executor := Executor} = Route} ->
@@ -176,6 +174,28 @@ claimed(Attempt, Fence, Used, T = #task{header = Header, row = Row}) ->
                                      cause => execution_core:text(Reason), proof => undefined, events => []}}),
             gone(Row)
     end.
+
+%% Why a task that was claimed may not run again.
+-spec refused(map(), map()) -> none | agent_error:t().
+refused(#{lost_count := Used} = Claimed, Header) ->
+    Max = maps:get(max_attempts, maps:get(retry, Header, #{}), 5),
+    case Claimed of
+        _ when Used >= Max ->
+            agent_error:new(poison_task, <<"its attempts ended what ran them">>, #{<<"attempts">> => integer_to_binary(Used)});
+        #{unjournaled_tools := [_ | _] = Tools} ->
+            case maps:get(allow_replay, Header, false) of
+                true -> none;
+                false -> replay_not_allowed(Tools)
+            end;
+        #{} ->
+            none
+    end.
+
+-spec replay_not_allowed([binary()]) -> agent_error:t().
+replay_not_allowed(Tools) ->
+    Names = iolist_to_binary(lists:join(<<", ">>, Tools)),
+    agent_error:new(replay_not_allowed, <<"an earlier attempt may have used tools that cannot be journaled: ", Names/binary,
+                                          "; execution_hints.allow_replay lets it run again">>, #{<<"tools">> => Names}).
 
 %% max_queue_duration is over before a slot was free.
 -spec expire(run_queue:item()) -> ok.
@@ -322,7 +342,8 @@ effects([], Actions, T = #task{core = Core}) ->
     {next_state, execution_core:phase(Core), T, Actions};
 effects([start_native | Rest], Actions, T = #task{row = #row{task_id = Id}}) ->
     Spec = #{owner => self(), ref => T#task.ref, task_id => Id, payload => T#task.payload, agent => T#task.agent,
-             header => T#task.header, deadline_ms => call_deadline(T#task.deadline_ms)},
+             header => T#task.header, deadline_ms => call_deadline(T#task.deadline_ms), attempt => T#task.row#row.attempt,
+             fence => T#task.row#row.fence},
     case native_agent_pool:start_step(Spec) of
         {ok, Pid} -> effects(Rest, Actions, T#task{step = {Pid, monitor(process, Pid)}});
         {error, _} -> decide(step_down, T)
@@ -337,7 +358,8 @@ effects([cancel_lease | Rest], Actions, T = #task{ref = Ref}) ->
 effects([{attempt_info, Info} | Rest], Actions, T = #task{row = #row{task_id = Id, fence = Fence, executor = E}}) ->
     _ = agent_store:cast({attempt, Id, Fence, #{worker => maps:get(worker, Info, <<>>), executor => E,
                                                 host_pid => maps:get(host_pid, Info, 0),
-                                                env_lock_hash => maps:get(env_lock_hash, Info, <<>>)}}),
+                                                env_lock_hash => maps:get(env_lock_hash, Info, <<>>),
+                                                unjournaled_tools => maps:get(unjournaled_tools, Info, [])}}),
     effects(Rest, Actions, T);
 effects([execute | Rest], Actions, T = #task{worker = {Pid, _}, header = Header, row = Row}) ->
     ok = framework_adapter_worker:execute(Pid, T#task.ref, #{
@@ -408,15 +430,18 @@ meter(Key, N, T = #task{meter = M}) ->
 -spec usage(map(), #task{}) -> gen_statem:event_handler_result(atom()).
 usage(Props, T) ->
     Usage = maps:get(usage, Props, #{}),
-    Provider = maps:get(provider, Props, <<>>),
-    Latency = maps:get(latency_ms, Props, 0),
-    performance_monitor:provider_called(Provider, Latency),
-    T1 = lists:foldl(fun({Key, From}, Acc) -> meter(Key, maps:get(From, Usage, 0), Acc) end, meter(provider_calls, 1, T),
+    Replayed = case Props of #{replayed := true} -> 1; #{} -> 0 end,
+    T1 = lists:foldl(fun({Key, From}, Acc) -> meter(Key, maps:get(From, Usage, 0), Acc) end,
+                     meter(provider_calls_replayed, Replayed, meter(provider_calls, 1, T)),
                      [{input_tokens, input}, {output_tokens, output}, {cached_tokens, cached}, {reasoning_tokens, reasoning}]),
-    event({provider_call, #{provider => Provider, model => maps:get(model, Props, <<>>), usage => Usage,
-                            latency_ms => Latency, finish_reason => maps:get(finish_reason, Props, other),
-                            cost_micros => maps:get(cost_micros, Props, undefined)}},
-          cost(maps:get(cost_micros, Props, undefined), T1)).
+    events(execution_events:provider_call(Props), cost(maps:get(cost_micros, Props, undefined), T1)).
+
+-spec events([tuple()], #task{}) -> gen_statem:event_handler_result(atom()).
+events([Last], T) ->
+    event(Last, T);
+events([Event | Rest], T = #task{batch = Batch}) ->
+    {_, Batch1} = execution_events:add(Event, Batch),
+    events(Rest, T#task{batch = Batch1}).
 
 %% One call of unknown price makes the sum unknown: absent, not zero.
 -spec cost(undefined | non_neg_integer(), #task{}) -> #task{}.
@@ -444,7 +469,7 @@ unjournaled(_, _) ->
 -spec metrics(#task{}) -> map().
 metrics(#task{meter = Meter, started_ms = Started, row = #row{create_ms = Created}}) ->
     Zero = #{input_tokens => 0, output_tokens => 0, cached_tokens => 0, reasoning_tokens => 0, provider_calls => 0,
-             tool_calls => 0},
+             provider_calls_replayed => 0, tool_calls => 0},
     Sum = maps:merge(Zero, maps:remove(cost_unknown, Meter)),
     Sum#{queue_ms => max(0, Started - Created), execution_ms => max(0, now_ms() - Started)}.
 

@@ -93,7 +93,8 @@ step({refused, Error}, C = #core{phase = leasing}) ->
     failed(Error, C);
 %% Results. In the grace one that succeeds counts, any other is the end that was asked for.
 step({result, succeeded, Props}, C) ->
-    finish(#{state => succeeded, result => maps:get(result, Props, undefined), attempt_outcome => succeeded}, C);
+    finish(#{state => succeeded, result => maps:get(result, Props, undefined), attempt_outcome => succeeded,
+             journal => maps:get(journal, Props, [])}, C);
 step({result, _, _}, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
     stopped(no_proof_needed(), C);
 step({result, input_requested, _}, C) ->

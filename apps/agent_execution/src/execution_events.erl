@@ -1,10 +1,11 @@
 %% @doc Events of an attempt on their way to the store: batches of at most 50 ms or 4 KiB, the first text at once.
-%% Pure; the coordinator keeps the clock.
+%% The batch is pure; the coordinator keeps the clock.
 -module(execution_events).
 
 -export([new/0]).
 -export([add/2]).
 -export([take/1]).
+-export([provider_call/1]).
 
 -export_type([batch/0, event/0]).
 
@@ -52,6 +53,24 @@ add(Event, B) ->
 take(B) ->
     B1 = #batch{events = Events} = close_text(B),
     {lists:reverse(Events), B1#batch{events = [], count = 0}}.
+
+%% @doc The events of a model call that was answered, from the properties of its answer; counts it for its provider unless the journal
+%% answered.
+-spec provider_call(map()) -> [event()].
+provider_call(Props) ->
+    Provider = maps:get(provider, Props, <<>>),
+    Latency = maps:get(latency_ms, Props, 0),
+    Replayed = maps:get(replayed, Props, false),
+    _ = Replayed orelse performance_monitor:provider_called(Provider, Latency),
+    [{log, #{level => warning, source => <<"journal">>, message => Text}} || {Key, Text} <- doubts(), maps:get(Key, Props, false)]
+    ++ [{provider_call, #{provider => Provider, model => maps:get(model, Props, <<>>), usage => maps:get(usage, Props, #{}),
+                          latency_ms => Latency, finish_reason => maps:get(finish_reason, Props, other), replayed => Replayed,
+                          cost_micros => maps:get(cost_micros, Props, undefined)}}].
+
+-spec doubts() -> [{in_doubt | diverged, binary()}].
+doubts() ->
+    [{in_doubt, <<"JOURNAL_IN_DOUBT: an earlier attempt ended during this model call; it was made again and may be billed twice">>},
+     {diverged, <<"JOURNAL_DIVERGED: this attempt asked something else than the one before it; it goes on live">>}].
 
 %% Text and other events keep their order.
 -spec close_text(batch()) -> batch().

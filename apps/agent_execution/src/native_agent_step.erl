@@ -19,18 +19,30 @@
 -define(BUSY_RETRY_MS, 20).
 %% Tries before a full queue is an answer.
 -define(BUSY_TRIES, 50).
+%% An answer is offered to a store that is away again and again, in ms.
+-define(RECORD_RETRY_MS, 250).
 %% An aborted call answers at once; behind that the step ends anyway, in ms.
 -define(ABORT_TIMEOUT_MS, 1000).
 %% A step of one call ends without a garbage collection.
 -define(HEAP_WORDS, 1500).
 
 -type spec() :: #{owner := pid(), ref := reference(), task_id := binary(), payload := term(), agent := map(),
-                  header := map(), deadline_ms := non_neg_integer()}.
+                  header := map(), deadline_ms := non_neg_integer(), attempt := pos_integer(), fence := pos_integer()}.
 -type meter() :: #{input_tokens := non_neg_integer(), output_tokens := non_neg_integer(),
                    cached_tokens := non_neg_integer(), reasoning_tokens := non_neg_integer(),
-                   provider_calls := non_neg_integer(), tool_calls := non_neg_integer(), cost_micros => non_neg_integer()}.
+                   provider_calls := non_neg_integer(), provider_calls_replayed := non_neg_integer(),
+                   tool_calls := non_neg_integer(), cost_micros => non_neg_integer()}.
 
--record(step, {spec :: spec(), machine :: term(), meter :: meter()}).
+-record(step, {
+    spec :: spec(),
+    machine :: term(),
+    meter :: meter(),
+    journal :: engine_tools:attempt(),
+    %% Answers that are not recorded yet: the end of the task records them with itself, anything else waits until they are.
+    unrecorded = [] :: [term()],
+    %% How often each tool was called with equal arguments.
+    begun = #{} :: #{{binary(), binary()} => pos_integer()}
+}).
 
 %% @doc Starts the step; it works after this has returned.
 -spec start_link(spec()) -> {ok, pid()}.
@@ -49,19 +61,19 @@ run(#{owner := Owner, payload := Payload, agent := Agent, header := Header} = Sp
     %% The owner's end is ours: nobody would record what the step does.
     _ = monitor(process, Owner),
     Meter = #{input_tokens => 0, output_tokens => 0, cached_tokens => 0, reasoning_tokens => 0, provider_calls => 0,
-              tool_calls => 0, cost_micros => 0},
-    Options = #{task_id => maps:get(task_id, Spec), engine_tools => engine_tools(Agent, Header),
+              provider_calls_replayed => 0, tool_calls => 0, cost_micros => 0},
+    Options = #{task_id => maps:get(task_id, Spec), engine_tools => engine_tools:served(Agent, Header),
                 max_steps => maps:get(max_steps, Header, 50), model => model(Agent, Header),
                 stream => maps:get(stream_text, Header, true)},
+    Step = #step{spec = Spec, machine = none, meter = Meter, journal = journal(Spec)},
     case agent_native:agent_new(Payload, maps:get(payload, Agent, <<>>), Options) of
-        {ok, Machine} -> event(start, #step{spec = Spec, machine = Machine, meter = Meter});
-        {error, Error} -> finish(failed, #{error => engine_errors:from(Error)}, #step{spec = Spec, machine = none, meter = Meter})
+        {ok, Machine} -> event(start, Step#step{machine = Machine});
+        {error, Error} -> finish(failed, #{error => engine_errors:from(Error)}, Step)
     end.
 
--spec engine_tools(map(), map()) -> [binary()].
-engine_tools(Agent, Header) ->
-    Wanted = case maps:get(tools, Header, []) of [] -> maps:get(tools, Agent, []); Tools -> Tools end,
-    [T || T <- Wanted, T =:= <<"now">> orelse T =:= <<"calculate">>].
+-spec journal(spec()) -> engine_tools:attempt().
+journal(#{header := #{durability := ephemeral}}) -> none;
+journal(Spec) -> maps:with([task_id, fence, attempt], Spec).
 
 -spec model(map(), map()) -> binary().
 model(Agent, Header) ->
@@ -84,9 +96,15 @@ effects([], _) ->
 effects([{emit, Event} | Rest], S) ->
     tell({event, Event}, S),
     effects(Rest, S);
-effects([{call_tool, CallId, Name, Arguments} | Rest], S = #step{machine = Machine, meter = Meter}) ->
-    {Content, IsError} = tool(Name, Arguments),
-    S1 = S#step{meter = maps:update_with(tool_calls, fun(N) -> N + 1 end, Meter)},
+effects([{Kind, _, _, _} | _] = Effects, S = #step{unrecorded = [_ | _]}) when Kind =:= call_tool ->
+    recorded(Effects, S);
+effects([{Kind, _, _} | _] = Effects, S = #step{unrecorded = [_ | _]}) when Kind =:= call_model ->
+    recorded(Effects, S);
+effects([{call_tool, CallId, Name, Arguments} | Rest], S = #step{machine = Machine, meter = Meter, begun = Begun}) ->
+    Occurrence = maps:get({Name, Arguments}, Begun, 0),
+    {Content, IsError} = engine_tools:run(S#step.journal, Name, Arguments, Occurrence),
+    S1 = S#step{meter = maps:update_with(tool_calls, fun(N) -> N + 1 end, Meter),
+                begun = Begun#{{Name, Arguments} => Occurrence + 1}},
     case agent_native:agent_step(Machine, {tool_result, CallId, Content, IsError}) of
         {ok, More} -> effects(Rest ++ More, S1);
         {error, Error} -> finish(failed, #{error => engine_errors:from(Error)}, S1)
@@ -98,13 +116,23 @@ effects([{finish, succeeded, Result} | _], S) ->
 effects([{finish, failed, Error} | _], S) ->
     finish(failed, #{error => Error}, S).
 
--spec tool(binary(), binary()) -> {binary(), boolean()}.
-tool(Name, Arguments) ->
-    case agent_native:tool_call(Name, Arguments) of
-        {ok, Content} -> {Content, false};
-        {tool_error, Content} -> {Content, true};
-        {error, unknown_tool} -> {<<"there is no tool named ", Name/binary>>, true};
-        {error, _} -> {<<"the tool is not available now">>, true}
+%% Before the machine acts on an answer it is on stable storage. A store that is away is waited for: the answer was paid.
+-spec recorded([tuple()], #step{}) -> ok.
+recorded(Effects, S = #step{unrecorded = []}) ->
+    effects(Effects, S);
+recorded(Effects, S = #step{unrecorded = [Entry | Rest], spec = #{task_id := Id, fence := Fence}}) ->
+    case agent_store:write({journal, Id, Fence, Entry}) of
+        {ok, _} ->
+            recorded(Effects, S#step{unrecorded = Rest});
+        {error, #{reason := Reason} = Error} when Reason =:= attempt_fenced; Reason =:= task_not_found ->
+            finish(failed, #{error => Error}, S);
+        _ ->
+            receive
+                cancel -> finish(failed, #{error => cancelled()}, S);
+                {'DOWN', _, process, _, _} -> ok
+            after ?RECORD_RETRY_MS ->
+                recorded(Effects, S)
+            end
     end.
 
 -spec call(non_neg_integer(), binary(), non_neg_integer(), #step{}) -> ok.
@@ -112,7 +140,7 @@ call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Hea
     Ref = make_ref(),
     Options = #{stream => maps:get(stream_text, Header, true), credit => ?CHUNK_CREDIT, deadline_ms => Deadline,
                 task_id => TaskId, tenant => maps:get(tenant, Header, <<>>)},
-    case agent_providers:chat(Ref, Request, Options) of
+    case agent_providers:chat(Ref, Request, in_attempt(Options, S#step.journal)) of
         ok ->
             reply(CallId, Ref, 0, S);
         {done, Props} ->
@@ -129,6 +157,10 @@ call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Hea
         {error, Error} ->
             finish(failed, #{error => engine_errors:from(Error)}, S)
     end.
+
+-spec in_attempt(map(), engine_tools:attempt()) -> map().
+in_attempt(Options, none) -> Options;
+in_attempt(Options, Attempt) -> maps:merge(Options, Attempt).
 
 -spec reply(non_neg_integer(), reference(), Used :: non_neg_integer(), #step{}) -> ok.
 reply(CallId, Ref, ?CREDIT_BATCH, S) ->
@@ -171,19 +203,17 @@ chunk({Text, _}, S) -> tell({event, {text, Text}}, S);
 chunk(_, _) -> ok.
 
 -spec metered(map(), #step{}) -> #step{}.
-metered(Props, S = #step{meter = M}) ->
+metered(Props, S = #step{meter = M, unrecorded = Unrecorded}) ->
     Usage = maps:get(usage, Props, #{}),
     U = fun(Key) -> maps:get(Key, Usage, 0) end,
-    Latency = maps:get(latency_ms, Props, 0),
-    Provider = maps:get(provider, Props, <<>>),
-    performance_monitor:provider_called(Provider, Latency),
-    tell({event, {provider_call, #{provider => Provider, model => maps:get(model, Props, <<>>), usage => Usage,
-                                   latency_ms => Latency, finish_reason => maps:get(finish_reason, Props, other),
-                                   cost_micros => maps:get(cost_micros, Props, undefined)}}}, S),
-    #{input_tokens := In, output_tokens := Out, cached_tokens := Cached, reasoning_tokens := R, provider_calls := Calls} = M,
+    lists:foreach(fun(Event) -> tell({event, Event}, S) end, execution_events:provider_call(Props)),
+    #{input_tokens := In, output_tokens := Out, cached_tokens := Cached, reasoning_tokens := R, provider_calls := Calls,
+      provider_calls_replayed := Replayed} = M,
     M1 = M#{input_tokens => In + U(input), output_tokens => Out + U(output), cached_tokens => Cached + U(cached),
-            reasoning_tokens => R + U(reasoning), provider_calls => Calls + 1},
-    S#step{meter = cost(maps:get(cost_micros, Props, undefined), M1)}.
+            reasoning_tokens => R + U(reasoning), provider_calls => Calls + 1,
+            provider_calls_replayed => case Props of #{replayed := true} -> Replayed + 1; #{} -> Replayed end},
+    S#step{meter = cost(maps:get(cost_micros, Props, undefined), M1),
+           unrecorded = case Props of #{journal := Entry} -> [Entry | Unrecorded]; #{} -> Unrecorded end}.
 
 %% One call of unknown price makes the sum unknown: absent, not zero.
 -spec cost(undefined | non_neg_integer(), meter()) -> meter().
@@ -195,8 +225,10 @@ cancelled() ->
     agent_error:new(task_cancelled, <<"the task was cancelled">>).
 
 -spec finish(succeeded | failed, map(), #step{}) -> ok.
-finish(Status, Props, S = #step{meter = Meter}) ->
-    tell({result, Status, Props, Meter}, S).
+finish(Status, Props, S = #step{meter = Meter, unrecorded = []}) ->
+    tell({result, Status, Props, Meter}, S);
+finish(Status, Props, S = #step{meter = Meter, unrecorded = Unrecorded}) ->
+    tell({result, Status, Props#{journal => Unrecorded}, Meter}, S).
 
 -spec tell(term(), #step{}) -> ok.
 tell(What, #step{spec = #{owner := Owner, ref := Ref}}) ->

@@ -37,7 +37,8 @@ address() ->
 start(Runtime, Ref) ->
     case {native_subsystem:handle(store), native_subsystem:handle(providers)} of
         {{ok, Store}, {ok, Providers}} ->
-            agent_native:grpc_start(Runtime, Ref, agent_config:native(), Store, Providers, whereis(ingress));
+            agent_native:grpc_start(Runtime, Ref, agent_config:native(), Store, Providers, whereis(ingress),
+                                   ingress:first_credit());
         _ ->
             {error, agent_error:new(store_unavailable, <<"the store and the providers are not up yet">>)}
     end.
@@ -60,7 +61,7 @@ up(Handle, #{address := Address}) ->
             ok = file:rename(File ++ ".new", File)
     end.
 
-%% @doc Nothing to withdraw.
+%% @doc What it held of the ingress went with it.
 -spec down(native_subsystem:name()) -> ok.
 down(_) ->
-    ok.
+    ingress:shut().

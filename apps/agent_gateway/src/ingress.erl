@@ -9,7 +9,9 @@
 
 %% API
 -export([start_link/0]).
+-export([first_credit/0]).
 -export([open/1]).
+-export([shut/0]).
 -export([close/0]).
 
 %% gen_server
@@ -22,18 +24,28 @@
 %% What a request makes in its life fits without a garbage collection.
 -define(REQUEST_HEAP_WORDS, 1500).
 
--record(ingress, {grpc = none :: none | reference(), owed = 0 :: non_neg_integer(), open = false :: boolean(),
+-record(ingress, {grpc = none :: none | reference(), owed = 0 :: non_neg_integer(), open = true :: boolean(),
                   strangers = 0 :: non_neg_integer()}).
 
-%% @doc Starts the ingress, closed.
+%% @doc Starts the ingress. It takes requests at once: whoever sees the port open is served.
 -spec start_link() -> gen_server:start_ret().
 start_link() ->
     gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 
-%% @doc The listener is up: grants the first credit.
+%% @doc Requests that a new listener may send before more is granted.
+-spec first_credit() -> pos_integer().
+first_credit() ->
+    ?CREDIT.
+
+%% @doc The listener is up: gives back what it has used so far.
 -spec open(reference()) -> ok.
 open(Grpc) ->
     gen_server:call(?MODULE, {open, Grpc}).
+
+%% @doc The listener is gone, and its credit with it.
+-spec shut() -> ok.
+shut() ->
+    gen_server:call(?MODULE, shut).
 
 %% @doc No more requests: draining.
 -spec close() -> ok.
@@ -44,10 +56,12 @@ close() ->
 init([]) ->
     {ok, #ingress{}}.
 
--spec handle_call({open, reference()} | close, gen_server:from(), #ingress{}) -> {reply, ok, #ingress{}}.
-handle_call({open, Grpc}, _From, S) ->
-    _ = agent_native:grpc_credit(Grpc, ?CREDIT),
+-spec handle_call({open, reference()} | shut | close, gen_server:from(), #ingress{}) -> {reply, ok, #ingress{}}.
+handle_call({open, Grpc}, _From, S = #ingress{owed = Owed}) ->
+    _ = agent_native:grpc_credit(Grpc, Owed),
     {reply, ok, S#ingress{grpc = Grpc, owed = 0, open = true}};
+handle_call(shut, _From, S) ->
+    {reply, ok, S#ingress{grpc = none, owed = 0}};
 handle_call(close, _From, S) ->
     {reply, ok, S#ingress{open = false}}.
 
@@ -68,10 +82,10 @@ handle_info(_, S = #ingress{strangers = N}) ->
     {noreply, S#ingress{strangers = N + 1}}.
 
 -spec give_back(#ingress{}) -> #ingress{}.
-give_back(S = #ingress{owed = N}) when N + 1 < ?LUMP ->
+give_back(S = #ingress{grpc = Grpc, owed = N}) when Grpc =:= none; N + 1 < ?LUMP ->
     S#ingress{owed = N + 1};
 give_back(S = #ingress{grpc = Grpc}) ->
-    _ = [agent_native:grpc_credit(Grpc, ?LUMP) || Grpc =/= none],
+    _ = agent_native:grpc_credit(Grpc, ?LUMP),
     S#ingress{owed = 0}.
 
 %% Requests hold prompts: only their number is shown.

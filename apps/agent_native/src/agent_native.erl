@@ -9,7 +9,7 @@
 -export([store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3]).
 -export([providers_start/3, providers_stop/1, providers_panic/1, providers_info/1]).
 -export([chat/4, embed/4, credit/3, cancel/2, set_endpoint/3]).
--export([grpc_start/6, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2]).
+-export([grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2]).
 -export([agent_new/3, agent_step/2, tool_call/2, task_encode/1]).
 -export([wire_encode/2, wire_decode/2, agent_encode/1, agent_decode/1, uuid7/0]).
 
@@ -17,7 +17,7 @@
 
 -nifs([abi_version/0, runtime_start/1, runtime_stop/1, store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3,
        providers_start/3, providers_stop/1, providers_panic/1, providers_info/1, chat/4, embed/4, credit/3, cancel/2,
-       set_endpoint/3, grpc_start/6, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2, agent_new/3,
+       set_endpoint/3, grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2, agent_new/3,
        agent_step/2, tool_call/2, task_encode/1, wire_encode/2, wire_decode/2, agent_encode/1,
        agent_decode/1, uuid7/0]).
 -on_load(load/0).
@@ -98,8 +98,9 @@ cancel(Providers, Ref) -> down({Providers, Ref}).
 -spec set_endpoint(providers(), binary(), map() | unavailable) -> ok | {error, native_down}.
 set_endpoint(Providers, Name, Endpoint) -> down({Providers, Name, Endpoint}).
 %% @doc Starts the listener; `ready' follows.
--spec grpc_start(runtime(), reference(), binary(), store(), providers(), pid()) -> started(grpc()).
-grpc_start(Runtime, Ref, Config, Store, Providers, Ingress) -> down({Runtime, Ref, Config, Store, Providers, Ingress}).
+-spec grpc_start(runtime(), reference(), binary(), store(), providers(), pid(), pos_integer()) -> started(grpc()).
+grpc_start(Runtime, Ref, Config, Store, Providers, Ingress, Credit) ->
+    down({Runtime, Ref, Config, Store, Providers, Ingress, Credit}).
 %% @doc Stops the listener.
 -spec grpc_stop(grpc()) -> ok | {error, native_down}.
 grpc_stop(Grpc) -> down(Grpc).

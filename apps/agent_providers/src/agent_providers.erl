@@ -1,4 +1,7 @@
 %% @doc Model calls (`docs/native_messages.md', section 4). Messages of a call come to the caller.
+%%
+%% A call with a `fence' in its options belongs to a running attempt: its task's journal may answer it, and what is live comes with an
+%% entry, `journal' in the properties of its answer, that the caller records before the answer is used.
 -module(agent_providers).
 
 -export([chat/3]).
@@ -10,12 +13,12 @@
 %% @doc Starts a call; its end is one message `{agent_native, Ref, done | error, _}', or is here already: `{done, _}'.
 -spec chat(reference(), binary(), map()) -> ok | {done, map()} | busy | {error, agent_error:t()}.
 chat(Ref, Request, Options) ->
-    with(fun(P) -> agent_native:chat(P, Ref, Request, Options) end).
+    with(fun(P) -> agent_native:chat(P, Ref, Request, journaled(Options)) end).
 
 %% @doc Starts an embedding call.
 -spec embed(reference(), binary(), map()) -> ok | {done, map()} | busy | {error, agent_error:t()}.
 embed(Ref, Request, Options) ->
-    with(fun(P) -> agent_native:embed(P, Ref, Request, Options) end).
+    with(fun(P) -> agent_native:embed(P, Ref, Request, journaled(Options)) end).
 
 %% @doc Aborts a call; its final message says that it was cancelled.
 -spec cancel(reference()) -> ok | {done, map()} | busy | {error, agent_error:t()}.
@@ -39,6 +42,16 @@ info() ->
         {error, native_down} ->
             []
     end.
+
+%% The journal is the store's; while that is away a call is made without it, and nothing can be recorded either.
+-spec journaled(map()) -> map().
+journaled(#{fence := _} = Options) ->
+    case native_subsystem:handle(store) of
+        {ok, Store} -> Options#{store => Store};
+        {error, native_down} -> Options
+    end;
+journaled(Options) ->
+    Options.
 
 -spec with(fun((reference()) -> ok | {done, map()} | busy | {error, agent_error:t() | native_down})) ->
     ok | {done, map()} | busy | {error, agent_error:t()}.

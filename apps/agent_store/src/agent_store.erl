@@ -6,6 +6,7 @@
 
 -export([write/1]).
 -export([write/2]).
+-export([start/1]).
 -export([cast/1]).
 -export([read/1]).
 -export([epoch/0]).
@@ -58,6 +59,24 @@ await(Ref, Timeout) ->
         {agent_native, Ref, error, Error} -> {error, Error}
     after Timeout ->
         {unknown, agent_error:new(commit_ambiguous, <<"the store did not answer in time">>)}
+    end.
+
+%% @doc Writes without waiting for the commit, of which the caller hears: `{agent_native, Ref, done | error, _}'. An answer at once
+%% comes as `{done, _}'.
+-spec start(tuple()) -> {ok, reference()} | {done, term()} | {error, agent_error:t()}.
+start(Op) ->
+    Ref = make_ref(),
+    case native_subsystem:handle(store) of
+        {ok, Store} ->
+            case agent_native:store_write(Store, Ref, Op) of
+                ok -> {ok, Ref};
+                {done, Result} -> {done, Result};
+                busy -> {error, agent_error:new(overloaded, <<"the store's queue is full">>)};
+                {error, native_down} -> {error, down()};
+                {error, Error} -> {error, Error}
+            end;
+        {error, native_down} ->
+            {error, down()}
     end.
 
 %% @doc Writes without waiting: events. Its answer comes to the caller as `{agent_native, Ref, _, _}' and may be ignored.

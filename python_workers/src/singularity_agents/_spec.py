@@ -150,8 +150,12 @@ def message(item: HistoryItem) -> common_pb2.Message:
     return made
 
 
-def tool_definition(value: Mapping[str, Any]) -> common_pb2.ToolDefinition:
-    """A tool: name, description, parameters (JSON Schema), kind, replay."""
+def tool_definition(value: Mapping[str, Any] | str) -> common_pb2.ToolDefinition:
+    """A tool: name, description, parameters (JSON Schema), kind, replay; or the name alone of one that the engine or the agent has."""
+    if isinstance(value, str):
+        return common_pb2.ToolDefinition(name=value)
+    if not isinstance(value, Mapping) or "name" not in value:
+        raise TypeError("tools: each is a name or a mapping with a name")
     made = common_pb2.ToolDefinition(
         name=str(value["name"]),
         description=str(value.get("description", "")),

@@ -258,7 +258,8 @@ class Engine:
 
         The engine makes the task's events of the two; a tool that is `safe` has no bracket and sends its events itself.
 
-        Gives the text, whether it is an error, and what the tool raised. An error that `passes` is no result and goes on.
+        Gives the text, whether it is an error, and what the tool raised. An error that `passes` is no result and goes on: a run that is
+        resumed begins the tool again.
         """
         bracket = self._bracket(name, arguments, replay, tool_call_id)
         if replay != "safe":
@@ -272,6 +273,8 @@ class Engine:
             content, failed = await body(), False
         except Exception as raised:
             if passes(raised):
+                if replay != "safe":
+                    await self._calls.tell(f.Call.TOOL_END, bracket.withdraw())
                 raise
             error, content, failed = raised, f"{type(raised).__name__}: {raised}", True
         if replay != "safe":
@@ -302,6 +305,8 @@ class Engine:
             content, failed = body(), False
         except Exception as raised:
             if passes(raised):
+                if replay != "safe":
+                    self._tell_from_anywhere(f.Call.TOOL_END, bracket.withdraw())
                 raise
             error, content, failed = raised, f"{type(raised).__name__}: {raised}", True
         if replay != "safe":
@@ -418,6 +423,11 @@ class _Bracket:
             name=self._name, arguments=self._arguments, occurrence=self._occurrence, content=content, is_error=is_error,
             tool_call_id=self._id,
         ).SerializeToString()  # fmt: skip
+
+    def withdraw(self) -> bytes:
+        return worker.ToolEnd(
+            name=self._name, arguments=self._arguments, occurrence=self._occurrence, withdrawn=True, tool_call_id=self._id
+        ).SerializeToString()
 
     def started(self) -> None:
         self._event(worker.ToolEvent(id=self._event_id(), name=self._name, arguments=self._arguments))

@@ -1,4 +1,4 @@
-//! Canonical content hash of a task, for `request_id`.
+//! Canonical hashes: of a task for `request_id`, of a model call and of a tool call for the journal.
 //!
 //! Taken over the decoded message encoded again: maps are sorted (B-trees), fields are in the order of their numbers, defaults and unknown
 //! fields are dropped, so equal tasks give equal bytes whatever client wrote them.
@@ -13,6 +13,32 @@ pub const VERSION: u32 = 1;
 /// SHA-256 of the canonical form of a task.
 pub fn content_hash(task: &pb::AgentTask) -> [u8; 32] {
     Sha256::digest(task.encode_to_vec()).into()
+}
+
+/// SHA-256 of the canonical form of a model call. Its time limit is left out: it changes nothing of what is asked.
+pub fn chat_hash(request: &pb::ChatRequest) -> [u8; 32] {
+    match request.timeout {
+        None => Sha256::digest(request.encode_to_vec()).into(),
+        Some(_) => Sha256::digest(pb::ChatRequest { timeout: None, ..request.clone() }.encode_to_vec()).into(),
+    }
+}
+
+/// SHA-256 of the canonical form of an embedding call.
+pub fn embed_hash(request: &pb::EmbedRequest) -> [u8; 32] {
+    Sha256::digest(request.encode_to_vec()).into()
+}
+
+/// SHA-256 of a tool's name and its arguments. JSON text is taken with sorted keys and without space; what is no JSON as it is.
+pub fn tool_hash(name: &str, arguments: &str) -> [u8; 32] {
+    let canonical = serde_json::from_str::<serde_json::Value>(arguments).map(|mut v| {
+        v.sort_all_objects();
+        v.to_string()
+    });
+    let mut sha = Sha256::new();
+    sha.update((name.len() as u64).to_be_bytes());
+    sha.update(name);
+    sha.update(canonical.as_deref().unwrap_or(arguments));
+    sha.finalize().into()
 }
 
 /// Name of the first field in which two tasks differ.
@@ -38,6 +64,26 @@ pub fn differing_field(a: &pb::AgentTask, b: &pb::AgentTask) -> Option<&'static 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_limit_is_no_part_of_a_question_and_the_prompt_is() {
+        let ask = |text: &str, timeout| {
+            let message = pb::Message {
+                content: vec![pb::ContentPart { part: Some(pb::content_part::Part::Text(text.into())) }],
+                ..Default::default()
+            };
+            chat_hash(&pb::ChatRequest { messages: vec![message], timeout, ..Default::default() })
+        };
+        assert_eq!(ask("a", None), ask("a", Some(prost_types::Duration { seconds: 1, nanos: 0 })));
+        assert_ne!(ask("a", None), ask("b", None));
+    }
+
+    #[test]
+    fn arguments_of_tools_are_compared_as_json() {
+        assert_eq!(tool_hash("f", r#"{"b": 1, "a": [2]}"#), tool_hash("f", r#"{"a":[2],"b":1}"#));
+        assert_ne!(tool_hash("f", r#"{"a": 1}"#), tool_hash("f", r#"{"a": 2}"#));
+        assert_ne!(tool_hash("f", "x"), tool_hash("fx", ""));
+    }
 
     #[test]
     fn equal_tasks_hash_alike_and_a_difference_is_named() {

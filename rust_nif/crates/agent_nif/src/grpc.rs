@@ -129,7 +129,9 @@ struct Config {
     tenants: BTreeMap<String, TenantKeys>,
 }
 
+/// Serves; so many requests may be sent to the ingress before it grants more.
 #[rustler::nif]
+#[allow(clippy::too_many_arguments)]
 fn grpc_start<'a>(
     env: Env<'a>,
     runtime: ResourceArc<Runtime>,
@@ -138,6 +140,7 @@ fn grpc_start<'a>(
     store: ResourceArc<StoreHandle>,
     providers: ResourceArc<ProvidersHandle>,
     ingress: LocalPid,
+    first_credit: i64,
 ) -> Term<'a> {
     let (Some(tokio), Some(store)) = (runtime.handle(), store.store.read().clone()) else { return terms::native_down(env) };
     let parsed = runtime::config::<Config>(config.as_slice()).and_then(|c| Ok((Auth::new(&c.tenants)?, c.server)));
@@ -145,7 +148,7 @@ fn grpc_start<'a>(
         Ok(parsed) => parsed,
         Err(e) => return terms::error_tuple(env, &e),
     };
-    let credit = Arc::new(AtomicI64::new(0));
+    let credit = Arc::new(AtomicI64::new(first_credit));
     let owner = Owner::new(env, reference);
     let handle = ResourceArc::new(GrpcHandle { listener: Mutex::new(None), credit: credit.clone(), runtime, owner: owner.clone() });
     let _ = handle.monitor(Some(env), &env.pid());

@@ -4,6 +4,7 @@
 
 mod atoms;
 mod grpc;
+mod journal;
 mod providers;
 mod pure;
 mod reply;

@@ -13,6 +13,7 @@ use rustler::{Atom, Binary, Encoder, Env, LocalPid, Resource, ResourceArc, Term}
 use tokio::sync::Semaphore;
 
 use crate::atoms;
+use crate::journal::{self, Asked, Journal, Note};
 use crate::reply::Final;
 use crate::runtime::{self, Owner, Runtime};
 use crate::terms::{self, Bin, Map, get, int, text};
@@ -90,11 +91,26 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
         Err(_) => return terms::error_tuple(env, &AgentError::new(Reason::InvalidField, "the chat request cannot be decoded")),
     };
     let streams = get::<bool>(options, atoms::stream()).unwrap_or(false);
-    if inline
-        && !streams
-        && let Some(response) = handle.providers.chat_now(&request)
-    {
-        return (atoms::done(), response_term(env, &response)).encode(env);
+    let mut journal = Journal::of(options, || journal::chat(&request));
+    // Whether nothing is recorded can be said at once in a task's first attempt, and once its entries were read in a later one.
+    let mut asked = journal.as_ref().and_then(Journal::ask_now::<pb::ChatResponse>);
+    if inline && !streams && (journal.is_none() || asked.is_some()) {
+        let (response, note) = match asked.take() {
+            Some(Asked::Recorded(response)) => (Some(response), Note::Replayed),
+            live => match (handle.providers.chat_now(&request), live) {
+                (Some(response), Some(Asked::Live(live))) => {
+                    let answer = response.encode_to_vec();
+                    (Some(response), Note::Record(live, answer))
+                }
+                (response, live) => {
+                    asked = live;
+                    (response, Note::None)
+                }
+            },
+        };
+        if let Some(response) = response {
+            return (atoms::done(), response_term(env, &response, note)).encode(env);
+        }
     }
     let credit = Arc::new(Semaphore::new(usize::try_from(int(options, atoms::credit())).unwrap_or(0).max(1)));
     let limit = deadline(options);
@@ -102,6 +118,9 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
     let mut calls = handle.calls.lock();
     if calls.len() >= MAX_CALLS {
         reply.forget();
+        if let Some((journal, asked)) = journal.zip(asked) {
+            journal.take_back(asked);
+        }
         return atoms::busy().encode(env);
     }
     let key = key(reference);
@@ -109,14 +128,37 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
     let task = tokio.spawn(async move {
         // Taken out of the map whatever happens, aborted too.
         let _entry = Entry { open, key: own_key };
+        let live = match recorded(&mut journal, asked).await {
+            Ok(Some(Asked::Recorded(response))) => {
+                if streams {
+                    say_again(&response, &reply);
+                }
+                return reply.done(|env| response_term(env, &response, Note::Replayed));
+            }
+            Ok(Some(Asked::Live(live))) => Some(live),
+            Ok(None) => None,
+            Err(e) => return reply.error(&e),
+        };
+        let journal = journal.zip(live);
+        if let Some((journal, live)) = &journal {
+            journal.leaves(*live);
+        }
         let result = if streams {
             stream(&providers, &request, limit, &reply, &own_credit).await
         } else {
             providers.chat(&request, limit, None).await
         };
         match result {
-            Ok(response) => reply.done(|env| response_term(env, &response)),
-            Err(e) => reply.error(&e),
+            Ok(response) => {
+                let note = journal.map_or(Note::None, |(_, live)| Note::Record(live, response.encode_to_vec()));
+                reply.done(|env| response_term(env, &response, note));
+            }
+            Err(e) => {
+                if let Some((journal, live)) = journal {
+                    journal.failed(live);
+                }
+                reply.error(&e);
+            }
         }
     });
     calls.insert(key, Call { abort: task.abort_handle(), credit });
@@ -124,6 +166,26 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
     // The call itself answers by its Drop guard.
     runtime::guard(&tokio, handle.owner.clone(), task);
     atoms::ok().encode(env)
+}
+
+/// What the journal says, asked already or now; None without a journal.
+async fn recorded<R: Message + Default>(journal: &mut Option<Journal>, asked: Option<Asked<R>>) -> Result<Option<Asked<R>>, AgentError> {
+    match (journal, asked) {
+        (_, Some(asked)) => Ok(Some(asked)),
+        (Some(journal), None) => journal.ask().await.map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+/// A recorded answer as a stream: its text at once, in one piece.
+fn say_again(response: &pb::ChatResponse, reply: &Final) {
+    let parts = response.message.iter().flat_map(|m| &m.content);
+    let text: String =
+        parts.filter_map(|p| if let Some(pb::content_part::Part::Text(t)) = &p.part { Some(t.as_str()) } else { None }).collect();
+    if !text.is_empty() {
+        let piece = pb::StreamChatResponse { piece: Some(pb::stream_chat_response::Piece::TextDelta(text)) };
+        reply.chunk(|env| chunk_term(env, &piece));
+    }
 }
 
 struct Entry {
@@ -195,16 +257,25 @@ fn finish_atom(reason: pb::FinishReason) -> Atom {
     }
 }
 
-fn response_term<'a>(env: Env<'a>, r: &pb::ChatResponse) -> Term<'a> {
-    Map::new(env)
+fn response_term<'a>(env: Env<'a>, r: &pb::ChatResponse, note: Note) -> Term<'a> {
+    let map = Map::new(env)
         .put(atoms::response(), Bin(&r.encode_to_vec()))
         .put(atoms::usage(), usage_term(env, &r.usage.unwrap_or_default()))
         .put(atoms::provider(), &r.provider)
         .put(atoms::model(), &r.model)
         .put(atoms::finish_reason(), finish_atom(r.finish_reason()))
         .put(atoms::latency_ms(), r.latency.as_ref().map_or(0, agent_core::header::duration_ms))
-        .opt(atoms::cost_micros(), r.cost_micros)
-        .end()
+        .opt(atoms::cost_micros(), r.cost_micros);
+    note.put(map).end()
+}
+
+fn embeddings_term<'a>(env: Env<'a>, r: &pb::EmbedResponse, note: Note) -> Term<'a> {
+    let map = Map::new(env)
+        .put(atoms::response(), Bin(&r.encode_to_vec()))
+        .put(atoms::usage(), usage_term(env, &r.usage.unwrap_or_default()))
+        .put(atoms::provider(), &r.provider)
+        .put(atoms::model(), &r.model);
+    note.put(map).end()
 }
 
 /// Embeddings.
@@ -216,17 +287,29 @@ fn embed<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term
     };
     let reply = Final::new(env.pid(), reference, Reason::TaskCancelled);
     let (providers, limit) = (handle.providers.clone(), deadline(options));
+    let mut journal = Journal::of(options, || journal::embed(&request));
     let task = tokio.spawn(async move {
+        let live = match recorded::<pb::EmbedResponse>(&mut journal, None).await {
+            Ok(Some(Asked::Recorded(r))) => return reply.done(|env| embeddings_term(env, &r, Note::Replayed)),
+            Ok(Some(Asked::Live(live))) => Some(live),
+            Ok(None) => None,
+            Err(e) => return reply.error(&e),
+        };
+        let journal = journal.zip(live);
+        if let Some((journal, live)) = &journal {
+            journal.leaves(*live);
+        }
         match providers.embed(&request, limit).await {
-            Ok(r) => reply.done(|env| {
-                Map::new(env)
-                    .put(atoms::response(), Bin(&r.encode_to_vec()))
-                    .put(atoms::usage(), usage_term(env, &r.usage.unwrap_or_default()))
-                    .put(atoms::provider(), &r.provider)
-                    .put(atoms::model(), &r.model)
-                    .end()
-            }),
-            Err(e) => reply.error(&e),
+            Ok(r) => {
+                let note = journal.map_or(Note::None, |(_, live)| Note::Record(live, r.encode_to_vec()));
+                reply.done(|env| embeddings_term(env, &r, note));
+            }
+            Err(e) => {
+                if let Some((journal, live)) = journal {
+                    journal.failed(live);
+                }
+                reply.error(&e);
+            }
         }
     });
     // The call itself answers by its Drop guard.

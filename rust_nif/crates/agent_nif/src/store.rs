@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
+use agent_store::journal::Change;
 use agent_store::{AttemptInfo, Enqueued, Finish, Metrics, TaskStore, WriteOp, Written};
 use parking_lot::RwLock;
 use pb::task_event::Event;
@@ -12,6 +13,7 @@ use prost::Message;
 use rustler::{Atom, Binary, Encoder, Env, LocalPid, NifResult, Resource, ResourceArc, Term};
 
 use crate::atoms;
+use crate::journal;
 use crate::pure::{Payload, header_term};
 use crate::reply::Final;
 use crate::runtime::{self, Owner, Runtime};
@@ -39,7 +41,7 @@ impl StoreHandle {
         }
     }
 
-    fn get(&self) -> Option<Arc<TaskStore>> {
+    pub(crate) fn get(&self) -> Option<Arc<TaskStore>> {
         self.store.read().clone()
     }
 }
@@ -146,7 +148,7 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
             (atoms::created(), Map::new(env).put(atoms::fence(), fence).put(atoms::attempt(), attempt).end()).encode(env)
         }
         Written::Existing { id } => (atoms::existing(), id).encode(env),
-        Written::Claimed { fence, attempt, header, spec, lost, ran_ms } => {
+        Written::Claimed { fence, attempt, header, spec, lost, ran_ms, unjournaled } => {
             let map = Map::new(env)
                 .put(atoms::fence(), fence)
                 .put(atoms::attempt(), attempt)
@@ -154,9 +156,11 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
                 .put(atoms::payload(), ResourceArc::new(Payload { header: *header, task: Arc::from(spec) }))
                 .put(atoms::lost_count(), lost)
                 .put(atoms::ran_ms(), ran_ms)
+                .put(atoms::unjournaled_tools(), unjournaled)
                 .end();
             (atoms::claimed(), map).encode(env)
         }
+        Written::Tool(decision) => journal::decision_term(env, decision),
         Written::Sequence(n) => (atoms::ok(), n).encode(env),
         Written::Requeued { lost } => (atoms::requeued(), Map::new(env).put(atoms::lost_count(), lost).end()).encode(env),
         Written::State { state, fence } => Map::new(env).put(atoms::state(), terms::state_atom(state)).put(atoms::fence(), fence).end(),
@@ -210,6 +214,15 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
         WriteOp::Events { id: id()?, fence: fence()?, events: events_of(at(3)?) }
     } else if kind == atoms::finish() {
         WriteOp::Finish { id: id()?, fence: fence()?, finish: Box::new(finish_of(at(3)?)) }
+    } else if kind == atoms::journal() {
+        let (key, answer) = journal::recordable(at(3)?).ok_or(rustler::Error::BadArg)?;
+        WriteOp::Journal { id: id()?, fence: fence()?, key, change: Change::Answer(answer) }
+    } else if kind == atoms::tool_begin() {
+        let m = at(3)?;
+        WriteOp::ToolBegin { id: id()?, fence: fence()?, key: journal::tool_key(m), replay: journal::replay(m) }
+    } else if kind == atoms::tool_end() {
+        let m = at(3)?;
+        WriteOp::Journal { id: id()?, fence: fence()?, key: journal::tool_key(m), change: journal::tool_change(m) }
     } else if kind == atoms::requeue() {
         let m = at(3)?;
         WriteOp::Requeue {
@@ -277,6 +290,7 @@ fn finish_of(m: Term<'_>) -> Finish {
                 reasoning_tokens: num(atoms::reasoning_tokens()),
             },
             provider_calls: small(atoms::provider_calls()),
+            provider_calls_replayed: small(atoms::provider_calls_replayed()),
             tool_calls: small(atoms::tool_calls()),
             memory_bytes: opt(atoms::memory_bytes()),
             cpu_ms: opt(atoms::cpu_ms()),
@@ -286,6 +300,7 @@ fn finish_of(m: Term<'_>) -> Finish {
         cause: get::<Term<'_>>(m, atoms::cause()).and_then(string).unwrap_or_default(),
         proof: get::<Term<'_>>(m, atoms::proof()).filter(|t| t.is_map()).map(proof_of),
         events: get::<Term<'_>>(m, atoms::events()).map(events_of).unwrap_or_default(),
+        journal: get::<Vec<Term<'_>>>(m, atoms::journal()).unwrap_or_default().into_iter().filter_map(journal::recordable).collect(),
     }
 }
 
@@ -353,6 +368,7 @@ fn event_of(term: Term<'_>) -> Option<Event> {
             latency: Some(agent_core::header::duration(int(second, atoms::latency_ms()))),
             finish_reason: get::<Term<'_>>(second, atoms::finish_reason()).and_then(string).unwrap_or_default(),
             cost_micros: get(second, atoms::cost_micros()),
+            replayed: get(second, atoms::replayed()).unwrap_or(false),
         })
     } else if kind == atoms::worker_assigned() {
         Event::WorkerAssigned(pb::WorkerAssigned {

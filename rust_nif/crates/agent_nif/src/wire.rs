@@ -121,8 +121,11 @@ fn decode<'a>(env: Env<'a>, kind: Atom, bytes: &[u8]) -> Result<Term<'a>, prost:
         let e = w::ToolEnd::decode(bytes)?;
         map.put(atoms::id(), event_id(&e.tool_call_id, &e.name, e.occurrence))
             .put(atoms::name(), e.name)
+            .put(atoms::arguments(), e.arguments)
+            .put(atoms::occurrence(), e.occurrence)
             .put(atoms::content(), e.content)
             .put(atoms::is_error(), e.is_error)
+            .put(atoms::withdrawn(), e.withdrawn)
     } else if kind == atoms::health_reply() {
         let h = w::HealthReply::decode(bytes)?;
         map.put(atoms::ok(), h.ok).put(atoms::detail(), h.detail).put(atoms::framework_version(), h.framework_version)

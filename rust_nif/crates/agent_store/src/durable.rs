@@ -5,6 +5,7 @@ use agent_core::hash::differing_field;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 
+use crate::journal::Entry;
 use crate::op::{WriteOp, Written};
 use crate::record::Record;
 
@@ -33,6 +34,8 @@ pub trait Store: Send + Sync {
     fn running(&self) -> Result<Vec<(String, i64)>, AgentError>;
     /// Waiting tasks whose time has come, longest overdue first.
     fn due(&self, now_ms: i64) -> Result<Vec<String>, AgentError>;
+    /// All entries of a task's journal.
+    fn journal(&self, id: &str) -> Result<Vec<Entry>, AgentError>;
     /// All agents.
     fn agents(&self) -> Result<AgentRows, AgentError>;
     /// Number of this boot, one higher than ever before.

@@ -6,6 +6,7 @@
 mod durable;
 pub mod filter;
 mod hub;
+pub mod journal;
 mod memory;
 pub mod op;
 pub mod record;
@@ -23,6 +24,7 @@ pub use durable::Store;
 use durable::{existing, not_found};
 use filter::Filter;
 use hub::{Behind, Hub, Live};
+use journal::{Decision, Session, Sessions};
 use memory::Memory;
 pub use op::{AttemptInfo, Finish, Metrics, Queued, WriteOp, Written};
 use record::{Record, is_terminal};
@@ -65,6 +67,7 @@ pub struct TaskStore {
     hub: Arc<Hub>,
     memory: Memory,
     durable: Box<dyn Store>,
+    sessions: Sessions,
 }
 
 /// Milliseconds since the epoch.
@@ -81,7 +84,7 @@ impl TaskStore {
     }
 
     fn with(hub: Arc<Hub>, durable: Box<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { hub, memory: Memory::new(), durable })
+        Arc::new(Self { hub, memory: Memory::new(), durable, sessions: Sessions::default() })
     }
 
     /// Epoch of this boot.
@@ -114,6 +117,9 @@ impl TaskStore {
         if self.is_inline(&op) {
             done(self.write_inline(op));
             return Enqueued::Inline;
+        }
+        if let WriteOp::Finish { id, .. } | WriteOp::Requeue { id, .. } | WriteOp::Delete { id, .. } = &op {
+            self.sessions.close(id);
         }
         if self.durable.write(op, Box::new(done)) { Enqueued::Queued } else { Enqueued::Busy }
     }
@@ -148,6 +154,11 @@ impl TaskStore {
             WriteOp::Route { id, fence, route } => self.change_memory(&id, now, |r| r.route(fence, route)),
             WriteOp::Events { id, fence, events } => self.change_memory(&id, now, |r| r.events(fence, events, now)),
             WriteOp::Finish { id, fence, finish } => self.change_memory(&id, now, |r| r.finish(fence, *finish, now)),
+            // An ephemeral task promises nothing, so it has no journal.
+            WriteOp::Journal { id, fence, .. } => self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Ok))),
+            WriteOp::ToolBegin { id, fence, .. } => {
+                self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Tool(Decision::Run))))
+            }
             WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, events } => {
                 self.change_memory(&id, now, |r| r.requeue(fence, &outcome, &cause, counts, not_before_ms, events, now))
             }
@@ -181,6 +192,28 @@ impl TaskStore {
             self.hub.forget(&old);
         }
         Ok(written)
+    }
+
+    /// What a running attempt knows of its task's journal, without waiting: None for the first use in an attempt that is not the task's
+    /// first, for which the disk must be read ([`Self::read_session`]).
+    pub fn session(&self, id: &str, fence: i64, attempt: i64) -> Option<Arc<Session>> {
+        match self.sessions.get(id, fence) {
+            None if attempt <= 1 => Some(self.sessions.open(id, Session::new(fence, Vec::new()))),
+            known => known,
+        }
+    }
+
+    /// The same, read from the disk.
+    pub fn read_session(&self, id: &str, fence: i64) -> Result<Arc<Session>, AgentError> {
+        match self.sessions.get(id, fence) {
+            Some(known) => Ok(known),
+            None => Ok(self.sessions.open(id, Session::new(fence, self.durable.journal(id)?))),
+        }
+    }
+
+    /// Whether a task lives in memory alone.
+    pub fn is_ephemeral(&self, id: &str) -> bool {
+        self.memory.has(id)
     }
 
     /// The id that a whole id or a unique suffix of at least four characters names.

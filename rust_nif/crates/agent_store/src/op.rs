@@ -3,6 +3,8 @@
 use agent_core::header::TaskHeader;
 use agent_proto::agents::v1 as pb;
 
+use crate::journal::{Change, Decision, Key, Replay};
+
 /// How an attempt or task ended, and what it cost.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
@@ -16,6 +18,8 @@ pub struct Finish {
     pub cause: String,
     pub proof: Option<pb::CancellationProof>,
     pub events: Vec<pb::task_event::Event>,
+    /// Answers of the last model calls, recorded by the same commit.
+    pub journal: Vec<(Key, Vec<u8>)>,
 }
 
 /// The engine's own meter.
@@ -26,6 +30,7 @@ pub struct Metrics {
     pub execution_ms: i64,
     pub usage: pb::Usage,
     pub provider_calls: i32,
+    pub provider_calls_replayed: i32,
     pub tool_calls: i32,
     pub memory_bytes: Option<i64>,
     pub cpu_ms: Option<i64>,
@@ -53,6 +58,8 @@ pub enum WriteOp {
     Route { id: String, fence: i64, route: pb::Route },
     Events { id: String, fence: i64, events: Vec<pb::task_event::Event> },
     Finish { id: String, fence: i64, finish: Box<Finish> },
+    Journal { id: String, fence: i64, key: Key, change: Change },
+    ToolBegin { id: String, fence: i64, key: Key, replay: Replay },
     Requeue { id: String, fence: i64, outcome: String, cause: String, counts: bool, not_before_ms: i64, events: Vec<pb::task_event::Event> },
     Wake { id: String },
     CancelRequest { tenant: String, id: String },
@@ -73,6 +80,8 @@ impl WriteOp {
             | WriteOp::Route { id, .. }
             | WriteOp::Events { id, .. }
             | WriteOp::Finish { id, .. }
+            | WriteOp::Journal { id, .. }
+            | WriteOp::ToolBegin { id, .. }
             | WriteOp::Requeue { id, .. }
             | WriteOp::Wake { id }
             | WriteOp::CancelRequest { id, .. }
@@ -88,7 +97,11 @@ impl WriteOp {
         match self {
             WriteOp::Submit { spec, .. } => prost::Message::encoded_len(spec.as_ref()),
             WriteOp::Events { events: all, .. } | WriteOp::Requeue { events: all, .. } => events(all),
-            WriteOp::Finish { finish, .. } => finish.result.as_ref().map_or(0, prost::Message::encoded_len) + events(&finish.events),
+            WriteOp::Finish { finish, .. } => {
+                let journal: usize = finish.journal.iter().map(|(_, answer)| answer.len()).sum();
+                finish.result.as_ref().map_or(0, prost::Message::encoded_len) + events(&finish.events) + journal
+            }
+            WriteOp::Journal { change: Change::Answer(answer), .. } => answer.len(),
             WriteOp::PutAgent { data, .. } => data.len(),
             _ => 0,
         }
@@ -113,12 +126,31 @@ pub struct Queued {
 #[allow(missing_docs)]
 pub enum Written {
     Ok,
-    Created { fence: i64, attempt: i32 },
-    Existing { id: String },
-    Claimed { fence: i64, attempt: i32, header: Box<TaskHeader>, spec: Box<pb::AgentTask>, lost: i64, ran_ms: i64 },
+    Created {
+        fence: i64,
+        attempt: i32,
+    },
+    Existing {
+        id: String,
+    },
+    Claimed {
+        fence: i64,
+        attempt: i32,
+        header: Box<TaskHeader>,
+        spec: Box<pb::AgentTask>,
+        lost: i64,
+        ran_ms: i64,
+        unjournaled: Vec<String>,
+    },
     Sequence(i64),
-    Requeued { lost: i64 },
-    State { state: pb::TaskState, fence: i64 },
+    Tool(Decision),
+    Requeued {
+        lost: i64,
+    },
+    State {
+        state: pb::TaskState,
+        fence: i64,
+    },
     Fenced(i64),
     Recovered(Vec<Queued>),
 }

@@ -149,7 +149,8 @@ impl Record {
         events.push(event);
     }
 
-    fn running(&self, fence: i64) -> Result<(), AgentError> {
+    /// Whether this fence holds the running attempt.
+    pub fn running(&self, fence: i64) -> Result<(), AgentError> {
         match self.task.state() {
             S::Running if self.task.fencing_token == fence => Ok(()),
             _ => Err(fenced(fence, self.task.fencing_token)),
@@ -174,6 +175,7 @@ impl Record {
                 spec,
                 lost: self.lost,
                 ran_ms,
+                unjournaled: self.task.unjournaled_tools.clone(),
             },
         ))
     }
@@ -343,7 +345,7 @@ fn metrics(m: &Metrics) -> pb::ExecutionMetrics {
         execution_time: Some(duration(m.execution_ms)),
         tokens_used: Some(m.usage),
         provider_calls: m.provider_calls,
-        provider_calls_replayed: 0,
+        provider_calls_replayed: m.provider_calls_replayed,
         tool_calls: m.tool_calls,
         memory_used: m.memory_bytes,
         cost_micros: m.cost_micros,
@@ -401,6 +403,7 @@ mod tests {
             cause: String::new(),
             proof: None,
             events: Vec::new(),
+            journal: Vec::new(),
         }
     }
 

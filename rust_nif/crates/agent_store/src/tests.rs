@@ -50,6 +50,7 @@ fn finish(id: &str, fence: i64) -> WriteOp {
         cause: String::new(),
         proof: None,
         events: Vec::new(),
+        journal: Vec::new(),
     };
     WriteOp::Finish { id: id.into(), fence, finish: Box::new(finish) }
 }
@@ -340,4 +341,80 @@ fn lists_page_and_filter() {
     assert_eq!((error.reason, error.metadata["position"].as_str()), (Reason::FilterInvalid, "15"));
     stop(&dir, &store);
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+fn key(n: u8, kind: journal::Kind) -> journal::Key {
+    journal::Key { question: (kind, [n; 32]), occurrence: 0 }
+}
+
+fn journal(store: &TaskStore, id: &str, fence: i64, key: journal::Key, change: journal::Change) -> Result<Written, AgentError> {
+    write(store, WriteOp::Journal { id: id.into(), fence, key, change })
+}
+
+fn lose(store: &TaskStore, id: &str, fence: i64) {
+    let requeue = WriteOp::Requeue {
+        id: id.into(),
+        fence,
+        outcome: "lost".into(),
+        cause: "WORKER_CRASHED".into(),
+        counts: true,
+        not_before_ms: 0,
+        events: Vec::new(),
+    };
+    write(store, requeue).unwrap();
+    write(store, WriteOp::Claim { id: id.into() }).unwrap();
+}
+
+#[test]
+fn a_later_attempt_finds_what_was_answered_also_by_the_end_and_after_a_new_start() {
+    use journal::{Change, Kind, Lookup};
+    let dir = dir("journal");
+    let store = open(&dir);
+    let (id, _) = submit(&store, false, None, "x", true);
+    let (asked, answered) = (key(1, Kind::Chat), key(2, Kind::Chat));
+    journal(&store, &id, 1, asked, Change::Intent).unwrap();
+    journal(&store, &id, 1, answered, Change::Intent).unwrap();
+    journal(&store, &id, 1, answered, Change::Answer(vec![7])).unwrap();
+    // The first answer is the one that the task was given.
+    journal(&store, &id, 1, answered, Change::Answer(vec![8])).unwrap();
+    stop(&dir, &store);
+    let store = open(&dir);
+    write(&store, WriteOp::Recover).unwrap();
+    write(&store, WriteOp::Claim { id: id.clone() }).unwrap();
+    assert!(store.session(&id, 2, 2).is_none());
+    let session = store.read_session(&id, 2).unwrap();
+    assert_eq!(session.ask(answered.question), Lookup::Recorded(vec![7]));
+    assert_eq!(session.ask(asked.question), Lookup::Live { key: asked, in_doubt: true, diverged: false });
+    let late = journal(&store, &id, 1, key(3, Kind::Chat), Change::Answer(vec![1]));
+    assert_eq!(late.unwrap_err().reason, Reason::AttemptFenced);
+
+    let WriteOp::Finish { finish: mut end, .. } = finish(&id, 2) else { unreachable!() };
+    end.journal = vec![(key(4, Kind::Chat), vec![4])];
+    write(&store, WriteOp::Finish { id: id.clone(), fence: 2, finish: end }).unwrap();
+    assert_eq!(store.durable.journal(&id).unwrap().len(), 3);
+    write(&store, WriteOp::Delete { tenant: "t".into(), id: id.clone() }).unwrap();
+    assert!(store.durable.journal(&id).unwrap().is_empty());
+}
+
+#[test]
+fn a_tool_runs_once_unless_it_allows_more_and_one_in_doubt_is_not_guessed() {
+    use journal::{Change, Decision, Kind, Replay};
+    let dir = dir("tools");
+    let store = open(&dir);
+    let (id, _) = submit(&store, false, None, "x", true);
+    let begin = |fence, n, replay| match write(&store, WriteOp::ToolBegin { id: id.clone(), fence, key: key(n, Kind::Tool), replay }) {
+        Ok(Written::Tool(decision)) => decision,
+        other => panic!("{other:?}"),
+    };
+    for n in 1..=3 {
+        assert_eq!(begin(1, n, Replay::Once), Decision::Run);
+        assert_eq!(begin(1, n, Replay::Once), Decision::Run, "its own intent is no doubt");
+    }
+    journal(&store, &id, 1, key(1, Kind::Tool), Change::Answer(vec![1])).unwrap();
+    journal(&store, &id, 1, key(3, Kind::Tool), Change::Withdrawn).unwrap();
+    lose(&store, &id, 1);
+    assert_eq!(begin(2, 1, Replay::Once), Decision::Recorded(vec![1]));
+    assert_eq!(begin(2, 2, Replay::Once), Decision::InDoubt);
+    assert_eq!(begin(2, 2, Replay::Journaled), Decision::Run);
+    assert_eq!(begin(2, 3, Replay::Once), Decision::Run);
 }

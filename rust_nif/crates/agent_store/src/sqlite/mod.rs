@@ -4,6 +4,7 @@
 //! asked hears after the commit. A commit that fails answers every item of the batch as ambiguous and ends the store: after a failed fsync
 //! nothing that the kernel says of the file can be trusted.
 
+mod journal;
 mod readers;
 mod rows;
 mod writer;
@@ -18,13 +19,14 @@ use rusqlite::Connection;
 
 use crate::durable::{AgentRows, Done, Store};
 use crate::hub::Hub;
+use crate::journal::Entry;
 use crate::op::WriteOp;
 use crate::record::Record;
 use readers::Readers;
 use writer::Writer;
 
 /// Version of the schema that this program writes.
-pub const SCHEMA: i64 = 1;
+pub const SCHEMA: i64 = 2;
 /// Versions from 3.7.0 to 3.51.2 may corrupt a database in WAL mode (sqlite.org/wal.html, "WAL-reset bug").
 const SQLITE_AFFECTED_UNTIL: i32 = 3_051_002;
 /// The words of the partial index `task_open`: a query uses it only if it says the same.
@@ -44,6 +46,13 @@ const MIGRATION_1: &str = "
     CREATE TABLE event(task_id TEXT NOT NULL, sequence INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY(task_id, sequence)) WITHOUT ROWID;
     CREATE TABLE agent(tenant TEXT NOT NULL, id TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY(tenant, id)) WITHOUT ROWID;
     INSERT INTO meta VALUES('epoch', 0);
+";
+
+const MIGRATION_2: &str = "
+    CREATE TABLE journal(
+        task_id TEXT NOT NULL, kind INTEGER NOT NULL, hash BLOB NOT NULL, occurrence INTEGER NOT NULL, hash_version INTEGER NOT NULL,
+        fence INTEGER NOT NULL, answer BLOB, PRIMARY KEY(task_id, kind, hash, occurrence)
+    ) WITHOUT ROWID;
 ";
 
 /// One database file.
@@ -94,6 +103,10 @@ impl Store for Sqlite {
 
     fn due(&self, now_ms: i64) -> Result<Vec<String>, AgentError> {
         self.readers.due(now_ms)
+    }
+
+    fn journal(&self, id: &str) -> Result<Vec<Entry>, AgentError> {
+        self.readers.journal(id)
     }
 
     fn agents(&self) -> Result<AgentRows, AgentError> {
@@ -160,8 +173,11 @@ fn open(path: &Path) -> Result<(Connection, i64), AgentError> {
         let tx = db.transaction()?;
         if version < 1 {
             tx.execute_batch(MIGRATION_1)?;
-            tx.pragma_update(None, "user_version", SCHEMA)?;
         }
+        if version < 2 {
+            tx.execute_batch(MIGRATION_2)?;
+        }
+        tx.pragma_update(None, "user_version", SCHEMA)?;
         let epoch = tx.query_row("UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value", [], |r| r.get(0))?;
         tx.commit()?;
         Ok(epoch)

@@ -11,6 +11,7 @@ use rusqlite::{Connection, params};
 use super::rows::{SELECT, load, record_of};
 use super::{OPEN, unavailable};
 use crate::durable::AgentRows;
+use crate::journal::Entry;
 use crate::record::Record;
 
 pub(super) fn due_sql() -> String {
@@ -94,6 +95,10 @@ impl Readers {
             let rows = s.query_map([now], |r| r.get(0))?;
             rows.collect()
         })
+    }
+
+    pub(crate) fn journal(&self, id: &str) -> Result<Vec<Entry>, AgentError> {
+        self.with(|db| super::journal::entries(db, id))
     }
 
     pub(crate) fn agents(&self) -> Result<AgentRows, AgentError> {

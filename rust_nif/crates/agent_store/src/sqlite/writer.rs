@@ -11,10 +11,12 @@ use parking_lot::Mutex;
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::journal;
 use super::rows::{SELECT, attempts_blob, load, record_of};
 use super::{OPEN, unavailable};
 use crate::durable::{Done, existing, not_found};
 use crate::hub::Hub;
+use crate::journal::Change;
 use crate::op::{Queued, WriteOp, Written};
 use crate::record::{Record, is_terminal};
 
@@ -243,7 +245,24 @@ impl Thread {
             WriteOp::Attempt { id, fence, info } => self.change(&id, |r| r.attempt(fence, info)),
             WriteOp::Route { id, fence, route } => self.change(&id, |r| r.route(fence, route)),
             WriteOp::Events { id, fence, events } => self.change(&id, |r| r.events(fence, events, now)),
-            WriteOp::Finish { id, fence, finish } => self.change(&id, |r| r.finish(fence, *finish, now)),
+            WriteOp::Finish { id, fence, mut finish } => {
+                let answers = std::mem::take(&mut finish.journal);
+                let done = self.change(&id, |r| r.finish(fence, *finish, now))?;
+                for (key, answer) in answers {
+                    journal::change(&self.db, &id, fence, &key, &Change::Answer(answer)).map_err(|e| unavailable(&e))?;
+                }
+                Ok(done)
+            }
+            WriteOp::Journal { id, fence, key, change } => {
+                self.held(&id, fence)?;
+                journal::change(&self.db, &id, fence, &key, &change).map_err(|e| unavailable(&e))?;
+                Ok((Written::Ok, Vec::new()))
+            }
+            WriteOp::ToolBegin { id, fence, key, replay } => {
+                self.held(&id, fence)?;
+                let decision = journal::tool_begin(&self.db, &id, fence, &key, replay).map_err(|e| unavailable(&e))?;
+                Ok((Written::Tool(decision), Vec::new()))
+            }
             WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, events } => {
                 self.change(&id, |r| r.requeue(fence, &outcome, &cause, counts, not_before_ms, events, now))
             }
@@ -272,6 +291,15 @@ impl Thread {
             .prepare_cached(&sql)
             .and_then(|mut s| s.query_row(params![tenant, request_id], record_of).optional())
             .map_err(|e| unavailable(&e))
+    }
+
+    /// Whether the fence holds the task; its row stays as it is.
+    fn held(&mut self, id: &str, fence: i64) -> Result<(), AgentError> {
+        if !self.cache.contains_key(id) {
+            let record = load(&self.db, id).map_err(|e| unavailable(&e))?.ok_or_else(|| not_found(id))?;
+            self.cache.insert(id.to_owned(), record);
+        }
+        self.cache.get(id).map_or_else(|| Err(not_found(id)), |r| r.running(fence))
     }
 
     fn change(&mut self, id: &str, f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>) -> Outcome {
@@ -361,6 +389,7 @@ impl Thread {
         self.cache.remove(id);
         self.hub.forget(id);
         self.sql("DELETE FROM event WHERE task_id = ?1", params![id])?;
+        journal::delete(&self.db, id).map_err(|e| unavailable(&e))?;
         self.sql("DELETE FROM task WHERE id = ?1", params![id])
     }
 

@@ -1,0 +1,247 @@
+//! The journal of a task: answers of models and results of tools that an earlier attempt has paid for.
+//!
+//! An entry is found by what was asked and by which of several equal questions it was, never by its position, so calls that run in
+//! parallel replay as well. An entry without an answer is an intent: the bytes had left when the attempt ended, so it may be billed twice.
+//!
+//! A [`Session`] is what one attempt knows of it: the entries of earlier attempts, and how often each question was asked in this one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// Version of the canonical forms behind the hashes; stored beside every entry, so that a newer program can tell them apart.
+pub const VERSION: u32 = 1;
+
+/// What was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A model.
+    Chat = 1,
+    /// An embedding model.
+    Embed = 2,
+    /// A tool.
+    Tool = 3,
+}
+
+/// A question: its kind and the SHA-256 of its canonical form.
+pub type Question = (Kind, [u8; 32]);
+
+/// Names an entry of one task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// What was asked.
+    pub question: Question,
+    /// Which of several equal questions, from 0.
+    pub occurrence: u32,
+}
+
+/// What happens to an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The question is about to leave.
+    Intent,
+    /// Its answer.
+    Answer(Vec<u8>),
+    /// It was refused, or will be asked again as if for the first time: nothing was paid, nothing happened.
+    Withdrawn,
+}
+
+/// How a tool declared that it may be repeated, as far as the journal is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replay {
+    /// In doubt it runs again.
+    Journaled,
+    /// In doubt somebody must decide.
+    Once,
+}
+
+/// What a tool that is about to run shall do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Run.
+    Run,
+    /// Not run: this is its result.
+    Recorded(Vec<u8>),
+    /// It may have run: an earlier attempt ended between its begin and its end.
+    InDoubt,
+}
+
+/// An entry as it is stored: its key, and its answer if there is one.
+pub type Entry = (Key, Option<Vec<u8>>);
+
+/// What a session says to a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Answered before.
+    Recorded(Vec<u8>),
+    /// To be asked.
+    Live {
+        /// Under which it is to be recorded.
+        key: Key,
+        /// An earlier attempt ended while this very question was under way.
+        in_doubt: bool,
+        /// The run took another way than the one recorded; said once.
+        diverged: bool,
+    },
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    recorded: HashMap<Key, Option<Vec<u8>>>,
+    asked: HashMap<Question, u32>,
+    /// Answers that nobody has asked for yet.
+    unused: usize,
+    hits: usize,
+    diverged: bool,
+}
+
+/// What one attempt knows of the journal.
+#[derive(Debug)]
+pub struct Session {
+    fence: i64,
+    inner: Mutex<Inner>,
+}
+
+impl Session {
+    /// A session over the entries of earlier attempts.
+    pub fn new(fence: i64, entries: Vec<Entry>) -> Self {
+        let unused = entries.iter().filter(|(key, answer)| key.question.0 != Kind::Tool && answer.is_some()).count();
+        Self { fence, inner: Mutex::new(Inner { recorded: entries.into_iter().collect(), unused, ..Inner::default() }) }
+    }
+
+    /// Asks; every call counts as one more of equal questions.
+    pub fn ask(&self, question: Question) -> Lookup {
+        let inner = &mut *self.inner.lock();
+        let asked = inner.asked.entry(question).or_insert(0);
+        let key = Key { question, occurrence: *asked };
+        *asked += 1;
+        match inner.recorded.remove(&key) {
+            Some(Some(answer)) => {
+                inner.unused -= 1;
+                inner.hits += 1;
+                Lookup::Recorded(answer)
+            }
+            Some(None) => Lookup::Live { key, in_doubt: true, diverged: false },
+            // Answers are left that this run did not ask for before it asked for something new.
+            None => {
+                let diverged = inner.unused > 0 && inner.hits > 0 && !inner.diverged;
+                inner.diverged |= diverged;
+                Lookup::Live { key, in_doubt: false, diverged }
+            }
+        }
+    }
+
+    /// Takes back the last question, which was not asked after all.
+    pub fn take_back(&self, question: Question, answer: Option<Vec<u8>>) {
+        let inner = &mut *self.inner.lock();
+        let Some(asked) = inner.asked.get_mut(&question).filter(|n| **n > 0) else { return };
+        *asked -= 1;
+        if let Some(answer) = answer {
+            inner.recorded.insert(Key { question, occurrence: *asked }, Some(answer));
+            inner.unused += 1;
+            inner.hits -= 1;
+        }
+    }
+}
+
+/// The sessions of running attempts.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    open: Mutex<HashMap<String, Arc<Session>>>,
+}
+
+impl Sessions {
+    /// The session of an attempt, if it was opened.
+    pub fn get(&self, task: &str, fence: i64) -> Option<Arc<Session>> {
+        self.open.lock().get(task).filter(|s| s.fence == fence).cloned()
+    }
+
+    /// The session of an attempt; the first to come opens it, an older attempt's is replaced.
+    pub fn open(&self, task: &str, session: Session) -> Arc<Session> {
+        let mut open = self.open.lock();
+        match open.get(task) {
+            Some(old) if old.fence >= session.fence => old.clone(),
+            _ => {
+                let session = Arc::new(session);
+                open.insert(task.to_owned(), session.clone());
+                session
+            }
+        }
+    }
+
+    /// The attempt is over.
+    pub fn close(&self, task: &str) {
+        let mut open = self.open.lock();
+        if !open.is_empty() {
+            open.remove(task);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(n: u8) -> Question {
+        (Kind::Chat, [n; 32])
+    }
+
+    fn key(n: u8, occurrence: u32) -> Key {
+        Key { question: question(n), occurrence }
+    }
+
+    #[test]
+    fn equal_questions_are_answered_in_the_order_of_their_numbers_and_the_next_one_is_live() {
+        let s = Session::new(2, vec![(key(1, 1), Some(vec![11])), (key(1, 0), Some(vec![10]))]);
+        assert_eq!(s.ask(question(1)), Lookup::Recorded(vec![10]));
+        assert_eq!(s.ask(question(1)), Lookup::Recorded(vec![11]));
+        assert_eq!(s.ask(question(1)), Lookup::Live { key: key(1, 2), in_doubt: false, diverged: false });
+    }
+
+    #[test]
+    fn the_order_of_different_questions_does_not_matter() {
+        let s = Session::new(2, vec![(key(1, 0), Some(vec![1])), (key(2, 0), Some(vec![2]))]);
+        assert_eq!(s.ask(question(2)), Lookup::Recorded(vec![2]));
+        assert_eq!(s.ask(question(1)), Lookup::Recorded(vec![1]));
+    }
+
+    #[test]
+    fn an_intent_is_in_doubt_and_no_divergence() {
+        let s = Session::new(2, vec![(key(1, 0), Some(vec![1])), (key(2, 0), None), (key(3, 0), Some(vec![3]))]);
+        s.ask(question(1));
+        assert_eq!(s.ask(question(2)), Lookup::Live { key: key(2, 0), in_doubt: true, diverged: false });
+    }
+
+    #[test]
+    fn another_way_than_the_recorded_one_is_said_once() {
+        let s = Session::new(2, vec![(key(1, 0), Some(vec![1])), (key(2, 0), Some(vec![2]))]);
+        s.ask(question(1));
+        assert_eq!(s.ask(question(9)), Lookup::Live { key: key(9, 0), in_doubt: false, diverged: true });
+        assert_eq!(s.ask(question(8)), Lookup::Live { key: key(8, 0), in_doubt: false, diverged: false });
+        assert_eq!(s.ask(question(2)), Lookup::Recorded(vec![2]));
+    }
+
+    #[test]
+    fn a_question_that_was_taken_back_is_answered_the_next_time() {
+        let s = Session::new(2, vec![(key(1, 0), Some(vec![1]))]);
+        assert_eq!(s.ask(question(1)), Lookup::Recorded(vec![1]));
+        s.take_back(question(1), Some(vec![1]));
+        assert_eq!(s.ask(question(1)), Lookup::Recorded(vec![1]));
+        let live = Lookup::Live { key: key(1, 1), in_doubt: false, diverged: false };
+        assert_eq!(s.ask(question(1)), live);
+        s.take_back(question(1), None);
+        assert_eq!(s.ask(question(1)), live);
+    }
+
+    #[test]
+    fn a_later_attempt_replaces_the_session_and_an_earlier_one_does_not_get_it_back() {
+        let all = Sessions::default();
+        all.open("t", Session::new(1, Vec::new()));
+        all.open("t", Session::new(2, vec![(key(1, 0), Some(vec![1]))]));
+        assert!(all.get("t", 1).is_none());
+        assert_eq!(all.get("t", 2).unwrap().ask(question(1)), Lookup::Recorded(vec![1]));
+        all.close("t");
+        assert!(all.get("t", 2).is_none());
+    }
+}
