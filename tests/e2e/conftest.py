@@ -87,6 +87,7 @@ def config(bad: str) -> str:
             "raises",
             "hog",
             "steps",
+            "asks_people",
             "slow_once",
             "slow_journaled",
         )
@@ -113,6 +114,14 @@ framework = "langchain"
 project = "{HERE}"
 tools = ["e2e_agents:multiply"]
 instructions = "You are a helpful assistant."
+[agents.graph]
+framework = "langchain"
+project = "{HERE}"
+entrypoint = "e2e_graphs:graph"
+[agents.saved_graph]
+framework = "langchain"
+project = "{HERE}"
+entrypoint = "e2e_graphs:saved_graph"
 [agents.broken]
 framework = "custom:e2e"
 project = "{HERE}"

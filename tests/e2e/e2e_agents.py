@@ -141,6 +141,17 @@ async def steps(task: Any, engine: Any) -> str:
     return f"{first} {' '.join(pair)} {await engine.chat('step 4')} {said}"
 
 
+@agent("asks_people")
+async def asks_people(task: Any, engine: Any) -> str:
+    """A model call, a question, a decision, and a tool that must not be run twice."""
+    first = await engine.chat("step 1")
+    said = effect(1)
+    name = await engine.ask("Who pays?", payload={"currency": "EUR"})
+    if not await engine.approve(f"Shall {name} pay?"):
+        return f"{name} does not pay"
+    return f"{first} {name} pays, {said}"
+
+
 @tool
 async def dawdle() -> str:
     """Takes a while, once."""

@@ -97,6 +97,17 @@ def test_a_client_that_disappears_costs_nobody_anything(node: LocalNode, client:
     assert client.wait(handle.id, timeout="60s").state.endswith("SUCCEEDED")
 
 
+def test_a_worker_is_replaced_after_its_number_of_tasks_and_nobody_notices(killable: Callable[[str], KillableNode]) -> None:
+    with Client(killable("[workers]\nrecycle_after = 2\nwarm = 0\n").address, max_retries=0) as client:
+        pids = []
+        for _ in range(5):
+            handle = client.submit("hello", agent="shout")
+            assert handle.result().output == "HELLO"
+            pids.append(next(iter(client.attempts(handle.id))).host_pid)
+        assert len(set(pids)) == 3 and pids[0] == pids[1] and pids[2] == pids[3]
+        assert all(framework.restarts == 0 for framework in client.frameworks.list())
+
+
 def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(killable: Callable[[], KillableNode]) -> None:
     node = killable()
     with Client(node.address, max_retries=0) as client:

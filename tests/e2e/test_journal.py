@@ -137,15 +137,6 @@ def test_a_native_agent_resumes_on_a_new_node(node: KillableNode, counting: Coun
     assert second.messages == third.messages
 
 
-def test_a_tool_that_may_run_once_and_was_cut_is_not_guessed(node: KillableNode) -> None:
-    with Client(node.address, max_retries=0) as client:
-        handle = client.submit("x", agent="slow_once")
-        next(e for e in client.watch(handle.id) if e.kind == "tool_call")
-        kill_worker(client, handle.id)
-        task = handle.wait("60s")
-        assert task.error is not None and task.error.reason == "REPLAY_NOT_ALLOWED" and "dawdle" in task.error.message
-
-
 def test_a_tool_that_may_run_again_does(node: KillableNode) -> None:
     with Client(node.address, max_retries=0) as client:
         handle = client.submit("x", agent="slow_journaled")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Process, Zygote, all_gone, descendants, hit
+from .harness import Process, Zygote, all_gone, descendants, hit, processes
 
 
 @pytest.fixture
@@ -26,8 +26,9 @@ def folder() -> Iterator[Path]:
 def zygote(folder: Path) -> Iterator[Zygote]:
     made = Zygote(folder)
     yield made
-    left = [Process.of(pid) for pid in descendants(os.getpid())]
+    left: list[Process] = []
     try:
+        left = processes(descendants(os.getpid()))
         made.close()
         all_gone(left)
     finally:

@@ -231,7 +231,7 @@ class Worker:
     def tree(self) -> set[Process]:
         """The keeper, and all that is below it."""
         keeper = parent(self.pid)
-        return {p for p in map(Process.of, [keeper, *descendants(keeper)]) if p.alive()}
+        return {p for p in processes([keeper, *descendants(keeper)]) if p.alive()}
 
 
 @dataclass(frozen=True)
@@ -266,6 +266,22 @@ def _stat(pid: int) -> list[str]:
 
 def parent(pid: int) -> int:
     return int(_stat(pid)[1])
+
+
+def processes(pids: Iterable[int]) -> list[Process]:
+    """Those that are still there: a process may end between its listing and a look at it."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found.append(Process.of(pid))
+    return found
+
+
+def program(pid: int) -> bytes:
+    """Its command line; empty for one that has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def descendants(pid: int) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import ROOT, Process, Worker, Zygote, all_gone, descendants, hit, parent, stop_and_wait
+from .harness import ROOT, Process, Worker, Zygote, all_gone, descendants, hit, parent, processes, program, stop_and_wait
 
 MODES = ["auto", "plain"]
 #: The tree of a part that was hit is gone within this on an idle machine; ten times that is allowed here.
@@ -36,7 +36,7 @@ def _end(worker: Worker) -> None:
 def _init_of(worker: Worker) -> int | None:
     keeper = parent(worker.pid)
     for pid in descendants(keeper):
-        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"port_guard\0init"):
+        if program(pid).startswith(b"port_guard\0init"):
             return pid
     return None
 
@@ -179,9 +179,9 @@ def test_node_killed(folder: Path, stopped: str) -> None:
     ) as node:
         assert node.stdout is not None
         zygote_guard, zygote, *guards = map(int, node.stdout.readline().split())
-        everything = {Process.of(pid) for pid in descendants(node.pid)}
+        everything = set(processes(descendants(node.pid)))
         assert len(everything) > 4 * 5
-        programs = {p.pid: Path(f"/proc/{p.pid}/cmdline").read_bytes() for p in everything}
+        programs = {p.pid: program(p.pid) for p in everything}
         targets = {
             "nothing": [],
             "guards": guards,

@@ -1,6 +1,6 @@
 %% @doc One framework worker: the Erlang process that owns a guard (control) and a socket (frames).
 %%
-%% Life: `opening -> hello -> binding -> idle <-> busy -> killing -> end'. It is leased by the manager to one owner (the
+%% Life: `opening -> hello -> binding -> idle <-> busy -> draining -> killing -> end'. It is leased by the manager to one owner (the
 %% task's coordinator) at a time and speaks to it only by message, `{adapter, LeaseRef, What}'; it never calls upward. It is
 %% `temporary': after a kill or a loss the manager starts another.
 %%
@@ -34,6 +34,8 @@
 -define(PROOF_TIMEOUT_MS, 2000).
 %% Time for the guard's report after the channel ended.
 -define(REPORT_TIMEOUT_MS, 1500).
+%% An idle worker that is drained says GOODBYE at once; behind this it is ended all the same, in ms.
+-define(DRAIN_TIMEOUT_MS, 1000).
 -define(TICK_MS, 500).
 -define(SEND_TIMEOUT_MS, 1000).
 -define(MAX_FRAME_BYTES, 16777216).
@@ -148,6 +150,9 @@ handle_event(internal, open, opening, W) ->
     end;
 handle_event(state_timeout, start, State, W) ->
     lose(worker_start_failed, <<"the worker was not ready in time">>, State, W);
+
+handle_event(state_timeout, drain, draining, W) ->
+    kill_tree(recycled, ?TERM_GRACE_MS, draining, W);
 
 %% frames
 handle_event(info, {tcp, S, Bin}, State, W = #worker{socket = S}) ->
@@ -345,6 +350,8 @@ frame(call, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F, g
     {keep_state, send_waiting(note(Notes, W#worker{calls = Calls1}))};
 frame(result, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F}}) ->
     result(Frame, W);
+frame(goodbye, _, draining, W) ->
+    kill_tree(recycled, ?TERM_GRACE_MS, draining, W);
 frame(Type, _, _, W) when Type =:= event; Type =:= call; Type =:= result; Type =:= goodbye; Type =:= health_reply ->
     %% Late frames of an attempt that has ended or was fenced: dropped, their credit is given back all the same.
     {keep_state, W};
@@ -440,7 +447,9 @@ release(_State, W = #worker{spec = #{id := Id, manager := Manager, recycle_after
     W1 = unlease(W),
     case Tasks >= Max of
         true ->
-            kill_tree(recycled, ?TERM_GRACE_MS, idle, W1);
+            %% It writes out what it holds and says GOODBYE.
+            {next_state, draining, send(framework_adapter_frame:encode(drain, <<>>), W1),
+             [{state_timeout, ?DRAIN_TIMEOUT_MS, drain}, {{timeout, grace}, infinity, none}]};
         false ->
             Manager ! {worker, Id, {idle, view(W1)}},
             {next_state, idle, W1, [{{timeout, grace}, infinity, none}]}

@@ -6,6 +6,7 @@
 %% API
 -export([submit/2]).
 -export([cancel/4]).
+-export([signal/3]).
 -export([route/1]).
 -export([route/2]).
 -export([resolve/1]).
@@ -129,6 +130,24 @@ cancel_waiting(TaskId, Fence) ->
         {error, Error} -> {error, engine_errors:from(Error)};
         {unknown, _} -> again
     end.
+
+%% @doc An answer to what a task asks, as an encoded `SignalTaskRequest'; with the last one it runs again. It is stored before this returns:
+%% should the engine end here, the poll of the store finds the task due.
+-spec signal(Tenant :: binary(), TaskId :: binary(), Signal :: binary()) -> ok | {error, agent_error:t()}.
+signal(Tenant, TaskId, Signal) ->
+    case agent_store:write({signal, Tenant, TaskId, Signal}) of
+        {ok, {waiting, _}} -> ok;
+        {ok, {ready, Header}} -> wake(TaskId, Header);
+        {error, Error} -> {error, engine_errors:from(Error)};
+        {unknown, Error} -> {error, Error}
+    end.
+
+-spec wake(binary(), map()) -> ok.
+wake(TaskId, #{tenant := Tenant} = Header) ->
+    Class = case resolve(Header) of {ok, _, #{executor := Executor}} -> Executor; {error, _} -> <<"native">> end,
+    run_queue:enqueue(#{task_id => TaskId, tenant => Tenant, priority => maps:get(priority, Header, 4), class => Class, wake => true,
+                        create_ms => maps:get(create_ms, Header, 0), agent_id => maps:get(agent_id, Header, <<>>),
+                        agent_type => maps:get(agent_type, Header, <<>>)}).
 
 %% @doc Where a task would run now, with all candidates.
 -spec route(Header :: map()) -> {ok, execution_router:route()} | {error, agent_error:t()}.

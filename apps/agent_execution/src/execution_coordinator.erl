@@ -185,17 +185,11 @@ refused(#{lost_count := Used} = Claimed, Header) ->
         #{unjournaled_tools := [_ | _] = Tools} ->
             case maps:get(allow_replay, Header, false) of
                 true -> none;
-                false -> replay_not_allowed(Tools)
+                false -> execution_core:replay_not_allowed(Tools)
             end;
         #{} ->
             none
     end.
-
--spec replay_not_allowed([binary()]) -> agent_error:t().
-replay_not_allowed(Tools) ->
-    Names = iolist_to_binary(lists:join(<<", ">>, Tools)),
-    agent_error:new(replay_not_allowed, <<"an earlier attempt may have used tools that cannot be journaled: ", Names/binary,
-                                          "; execution_hints.allow_replay lets it run again">>, #{<<"tools">> => Names}).
 
 %% max_queue_duration is over before a slot was free.
 -spec expire(run_queue:item()) -> ok.
@@ -391,7 +385,7 @@ effects([fence | Rest], Actions, T = #task{row = Row = #row{task_id = Id, fence 
         %% The store does not answer: the kill goes on all the same, our own gate is closed already.
         _ -> effects(Rest, Actions, put_task_row(Row#row{waiting = <<"the store">>}, T1))
     end;
-effects([{Kind, End} | _], _, T) when Kind =:= finish; Kind =:= requeue ->
+effects([{Kind, End} | _], _, T) when Kind =:= finish; Kind =:= requeue; Kind =:= park ->
     %% Always the last effect.
     record({Kind, End}, T).
 
@@ -476,7 +470,7 @@ metrics(#task{meter = Meter, started_ms = Started, row = #row{create_ms = Create
 %% ---- the end
 
 %% Writes the end of the attempt until the store has taken it, or says that another one holds the task.
--spec record({finish | requeue, map()}, #task{}) -> gen_statem:event_handler_result(atom()).
+-spec record({finish | requeue | park, map()}, #task{}) -> gen_statem:event_handler_result(atom()).
 record({finish, End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch = Batch}) ->
     {Events, _} = execution_events:take(Batch),
     Full = maps:merge(#{result => undefined, error => undefined, cause => <<>>, proof => undefined, metrics => metrics(T),
@@ -484,6 +478,14 @@ record({finish, End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch =
     case agent_store:write({finish, Id, Fence, Full}) of
         {ok, _} -> finished(End, T);
         Other -> unrecorded(Other, {finish, End}, T)
+    end;
+record({park, End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch = Batch}) ->
+    {Events, _} = execution_events:take(Batch),
+    case agent_store:write({park, Id, Fence, End#{events => Events}}) of
+        {ok, {waiting, _}} -> stop(T);
+        %% The answer was quicker than the question.
+        {ok, {ready, _}} -> requeued(now_ms(), T);
+        Other -> unrecorded(Other, {park, End}, T)
     end;
 record({requeue, #{delay := Delay} = End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch = Batch}) ->
     {Events, _} = execution_events:take(Batch),
@@ -498,7 +500,7 @@ record({requeue, #{delay := Delay} = End}, T = #task{row = #row{task_id = Id, fe
         Other -> unrecorded(Other, {requeue, End}, T)
     end.
 
--spec unrecorded(term(), {finish | requeue, map()}, #task{}) -> gen_statem:event_handler_result(atom()).
+-spec unrecorded(term(), {finish | requeue | park, map()}, #task{}) -> gen_statem:event_handler_result(atom()).
 unrecorded({error, #{reason := Reason}}, _, T) when Reason =:= attempt_fenced; Reason =:= task_already_terminal;
                                                     Reason =:= task_not_found; Reason =:= wrong_state ->
     %% Normal: a newer attempt holds the task, or an earlier try of ours was recorded after all.

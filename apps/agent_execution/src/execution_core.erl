@@ -7,13 +7,14 @@
 %% '''
 %% A stop is a cancel or a clock. In the grace a result still counts; then the attempt is fenced *before* its processes
 %% are killed, so that nothing late can win, and the end is recorded with the proof. An attempt ends in exactly one effect
-%% `{finish, _}' or `{requeue, _}'; whatever comes after it has no effect.
+%% `{finish, _}', `{requeue, _}' or `{park, _}'; whatever comes after it has no effect.
 -module(execution_core).
 
 -export([new/2]).
 -export([step/2]).
 -export([phase/1]).
 -export([no_proof_needed/0]).
+-export([replay_not_allowed/1]).
 -export([text/1]).
 
 -export_type([core/0, event/0, effect/0, stop/0, phase/0]).
@@ -44,6 +45,7 @@
     | {abort_native, GraceMs :: pos_integer()} | kill_native
     | {cancel_worker, GraceMs :: non_neg_integer()} | fence | kill_worker
     | {finish, map()}
+    | {park, #{inputs := binary()}}
     | {requeue, #{outcome := lost | failed | timed_out, cause := binary(), counts := boolean(),
                   delay := none | {fixed, pos_integer()} | {jitter, pos_integer()}}}.
 
@@ -57,6 +59,7 @@
     max_backoff_ms :: non_neg_integer(),
     multiplier :: float(),
     non_retryable :: [binary()],
+    allow_replay :: boolean(),
     stop = none :: none | stop()
 }).
 -opaque core() :: #core{}.
@@ -70,7 +73,8 @@ new(Header, #{executor := Executor, used := Used}) ->
           initial_backoff_ms = maps:get(initial_backoff_ms, Retry, 1000),
           max_backoff_ms = maps:get(max_backoff_ms, Retry, 60000),
           multiplier = float(maps:get(multiplier, Retry, 2.0)),
-          non_retryable = maps:get(non_retryable, Retry, [])}.
+          non_retryable = maps:get(non_retryable, Retry, []),
+          allow_replay = maps:get(allow_replay, Header, false)}.
 
 %% @doc Where the attempt is.
 -spec phase(core()) -> phase().
@@ -97,9 +101,13 @@ step({result, succeeded, Props}, C) ->
              journal => maps:get(journal, Props, [])}, C);
 step({result, _, _}, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
     stopped(no_proof_needed(), C);
+%% What is asked may take days to be answered: the attempt ends, and the next one begins with the answers.
+step({result, input_requested, #{unjournaled_tools := [_ | _] = Tools}}, C = #core{allow_replay = false}) ->
+    give_up(replay_not_allowed(Tools), failed, C);
+step({result, input_requested, #{inputs := Inputs}}, C) ->
+    {[{park, #{inputs => Inputs}}], C#core{phase = ended}};
 step({result, input_requested, _}, C) ->
-    give_up(agent_error:new(capability_pending, <<"the agent asked for input; waiting for people comes with workflows">>,
-                            #{<<"capability">> => <<"input">>}), failed, C);
+    give_up(agent_error:new(worker_protocol_error, <<"the worker asked for input without a question">>), failed, C);
 step({result, _, Props}, C) ->
     failed(maps:get(error, Props, agent_error:new(internal, <<"the executor gave no reason">>)), C);
 %% Losses.
@@ -236,6 +244,13 @@ no_proof_needed() ->
 -spec unconfirmed() -> map().
 unconfirmed() ->
     (no_proof_needed())#{witness => unconfirmed, confirmed_dead => false}.
+
+%% @doc Why a task does not run again after it has used tools that cannot be journaled.
+-spec replay_not_allowed([binary()]) -> agent_error:t().
+replay_not_allowed(Tools) ->
+    Names = iolist_to_binary(lists:join(<<", ">>, Tools)),
+    agent_error:new(replay_not_allowed, <<"an earlier attempt may have used tools that cannot be journaled: ", Names/binary,
+                                          "; execution_hints.allow_replay lets it run again">>, #{<<"tools">> => Names}).
 
 %% @doc A reason as clients see it.
 -spec text(atom()) -> binary().

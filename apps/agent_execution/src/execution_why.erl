@@ -17,7 +17,7 @@ state(waiting, _, Task, _) ->
     case maps:get(waiting_for, Task, <<>>) of
         <<"RETRY">> -> ["WAITING for its next attempt", because(Task), "; no worker held"];
         <<"TIMER">> -> "WAITING for the time it was given (not_before); no worker held";
-        Other -> ["WAITING for ", Other, "; no worker held"]
+        Other -> ["WAITING for ", Other, asked(maps:get(inputs, Task, [])), "; no worker held"]
     end;
 state(running, #{state := cancelling} = Live, _, Now) ->
     ["RUNNING, being cancelled: ", place(Live), " has its grace; since ", age(Now, maps:get(since_ms, Live))];
@@ -33,6 +33,10 @@ state(succeeded, _, Task, _) ->
     ["SUCCEEDED after ", duration(Task), " on ", maps:get(executor, Task, <<"?">>)];
 state(State, _, Task, _) ->
     [string:uppercase(atom_to_list(State)), " after ", duration(Task), because(Task)].
+
+-spec asked([{binary(), binary()}]) -> iodata().
+asked([]) -> "";
+asked(Inputs) -> [" (", lists:join(", ", [Id || {Id, _Kind} <- Inputs]), "): singularity signal answers"].
 
 -spec because(map()) -> iodata().
 because(#{reason := Reason, message := Message}) when Reason =/= <<>> -> [": ", Reason, " (", Message, ")"];

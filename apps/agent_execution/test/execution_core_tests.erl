@@ -109,7 +109,7 @@ prop_one_end() ->
     ?FORALL({Executor, Used, Events}, {oneof([<<"native">>, <<"langchain">>]), range(0, 4), list(event())},
             begin
                 {Effects, Core} = run([start | Events], core(Executor, Used, 5)),
-                Ends = [E || E <- Effects, is_tuple(E), element(1, E) =:= finish orelse element(1, E) =:= requeue],
+                Ends = [E || E <- Effects, is_tuple(E), lists:member(element(1, E), [finish, requeue, park])],
                 length(Ends) =< 1
                     andalso (Ends =:= [] orelse lists:last(Effects) =:= hd(Ends))
                     andalso ((Ends =/= []) =:= (execution_core:phase(Core) =:= ended))
@@ -118,6 +118,8 @@ prop_one_end() ->
 event() ->
     oneof([{leased, #{}}, {refused, ?ERROR(queue_full)}, {result, succeeded, #{result => <<>>}},
            {result, failed, #{error => ?ERROR(provider_unavailable)}}, {result, cancelled, #{}},
-           {result, input_requested, #{}}, {lost, #{cause => worker_crashed, detail => <<>>}}, step_down, worker_down,
+           {result, input_requested, #{}}, {result, input_requested, #{inputs => <<>>}},
+           {result, input_requested, #{inputs => <<>>, unjournaled_tools => [<<"t">>]}},
+           {lost, #{cause => worker_crashed, detail => <<>>}}, step_down, worker_down,
            {stop, oneof([cancelled, total, attempt]), oneof([0, 5000])}, grace_over,
            {gone, #{witness => namespace, confirmed_dead => true}}]).

@@ -48,6 +48,11 @@ answer(cancel_task, Tenant, #{task_id := TaskId, grace_ms := Grace, reason := Re
         {ok, Proof} -> {cancelled, TaskId, Proof};
         {error, Error} -> {error, Error}
     end;
+answer(signal_task, Tenant, #{task_id := TaskId}, Signal) ->
+    case agent_engine:signal(Tenant, TaskId, Signal) of
+        ok -> {task, TaskId};
+        {error, Error} -> {error, Error}
+    end;
 answer(delete_task, Tenant, #{task_id := TaskId}, _) ->
     case agent_store:write({delete, Tenant, TaskId}) of
         {ok, _} -> ok;

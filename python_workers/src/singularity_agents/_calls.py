@@ -166,21 +166,24 @@ def signal(
     tool_result: str | None,
     payload: Mapping[str, Any] | None,
     comment: str,
+    request_id: str | None = None,
 ) -> Call[m.Task]:
     """SignalTask."""
-    if sum(value is not None for value in (approve, input, tool_result)) != 1:
-        raise ValueError("give exactly one of approve, input and tool_result")
-    request = ts.SignalTaskRequest(task_id=task_id, input_id=input_id, comment=comment)
+    given = sum(value is not None for value in (approve, input, tool_result))
+    if given > 1 or (given == 0 and payload is None):
+        raise ValueError("give exactly one of approve, input and tool_result, or payload alone")
+    request_id = request_id or new_request_id()
+    request = ts.SignalTaskRequest(task_id=task_id, input_id=input_id, comment=comment, request_id=request_id)
     if approve is not None:
         request.approve = approve
     if input is not None:
         request.input = input
     if tool_result is not None:
         request.tool_result = tool_result
-    if payload:
+    if payload is not None:
         request.payload.CopyFrom(struct(payload))
     path = _path("TaskService", "SignalTask")
-    return Call(path, request, ta.Task, _task, repeatable=bool(input_id), task_id=task_id)
+    return Call(path, request, ta.Task, _task, request_id=request_id, task_id=task_id)
 
 
 def delete_task(task_id: str) -> Call[str]:

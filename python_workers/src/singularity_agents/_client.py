@@ -226,9 +226,14 @@ class Client:
         tool_result: str | None = None,
         payload: dict[str, Any] | None = None,
         comment: str = "",
+        request_id: str | None = None,
     ) -> m.Task:
-        """Answers what a task asked: exactly one of approve, input and tool_result."""
-        return self.run(calls.signal(task_id, input_id, approve, input, tool_result, payload, comment))
+        """Answers what a task asks: one of approve, input and tool_result, or payload alone; it runs again after the last answer.
+
+        `input_id` names the question (`pending_inputs` of the task) where there are several, or one that is still to come.
+        Sent again with the same `request_id` it changes nothing.
+        """
+        return self.run(calls.signal(task_id, input_id, approve, input, tool_result, payload, comment, request_id))
 
     def delete(self, task_id: str) -> str:
         """Forgets an ended task."""

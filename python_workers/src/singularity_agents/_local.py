@@ -14,6 +14,7 @@ from .worker import _runtime
 from .worker._calls import Calls
 from .worker._engine import Engine
 from .worker._events import Events
+from .worker._inputs import InputNeeded
 from .worker._scope import CURRENT, Scope, task_factory
 from .worker._wire import providers, worker
 
@@ -58,6 +59,12 @@ async def _run(
     token = CURRENT.set(scope)
     try:
         return await function_runner(agent.function, engine)(Task(execute))
+    except InputNeeded as asked:
+        raise CapabilityPending(
+            f'the agent asks a person ("{asked.inputs[0].prompt}"), which needs a task on a node; use submit() instead of local()',
+            reason="CAPABILITY_PENDING",
+            metadata={"capability": "input"},
+        ) from asked
     finally:
         CURRENT.reset(token)
 

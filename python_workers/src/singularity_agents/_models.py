@@ -178,6 +178,28 @@ class Route(Value):
     candidates: list[RouteCandidate] = []
 
 
+class InputRequested(Value):
+    """What a task asks."""
+
+    input_id: str = ""
+    kind: str = ""
+    prompt: str = ""
+    payload: dict[str, Any] | None = None
+
+
+class InputAnswer(Value):
+    """What was answered."""
+
+    input_id: str = ""
+    approve: bool | None = None
+    input: str | None = None
+    tool_result: str | None = None
+    payload: dict[str, Any] | None = None
+    comment: str = ""
+    request_id: str = ""
+    time: datetime | None = None
+
+
 class Task(Value):
     """A task as the engine knows it."""
 
@@ -205,6 +227,8 @@ class Task(Value):
     etag: str = ""
     cancellation_proof: CancellationProof | None = None
     durability: str = ""
+    pending_inputs: list[InputRequested] = []
+    answers: list[InputAnswer] = []
 
     @property
     def ended(self) -> bool:

@@ -80,9 +80,11 @@ class Peer:
         if owed is not None:
             self.send(f.Type.CREDIT, call_id=owed[0], fence=owed[1])
 
-    def expect(self, type_: f.Type, within: float = PATIENCE_S) -> f.Frame:
+    def expect(self, type_: f.Type, within: float = PATIENCE_S, skip_events: bool = False) -> f.Frame:
         """The next frame, which must be of this type."""
         frame = self.next(within)
+        while skip_events and frame.type == f.Type.EVENT:
+            frame = self.next(within)
         assert frame.type == type_, f"{f.Type(frame.type).name}, expected {type_.name}: {frame.payload[:300]!r}"
         return frame
 

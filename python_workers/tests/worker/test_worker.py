@@ -331,6 +331,27 @@ def test_goodbye_ends_the_process(start: Start, project: Path) -> None:
     assert peer.process.wait(5) == 0
 
 
+def test_a_drained_worker_finishes_what_runs_and_takes_no_more(start: Start, project: Path) -> None:
+    peer = start()
+    peer.bind("user_code:shout", project)
+    peer.execute("hello")
+    call = peer.expect(f.Type.CALL)
+    peer.send(f.Type.DRAIN)
+    peer.send(f.Type.EXECUTE, slot=1, fence=2, payload=worker_pb2.Execute(task_id="t2").SerializeToString())
+    status, refused = peer.result()
+    assert status == f.Status.FAILED and refused.error.reason == "DRAINING"
+    peer.reply(call, chat_response("done").SerializeToString())
+    assert peer.result()[0] == f.Status.SUCCEEDED
+    peer.expect(f.Type.GOODBYE)
+
+
+def test_an_idle_worker_that_is_drained_says_goodbye_at_once(start: Start, project: Path) -> None:
+    peer = start()
+    peer.bind("user_code:plain", project)
+    peer.send(f.Type.DRAIN)
+    peer.expect(f.Type.GOODBYE)
+
+
 def test_a_wrong_version_ends_the_process(start: Start) -> None:
     peer = start()
     peer.hello()

@@ -279,7 +279,11 @@ class Progress:
             case "log":
                 self._say(f"{data.get('source', '')}: {one_line(str(data.get('message', '')), 200)}")
             case "input_requested":
-                self._say(f"it asks ({data.get('kind')}): {data.get('prompt', '')}", "yellow")
+                self._say(f"it asks ({data.get('kind')}, {data.get('input_id')}): {data.get('prompt', '')}", "yellow")
+                answer = {"approval": "approve|reject", "client_tool": "tool-result TEXT"}.get(
+                    str(data.get("kind")), "input TEXT"
+                )
+                self._say(f"  to answer: singularity signal TASK {answer}", "yellow")
             case _:
                 pass
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
@@ -12,6 +13,7 @@ from .._errors import SingularityError
 from . import _frames as f
 from ._calls import Calls
 from ._events import Events
+from ._inputs import InputNeeded, question, tool_input_id, value
 from ._scope import Scope
 from ._wire import arguments_text, common, providers, to_struct, worker
 
@@ -263,7 +265,7 @@ class Engine:
         """
         bracket = self._bracket(name, arguments, replay, tool_call_id)
         if replay != "safe":
-            recorded = bracket.recorded(await self._calls.call(f.Call.TOOL_BEGIN, bracket.begin()))
+            recorded = await self._begin(bracket)
             if recorded is not None:
                 return recorded.content, recorded.is_error, None
         else:
@@ -295,7 +297,7 @@ class Engine:
         """The same for synchronous code, in a thread of the task or on the loop itself."""
         bracket = self._bracket(name, arguments, replay, tool_call_id)
         if replay != "safe":
-            recorded = bracket.recorded(self._call_from_anywhere(f.Call.TOOL_BEGIN, bracket.begin()))
+            recorded = self._begin_blocking(bracket)
             if recorded is not None:
                 return recorded.content, recorded.is_error, None
         else:
@@ -314,6 +316,26 @@ class Engine:
         else:
             bracket.finished(content, failed)
         return content, failed, error
+
+    async def _begin(self, bracket: _Bracket) -> Recorded | None:
+        try:
+            return bracket.recorded(await self._calls.call(f.Call.TOOL_BEGIN, bracket.begin()))
+        except SingularityError as error:
+            decided = bracket.decided(error)
+        if decided is not None:
+            await self._calls.tell(f.Call.TOOL_END, bracket.end(*decided))
+            return decided
+        return bracket.recorded(await self._calls.call(f.Call.TOOL_BEGIN, bracket.begin("journaled")))
+
+    def _begin_blocking(self, bracket: _Bracket) -> Recorded | None:
+        try:
+            return bracket.recorded(self._call_from_anywhere(f.Call.TOOL_BEGIN, bracket.begin()))
+        except SingularityError as error:
+            decided = bracket.decided(error)
+        if decided is not None:
+            self._tell_from_anywhere(f.Call.TOOL_END, bracket.end(*decided))
+            return decided
+        return bracket.recorded(self._call_from_anywhere(f.Call.TOOL_BEGIN, bracket.begin("journaled")))
 
     def _bracket(self, name: str, arguments: str, replay: str, tool_call_id: str) -> _Bracket:
         return _Bracket(self, self._calls.scope(), name, arguments, replay, tool_call_id)
@@ -370,9 +392,25 @@ class Engine:
         """Runs a subtask and gives its output."""
         return await self._pending(f.Call.DELEGATE, {"description": description, **options})
 
-    async def ask(self, prompt: str, **options: Any) -> str:
-        """Asks a person."""
-        return await self._pending(f.Call.INPUT, {"prompt": prompt, **options})
+    async def ask(self, prompt: str, *, payload: Mapping[str, Any] | None = None, kind: str = "question") -> Any:
+        """Asks a person: gives their words, or the data of their answer.
+
+        While nobody has answered the task waits, without a process; the agent then starts again from its beginning, its model
+        calls and tools answered as before. Questions are known by their order, so ask them in the same one every time.
+        """
+        return self._asked(prompt, kind, payload)
+
+    async def approve(self, prompt: str, *, payload: Mapping[str, Any] | None = None) -> bool:
+        """Asks a person for a yes or a no; waits as :meth:`ask` does."""
+        return bool(self._asked(prompt, "approval", payload))
+
+    def _asked(self, prompt: str, kind: str, payload: Mapping[str, Any] | None) -> Any:
+        scope = self._calls.scope()
+        scope.asked += 1
+        input_id = f"input-{scope.asked}"
+        if input_id not in scope.answers:
+            raise InputNeeded([question(input_id, kind, prompt, payload)])
+        return value(scope.answers[input_id])
 
     async def select_provider(self, **requirements: Any) -> str:
         """Which provider and model would be chosen, without spending."""
@@ -404,14 +442,35 @@ class _Bracket:
         self._occurrence = scope.begun[key]
         scope.begun[key] += 1
 
-    def begin(self) -> bytes:
+    def begin(self, replay: str = "") -> bytes:
         return worker.ToolBegin(
             name=self._name,
             arguments=self._arguments,
             occurrence=self._occurrence,
-            replay=REPLAY[self._replay],
+            replay=REPLAY[replay or self._replay],
             tool_call_id=self._id,
         ).SerializeToString()
+
+    def decided(self, error: SingularityError) -> Recorded | None:
+        """What a person has decided of a call that an earlier attempt may have made: a result, or None to run it.
+
+        Raises InputNeeded while nobody has, and the error itself if it is another.
+        """
+        if error.reason != "REPLAY_NOT_ALLOWED":
+            raise error
+        input_id = tool_input_id(self._name, self._arguments, self._occurrence)
+        answer = self._scope.answers.get(input_id)
+        if answer is None:
+            prompt = (
+                f"The tool {self._name} was cut in an earlier attempt, and nobody here knows whether it had its effect. "
+                "Approve to run it again, or give its result."
+            )
+            details = {"tool": self._name, "arguments": self._arguments}
+            raise InputNeeded([question(input_id, "approval", prompt, details)]) from error
+        if answer.WhichOneof("answer") == "approve":
+            return None if answer.approve else Recorded(f"it was decided not to run {self._name} again", True)
+        given = value(answer)
+        return Recorded(given if isinstance(given, str) else json.dumps(given), False)
 
     @staticmethod
     def recorded(payload: bytes) -> Recorded | None:

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
 from .._errors import SingularityError, TaskCancelled
+from .._proto.singularity.agents.v1 import task_pb2 as tasks
 
 _T = TypeVar("_T")
 
@@ -32,8 +33,8 @@ class Scope:
     """One running task of the engine."""
 
     __slots__ = (
-        "__weakref__", "begun", "born", "cancelled", "fence", "gate", "model", "notes", "slot", "task_id", "unjournaled",
-        "want_text", "work",
+        "__weakref__", "answers", "asked", "begun", "born", "cancelled", "fence", "gate", "model", "notes", "slot", "task_id",
+        "unjournaled", "want_text", "work",
     )  # fmt: skip
 
     def __init__(self, slot: int, fence: int, want_text: bool) -> None:
@@ -50,6 +51,10 @@ class Scope:
         #: How often a tool was called with equal arguments.
         self.begun: Counter[tuple[str, str]] = Counter()
         self.unjournaled: set[str] = set()
+        #: What was answered before this attempt, by the names of the questions.
+        self.answers: dict[str, tasks.InputAnswer] = {}
+        #: Questions that this run has asked so far.
+        self.asked = 0
         #: What an adapter keeps for the length of the run.
         self.notes: dict[str, Any] = {}
 

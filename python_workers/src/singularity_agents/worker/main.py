@@ -30,6 +30,7 @@ from ._channel import Channel
 from ._engine import Engine
 from ._events import Events
 from ._heartbeat import Heartbeat, rss_bytes
+from ._inputs import InputNeeded
 from ._scope import CURRENT, Scope, TrackedThreads, task_factory
 from ._wire import error_message, tasks, worker
 
@@ -57,6 +58,7 @@ class Worker:
         self._scopes: dict[int, Scope] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._loaded = False
+        self._draining = False
         self._handlers: dict[int, Callable[[f.Frame], None]] = {
             f.Type.EXECUTE: self._execute,
             f.Type.REPLY: self._calls.replied,
@@ -64,7 +66,7 @@ class Worker:
             f.Type.CANCEL: self._cancel,
             f.Type.INIT: lambda frame: self._spawn(self._init(frame)),
             f.Type.HEALTH: lambda frame: self._spawn(self._health()),
-            f.Type.DRAIN: lambda frame: None,
+            f.Type.DRAIN: self._drain,
             f.Type.GOODBYE: self._goodbye,
         }
 
@@ -104,6 +106,17 @@ class Worker:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+    def _drain(self, _: f.Frame) -> None:
+        """Takes no more; the node ends the process once it has said GOODBYE."""
+        self._draining = True
+        self._drained()
+
+    def _drained(self) -> None:
+        if self._draining and not self._scopes:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            self._channel.send(f.Type.GOODBYE)
 
     # --- INIT, HEALTH ---------------------------------------------------------------------------------------------
 
@@ -151,12 +164,16 @@ class Worker:
         except DecodeError:
             self._end(scope, SingularityError("the task cannot be read", reason="WORKER_PROTOCOL_ERROR"))
             return
+        if self._draining:
+            self._end(scope, SingularityError("the worker is being drained", reason="DRAINING"))
+            return
         if not self._loaded or frame.slot in self._scopes:
             why = "a task runs in this slot" if self._loaded else "no agent is loaded"
             self._end(scope, SingularityError(why, reason="WORKER_PROTOCOL_ERROR"))
             return
         scope.task_id = execute.task_id
         scope.model = execute.model
+        scope.answers = {answer.input_id: answer for answer in execute.answers}
         self._scopes[frame.slot] = scope
         token = CURRENT.set(scope)
         try:
@@ -218,7 +235,10 @@ class Worker:
 
     def _end(self, scope: Scope, outcome: tasks.AgentResult | BaseException) -> None:
         """Sends the one RESULT."""
-        if isinstance(outcome, BaseException):
+        if isinstance(outcome, InputNeeded):
+            status = f.Status.INPUT_REQUESTED
+            result = worker.Result(inputs=outcome.inputs, unjournaled_tools=scope.unjournaled)
+        elif isinstance(outcome, BaseException):
             status = f.Status.CANCELLED if scope.cancelled else f.Status.FAILED
             result = worker.Result(error=error_message(outcome), unjournaled_tools=scope.unjournaled)
         else:
@@ -235,10 +255,13 @@ class Worker:
             del self._scopes[scope.slot]
         if self._events.waiting or not self._channel.try_send(f.Type.RESULT, status, 0, scope.slot, 0, scope.fence, payload):
             self._spawn(self._send_result(scope, status, payload))
+        else:
+            self._drained()
 
     async def _send_result(self, scope: Scope, status: int, payload: bytes) -> None:
         await self._events.drain()
         await self._channel.send_counted(f.Type.RESULT, status, 0, scope.slot, 0, scope.fence, payload)
+        self._drained()
 
 
 def _lock_hash() -> str:

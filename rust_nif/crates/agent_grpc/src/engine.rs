@@ -45,6 +45,7 @@ pub enum EngineBody {
     Submit { header: Box<TaskHeader>, spec: Box<pb::AgentTask> },
     Cancel { task_id: String, grace_ms: i64, reason: String },
     Retry { task_id: String, header: Box<TaskHeader>, spec: Box<pb::AgentTask> },
+    Signal { task_id: String, signal: Box<pb::SignalTaskRequest> },
     Delete { task_id: String },
     Agent { call: AgentCall, agent: Box<pb::Agent> },
     Frameworks,

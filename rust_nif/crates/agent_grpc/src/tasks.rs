@@ -20,6 +20,15 @@ const DEFAULT_GRACE_MS: i64 = 5000;
 /// Longest grace, in ms.
 const MAX_GRACE_MS: i64 = 600_000;
 
+/// Of a request id, in bytes.
+const MAX_REQUEST_ID: usize = 128;
+/// Of the name of a question, in bytes.
+const MAX_INPUT_ID: usize = 256;
+/// Of a comment, in bytes.
+const MAX_COMMENT: usize = 4096;
+/// Of an answer with all its parts, in bytes.
+const MAX_SIGNAL: usize = 256 * 1024;
+
 /// The service.
 pub(crate) struct Tasks(pub(crate) Shared);
 
@@ -27,12 +36,7 @@ fn prepare(task: Option<pb::AgentTask>, request_id: &str, tenant: &str) -> Resul
     let now = now_ms();
     let Some(task) = task else { return Err(AgentError::field("task", "is missing")) };
     let mut violations = validate_task(&task, now);
-    if request_id.len() > 128 {
-        violations.push(pb::FieldViolation {
-            field: "request_id".into(),
-            description: format!("{} bytes, must be at most 128", request_id.len()),
-        });
-    }
+    violations.extend(too_long("request_id", request_id.len(), MAX_REQUEST_ID));
     if let Some((capability, field)) = pending(&task) {
         return Err(AgentError::pending(capability).with("field", field));
     }
@@ -45,6 +49,23 @@ fn prepare(task: Option<pb::AgentTask>, request_id: &str, tenant: &str) -> Resul
         h.content_hash = hash::content_hash(&task).to_vec();
     }
     Ok((Box::new(h), Box::new(task)))
+}
+
+fn too_long(field: &str, length: usize, most: usize) -> Option<pb::FieldViolation> {
+    (length > most).then(|| pb::FieldViolation { field: field.into(), description: format!("{length} bytes, must be at most {most}") })
+}
+
+fn signal_violations(signal: &pb::SignalTaskRequest) -> Vec<pb::FieldViolation> {
+    let missing = signal.signal.is_none() && signal.payload.is_none();
+    let missing = missing
+        .then(|| pb::FieldViolation { field: "signal".into(), description: "is missing: approve, input, tool_result or payload".into() });
+    let limits = [
+        too_long("input_id", signal.input_id.len(), MAX_INPUT_ID),
+        too_long("request_id", signal.request_id.len(), MAX_REQUEST_ID),
+        too_long("comment", signal.comment.len(), MAX_COMMENT),
+        too_long("signal", prost::Message::encoded_len(signal), MAX_SIGNAL),
+    ];
+    missing.into_iter().chain(limits.into_iter().flatten()).collect()
 }
 
 /// A field whose meaning the engine cannot keep yet: refused, since a wish that is silently dropped (this provider never, no more
@@ -220,8 +241,15 @@ impl pb::task_service_server::TaskService for Tasks {
 
     async fn signal_task(&self, request: Request<pb::SignalTaskRequest>) -> Reply<pb::Task> {
         let tenant = self.0.tenant(&request)?;
-        self.get(&tenant, &request.get_ref().task_id)?;
-        Err(to_status(&AgentError::pending("signals")))
+        let signal = request.into_inner();
+        if let Some(error) = AgentError::invalid(signal_violations(&signal)) {
+            return Err(to_status(&error));
+        }
+        let task_id = self.find(&tenant, &signal.task_id)?;
+        match self.0.ask(tenant.clone(), EngineBody::Signal { task_id, signal: Box::new(signal) }).await? {
+            EngineReply::Task(id) => ok(self.get(&tenant, &id)?),
+            _ => Err(unexpected()),
+        }
     }
 
     async fn batch_submit_tasks(&self, request: Request<pb::BatchSubmitTasksRequest>) -> Reply<pb::BatchSubmitTasksResponse> {

@@ -17,7 +17,7 @@ rustler::atoms! {
     versions, lock_hash, workers, restarts, isolation, unavailable_reason, rss_bytes, started_ms, worker_id, python_version, import_ms, features,
     config_json, entrypoint, project, storage_dir, engine_version, engine_tools, start_time_ms, seed, traceparent, task, tool_call_id, recorded,
     decision, occurrence, replay, framework_version, start_ms, end_ms, attempts, cancel_requested, waiting_for, number, started, template,
-    max_tokens, store, journal, replayed, in_doubt, diverged, withdrawn, provider_calls_replayed,
+    max_tokens, store, journal, replayed, in_doubt, diverged, withdrawn, provider_calls_replayed, inputs, park, signal, signal_task,
     // values
     auto, native, hybrid, durable, ephemeral, queued, running, waiting, succeeded, failed, cancelled, timed_out, lost, fenced,
     namespace, descendants, unconfirmed, none_needed, stopped, starting, created, existing, claimed, requeued, once, safe, journaled,

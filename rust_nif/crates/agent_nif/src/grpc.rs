@@ -93,15 +93,26 @@ fn body_terms(env: Env<'_>, body: EngineBody) -> (Atom, Term<'_>, Term<'_>) {
     match body {
         EngineBody::Submit { header, spec } => {
             let term = header_term(env, &header);
-            (atoms::submit_task(), term, ResourceArc::new(Payload { header: *header, task: Arc::from(spec) }).encode(env))
+            (
+                atoms::submit_task(),
+                term,
+                ResourceArc::new(Payload { header: *header, task: Arc::from(spec), answers: Vec::new() }).encode(env),
+            )
         }
         EngineBody::Retry { task_id, header, spec } => {
             let term = header_term(env, &header).map_put(atoms::retry_of(), task_id).unwrap_or_else(|_| Term::map_new(env));
-            (atoms::retry_task(), term, ResourceArc::new(Payload { header: *header, task: Arc::from(spec) }).encode(env))
+            (
+                atoms::retry_task(),
+                term,
+                ResourceArc::new(Payload { header: *header, task: Arc::from(spec), answers: Vec::new() }).encode(env),
+            )
         }
         EngineBody::Cancel { task_id, grace_ms, reason } => {
             let map = Map::new(env).put(atoms::task_id(), task_id).put(atoms::grace_ms(), grace_ms).put(atoms::reason(), reason).end();
             (atoms::cancel_task(), map, none())
+        }
+        EngineBody::Signal { task_id, signal } => {
+            (atoms::signal_task(), Map::new(env).put(atoms::task_id(), task_id).end(), Bin(&signal.encode_to_vec()).encode(env))
         }
         EngineBody::Delete { task_id } => (atoms::delete_task(), Map::new(env).put(atoms::task_id(), task_id).end(), none()),
         EngineBody::Agent { call, agent } => {

@@ -18,6 +18,8 @@ use crate::terms::{self, Bin, Map, get, int, text, texts};
 pub(crate) struct Payload {
     pub(crate) header: TaskHeader,
     pub(crate) task: Arc<pb::AgentTask>,
+    /// What was answered before this attempt.
+    pub(crate) answers: Vec<pb::InputAnswer>,
 }
 
 #[rustler::resource_impl]
@@ -123,7 +125,7 @@ fn task_encode<'a>(env: Env<'a>, map: Term<'a>) -> Term<'a> {
     let id = uuid::Uuid::now_v7().to_string();
     let h = header(&task, &id, &id, &tenant, now);
     let term = header_term(env, &h);
-    (atoms::ok(), term, ResourceArc::new(Payload { header: h, task: Arc::new(task) })).encode(env)
+    (atoms::ok(), term, ResourceArc::new(Payload { header: h, task: Arc::new(task), answers: Vec::new() })).encode(env)
 }
 
 /// Sets up the native agent for a task.

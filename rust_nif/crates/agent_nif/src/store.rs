@@ -148,12 +148,12 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
             (atoms::created(), Map::new(env).put(atoms::fence(), fence).put(atoms::attempt(), attempt).end()).encode(env)
         }
         Written::Existing { id } => (atoms::existing(), id).encode(env),
-        Written::Claimed { fence, attempt, header, spec, lost, ran_ms, unjournaled } => {
+        Written::Claimed { fence, attempt, header, spec, lost, ran_ms, unjournaled, answers } => {
             let map = Map::new(env)
                 .put(atoms::fence(), fence)
                 .put(atoms::attempt(), attempt)
                 .put(atoms::header(), header_term(env, &header))
-                .put(atoms::payload(), ResourceArc::new(Payload { header: *header, task: Arc::from(spec) }))
+                .put(atoms::payload(), ResourceArc::new(Payload { header: *header, task: Arc::from(spec), answers }))
                 .put(atoms::lost_count(), lost)
                 .put(atoms::ran_ms(), ran_ms)
                 .put(atoms::unjournaled_tools(), unjournaled)
@@ -162,6 +162,7 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
         }
         Written::Tool(decision) => journal::decision_term(env, decision),
         Written::Sequence(n) => (atoms::ok(), n).encode(env),
+        Written::Parked { ready, header } => (if ready { atoms::ready() } else { atoms::waiting() }, header_term(env, &header)).encode(env),
         Written::Requeued { lost } => (atoms::requeued(), Map::new(env).put(atoms::lost_count(), lost).end()).encode(env),
         Written::State { state, fence } => Map::new(env).put(atoms::state(), terms::state_atom(state)).put(atoms::fence(), fence).end(),
         Written::Fenced(fence) => (atoms::ok(), fence).encode(env),
@@ -234,6 +235,15 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
             not_before_ms: int(m, atoms::not_before_ms()),
             events: get::<Term<'_>>(m, atoms::events()).map(events_of).unwrap_or_default(),
         }
+    } else if kind == atoms::park() {
+        let m = at(3)?;
+        let asked = get::<Binary<'_>>(m, atoms::inputs()).ok_or(rustler::Error::BadArg)?;
+        let inputs = agent_proto::worker::v1::Result::decode(asked.as_slice()).map_err(|_| rustler::Error::BadArg)?.inputs;
+        WriteOp::Park { id: id()?, fence: fence()?, inputs, events: get::<Term<'_>>(m, atoms::events()).map(events_of).unwrap_or_default() }
+    } else if kind == atoms::signal() {
+        let bytes: Binary<'_> = at(3)?.decode()?;
+        let signal = pb::SignalTaskRequest::decode(bytes.as_slice()).map_err(|_| rustler::Error::BadArg)?;
+        WriteOp::Signal { tenant: id()?, id: at(2).and_then(str_of)?, signal: Box::new(signal) }
     } else if kind == atoms::wake() {
         WriteOp::Wake { id: id()? }
     } else if kind == atoms::cancel_request() {
@@ -492,6 +502,7 @@ fn task_term<'a>(env: Env<'a>, t: &pb::Task) -> Term<'a> {
         .put(atoms::agent_type(), &spec.agent_type)
         .put(atoms::executor(), t.result.as_ref().map_or_else(|| t.route.as_ref().map_or("", |r| &r.executor), |r| &r.executor))
         .put(atoms::host_pid(), t.worker_pid)
+        .put(atoms::inputs(), t.pending_inputs.iter().map(|i| (&i.input_id, &i.kind)).collect::<Vec<_>>())
         .put(atoms::cancel_requested(), t.cancel_requested)
         .put(atoms::create_ms(), ms(t.create_time.as_ref()))
         .put(atoms::start_ms(), ms(t.start_time.as_ref()))

@@ -33,6 +33,7 @@ fn wire_encode<'a>(env: Env<'a>, kind: Atom, m: Term<'a>) -> Term<'a> {
         .encode_to_vec()
     } else if kind == atoms::execute() {
         let payload = get::<ResourceArc<Payload>>(m, atoms::task());
+        let answers = payload.as_ref().map(|p| p.answers.clone()).unwrap_or_default();
         let deadline = int(m, atoms::deadline_ms());
         w::Execute {
             task_id: text(m, atoms::task_id()),
@@ -46,6 +47,7 @@ fn wire_encode<'a>(env: Env<'a>, kind: Atom, m: Term<'a>) -> Term<'a> {
             start_time: Some(timestamp(int(m, atoms::start_time_ms()))),
             seed: int(m, atoms::seed()),
             traceparent: text(m, atoms::traceparent()),
+            answers,
         }
         .encode_to_vec()
     } else if kind == atoms::error() {
@@ -100,6 +102,8 @@ fn decode<'a>(env: Env<'a>, kind: Atom, bytes: &[u8]) -> Result<Term<'a>, prost:
         map.opt(atoms::result(), r.result.as_ref().map(prost::Message::encode_to_vec).as_deref().map(Bin))
             .opt(atoms::error(), r.error.as_ref().map(|e| error_map(env, e)))
             .put(atoms::unjournaled_tools(), r.unjournaled_tools)
+            // Erlang looks at no question: the store takes them as they are.
+            .opt(atoms::inputs(), (!r.inputs.is_empty()).then_some(Bin(bytes)))
     } else if kind == atoms::error() {
         return Ok(error_map(env, &w::Error::decode(bytes)?));
     } else if kind == atoms::tool_request() {

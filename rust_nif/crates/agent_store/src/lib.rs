@@ -9,6 +9,7 @@ mod hub;
 pub mod journal;
 mod memory;
 pub mod op;
+mod questions;
 pub mod record;
 mod sqlite;
 
@@ -118,7 +119,7 @@ impl TaskStore {
             done(self.write_inline(op));
             return Enqueued::Inline;
         }
-        if let WriteOp::Finish { id, .. } | WriteOp::Requeue { id, .. } | WriteOp::Delete { id, .. } = &op {
+        if let WriteOp::Finish { id, .. } | WriteOp::Requeue { id, .. } | WriteOp::Park { id, .. } | WriteOp::Delete { id, .. } = &op {
             self.sessions.close(id);
         }
         if self.durable.write(op, Box::new(done)) { Enqueued::Queued } else { Enqueued::Busy }
@@ -161,6 +162,10 @@ impl TaskStore {
             }
             WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, events } => {
                 self.change_memory(&id, now, |r| r.requeue(fence, &outcome, &cause, counts, not_before_ms, events, now))
+            }
+            WriteOp::Park { id, fence, inputs, events } => self.change_memory(&id, now, |r| r.park(fence, inputs, events, now)),
+            WriteOp::Signal { tenant, id, signal } => {
+                self.change_memory(&id, now, |r| if r.tenant == tenant { r.signal(*signal, now) } else { Err(not_found(&r.task.id)) })
             }
             WriteOp::Wake { id } => self.change_memory(&id, now, |r| r.wake(now)),
             WriteOp::Fence { id, fence } => self.change_memory(&id, now, |r| r.fence(fence)),

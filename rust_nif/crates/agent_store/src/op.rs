@@ -61,6 +61,8 @@ pub enum WriteOp {
     Journal { id: String, fence: i64, key: Key, change: Change },
     ToolBegin { id: String, fence: i64, key: Key, replay: Replay },
     Requeue { id: String, fence: i64, outcome: String, cause: String, counts: bool, not_before_ms: i64, events: Vec<pb::task_event::Event> },
+    Park { id: String, fence: i64, inputs: Vec<pb::InputRequested>, events: Vec<pb::task_event::Event> },
+    Signal { tenant: String, id: String, signal: Box<pb::SignalTaskRequest> },
     Wake { id: String },
     CancelRequest { tenant: String, id: String },
     Fence { id: String, fence: i64 },
@@ -83,6 +85,8 @@ impl WriteOp {
             | WriteOp::Journal { id, .. }
             | WriteOp::ToolBegin { id, .. }
             | WriteOp::Requeue { id, .. }
+            | WriteOp::Park { id, .. }
+            | WriteOp::Signal { id, .. }
             | WriteOp::Wake { id }
             | WriteOp::CancelRequest { id, .. }
             | WriteOp::Fence { id, .. }
@@ -102,6 +106,8 @@ impl WriteOp {
                 finish.result.as_ref().map_or(0, prost::Message::encoded_len) + events(&finish.events) + journal
             }
             WriteOp::Journal { change: Change::Answer(answer), .. } => answer.len(),
+            WriteOp::Park { inputs, .. } => inputs.iter().map(prost::Message::encoded_len).sum(),
+            WriteOp::Signal { signal, .. } => prost::Message::encoded_len(signal.as_ref()),
             WriteOp::PutAgent { data, .. } => data.len(),
             _ => 0,
         }
@@ -109,7 +115,7 @@ impl WriteOp {
 
     /// Whether it may use the part of the queue that is reserved for ending what runs.
     pub fn is_urgent(&self) -> bool {
-        !matches!(self, WriteOp::Submit { .. } | WriteOp::Claim { .. } | WriteOp::PutAgent { .. })
+        !matches!(self, WriteOp::Submit { .. } | WriteOp::Claim { .. } | WriteOp::PutAgent { .. } | WriteOp::Signal { .. })
     }
 }
 
@@ -141,11 +147,17 @@ pub enum Written {
         lost: i64,
         ran_ms: i64,
         unjournaled: Vec<String>,
+        answers: Vec<pb::InputAnswer>,
     },
     Sequence(i64),
     Tool(Decision),
     Requeued {
         lost: i64,
+    },
+    /// Whether everything that was asked is answered: the task may run again.
+    Parked {
+        ready: bool,
+        header: Box<TaskHeader>,
     },
     State {
         state: pb::TaskState,

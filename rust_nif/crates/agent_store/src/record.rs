@@ -4,6 +4,7 @@
 //! submit -> QUEUED | RUNNING(attempt 1, fence 1) | WAITING(timer)
 //! claim  : QUEUED -> RUNNING (next attempt, next fence)      wake: WAITING -> QUEUED, never RUNNING
 //! requeue: RUNNING -> QUEUED | WAITING(retry)                fence: RUNNING -> RUNNING (next fence, same attempt)
+//! park   : RUNNING -> WAITING(approval, input, client tool)  signal: an answer; after the last one WAITING is due
 //! finish : QUEUED | RUNNING | WAITING -> SUCCEEDED | FAILED | CANCELLED | TIMED_OUT; a terminal task is never left
 //! ```
 
@@ -13,6 +14,7 @@ use agent_proto::agents::v1 as pb;
 use pb::TaskState as S;
 
 use crate::op::{AttemptInfo, Finish, Metrics, Written};
+use crate::questions;
 
 /// A task with what only the engine knows of it.
 #[derive(Clone, Debug, Default)]
@@ -131,6 +133,7 @@ impl Record {
         self.task.fencing_token += 1;
         self.epoch = epoch;
         self.text_offset = 0;
+        self.not_before_ms = 0;
         self.task.worker_pid = 0;
         if self.task.start_time.is_none() {
             self.task.start_time = Some(timestamp(now_ms));
@@ -176,6 +179,7 @@ impl Record {
                 lost: self.lost,
                 ran_ms,
                 unjournaled: self.task.unjournaled_tools.clone(),
+                answers: self.task.answers.clone(),
             },
         ))
     }
@@ -263,6 +267,56 @@ impl Record {
             self.enter(S::Queued, now_ms, &mut events);
         }
         Ok((events, Written::Requeued { lost: self.lost }))
+    }
+
+    /// The attempt ends with questions. Answers may be there already: they came first.
+    pub fn park(
+        &mut self,
+        fence: i64,
+        inputs: Vec<pb::InputRequested>,
+        new: Vec<pb::task_event::Event>,
+        now_ms: i64,
+    ) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+        self.running(fence)?;
+        let mut events: Vec<pb::TaskEvent> = new.into_iter().map(|e| self.stamp(e, now_ms)).collect();
+        self.close_attempt("waiting", "INPUT_REQUESTED", None, now_ms);
+        self.task.pending_inputs = questions::unanswered(inputs, &self.task.answers);
+        for input in self.task.pending_inputs.clone() {
+            events.push(self.stamp(pb::task_event::Event::InputRequested(input), now_ms));
+        }
+        self.task.waiting_for = questions::waiting_for(&self.task.pending_inputs) as i32;
+        self.task.worker_pid = 0;
+        self.enter(S::Waiting, now_ms, &mut events);
+        Ok((events, self.parked(now_ms)))
+    }
+
+    /// A task without open questions is due: whoever looks for due tasks wakes it, should the one who answered not live to do so.
+    fn parked(&mut self, now_ms: i64) -> Written {
+        use pb::WaitingFor::{Approval, ClientTool, Input};
+        let asked = self.task.state() == S::Waiting && matches!(self.task.waiting_for(), Approval | Input | ClientTool);
+        let ready = asked && self.task.pending_inputs.is_empty();
+        if ready {
+            self.not_before_ms = now_ms;
+        }
+        Written::Parked { ready, header: Box::new(self.header()) }
+    }
+
+    /// An answer. It may come before its question, and the same one again.
+    pub fn signal(&mut self, signal: pb::SignalTaskRequest, now_ms: i64) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+        if is_terminal(self.task.state()) {
+            return Err(AgentError::new(Reason::TaskAlreadyTerminal, "the task has ended").with("state", self.task.state().as_str_name()));
+        }
+        let answer = questions::answer(signal, now_ms);
+        if questions::known(&answer, &self.task.answers)? {
+            return Ok((Vec::new(), self.parked(now_ms)));
+        }
+        let answer = questions::fitting(answer, &self.task)?;
+        let said = pb::LogEvent { level: "info".into(), source: "signal".into(), message: format!("{} was answered", answer.input_id) };
+        self.task.pending_inputs.retain(|i| i.input_id != answer.input_id);
+        self.task.answers.push(answer);
+        let event = self.stamp(pb::task_event::Event::Log(said), now_ms);
+        self.touch();
+        Ok((vec![event], self.parked(now_ms)))
     }
 
     /// WAITING to QUEUED.
@@ -373,6 +427,8 @@ mod tests {
         Finish(i64),
         Wake,
         Cancel,
+        Park(i64, u8),
+        Signal(u8),
         Recover,
     }
 
@@ -384,7 +440,9 @@ mod tests {
             off.clone().prop_map(Step::Events),
             off.clone().prop_map(Step::Fence),
             (off.clone(), any::<bool>()).prop_map(|(o, wait)| Step::Requeue(o, wait)),
-            off.prop_map(Step::Finish),
+            off.clone().prop_map(Step::Finish),
+            (off, 1u8..3).prop_map(|(o, n)| Step::Park(o, n)),
+            (0u8..3).prop_map(Step::Signal),
             Just(Step::Wake),
             Just(Step::Cancel),
             Just(Step::Recover),
@@ -437,6 +495,15 @@ mod tests {
                     Step::Finish(o) => (Some(o), r.finish(fence + o, end(), now)),
                     Step::Wake => (None, r.wake(now)),
                     Step::Cancel => (None, Ok(r.cancel_request())),
+                    Step::Park(o, n) => {
+                        let asked = (0..n).map(|i| pb::InputRequested { input_id: format!("input-{i}"), ..Default::default() }).collect();
+                        (Some(o), r.park(fence + o, asked, vec![], now))
+                    }
+                    Step::Signal(n) => {
+                        let answer = pb::signal_task_request::Signal::Approve(true);
+                        let input_id = format!("input-{n}");
+                        (None, r.signal(pb::SignalTaskRequest { input_id, signal: Some(answer), ..Default::default() }, now))
+                    }
                     Step::Recover if state == S::Running => {
                         let asked = r.task.cancel_requested;
                         let events = r.recover(now);
@@ -458,6 +525,9 @@ mod tests {
                     Err(_) => prop_assert_eq!((r.task.state(), r.task.fencing_token, r.lost), (state, fence, lost)),
                 }
                 prop_assert_eq!(r.attempts.len(), usize::try_from(r.task.attempts).unwrap());
+                // What waits for an answer has a question; without one it is due.
+                let asks = matches!(r.task.waiting_for(), pb::WaitingFor::Input | pb::WaitingFor::Approval | pb::WaitingFor::ClientTool);
+                prop_assert!(!asks || !r.task.pending_inputs.is_empty() || r.not_before_ms > 0);
                 // An attempt is open exactly while the task runs.
                 let open = r.attempts.iter().filter(|a| a.end_time.is_none()).count();
                 prop_assert_eq!(open, usize::from(r.task.state() == S::Running));

@@ -20,6 +20,7 @@ from ...worker._wire import agents, from_struct, tasks, worker
 from .. import _project
 from .._base import Health, Loaded, Outcome, Setup, result_of
 from . import _tools
+from ._graph import NodeSteps, invoke
 from ._messages import from_engine
 from ._model import LAST_ANSWER, EngineChatModel, definition_of
 
@@ -38,6 +39,7 @@ class Handle(NamedTuple):
     input: dict[str, Any]
     given: int
     max_steps: int
+    answered: bool
 
 
 class Native(NamedTuple):
@@ -57,6 +59,7 @@ class LangChainAdapter:
     def __init__(self) -> None:
         _tools.install()
         self._setup: Setup | None = None
+        self._engine: Engine | None = None
         self._own: Runnable[Any, Any] | None = None
         self._worker_tools: list[Any] = []
         self._agents: dict[tuple[str, ...], Runnable[Any, Any]] = {}
@@ -70,6 +73,7 @@ class LangChainAdapter:
     async def initialize(self, setup: Setup, engine: Engine) -> Loaded:
         """Imports the user's agent and tools."""
         self._setup = setup
+        self._engine = engine
         _project.add_folder(setup.project)
         for name in setup.tools:
             if ":" in name:
@@ -90,7 +94,7 @@ class LangChainAdapter:
         messages.append(HumanMessage(task.description))
         agent = self._own or self._built(execute)
         max_steps = task.execution_hints.max_steps or _DEFAULT_MAX_STEPS
-        return Handle(agent, {"messages": messages}, len(messages), max_steps)
+        return Handle(agent, {"messages": messages}, len(messages), max_steps, bool(execute.answers))
 
     def _built(self, execute: worker.Execute) -> Runnable[Any, Any]:
         requirements = execute.task.requirements
@@ -115,8 +119,10 @@ class LangChainAdapter:
         """Runs the agent; the model streams its text by itself, so nothing of LangChain's streaming is needed."""
         scope = CURRENT.get()
         config: Any = {"recursion_limit": 2 * handle.max_steps}
+        if self._own is not None and self._engine is not None:
+            config["callbacks"] = [NodeSteps(self._engine)]
         try:
-            state, limit = await handle.agent.ainvoke(handle.input, config), ""
+            state, limit = await invoke(handle.agent, handle.input, config, handle.answered), ""
         except GraphRecursionError:
             state, limit = None, "max_steps"
         return Native(state, handle.given, limit, scope.notes.get(LAST_ANSWER, "") if scope is not None else "")

@@ -266,6 +266,10 @@ impl Thread {
             WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, events } => {
                 self.change(&id, |r| r.requeue(fence, &outcome, &cause, counts, not_before_ms, events, now))
             }
+            WriteOp::Park { id, fence, inputs, events } => self.change(&id, |r| r.park(fence, inputs, events, now)),
+            WriteOp::Signal { tenant, id, signal } => {
+                self.change(&id, |r| if r.tenant == tenant { r.signal(*signal, now) } else { Err(not_found(&id)) })
+            }
             WriteOp::Wake { id } => self.change(&id, |r| r.wake(now)),
             WriteOp::Fence { id, fence } => self.change(&id, |r| r.fence(fence)),
             WriteOp::CancelRequest { tenant, id } => {

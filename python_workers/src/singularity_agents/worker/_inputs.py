@@ -1,0 +1,42 @@
+"""What an agent asks of people and clients: questions end the attempt, answers begin the next one.
+
+The run starts again from its beginning; its model calls and tools are answered by the journal, its questions by their names.
+Names are therefore made of what is the same in every attempt: the number of the question, or the tool and its arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ._wire import from_struct, tasks, to_struct
+
+
+class InputNeeded(BaseException):
+    """Ends the run until its questions are answered. No `Exception`: users' own handlers must not take it for a failure."""
+
+    def __init__(self, inputs: Sequence[tasks.InputRequested]) -> None:
+        super().__init__(f"{len(inputs)} questions wait for an answer")
+        self.inputs = inputs
+
+
+def question(input_id: str, kind: str, prompt: str, payload: Mapping[str, Any] | None = None) -> tasks.InputRequested:
+    """A question; `kind` is approval, question or client_tool."""
+    made = tasks.InputRequested(input_id=input_id, kind=kind, prompt=prompt)
+    if payload:
+        made.payload.CopyFrom(to_struct(payload))
+    return made
+
+
+def value(answer: tasks.InputAnswer) -> Any:
+    """What the agent gets: the payload if there is one, else whether it was approved, or the words."""
+    if answer.HasField("payload"):
+        return from_struct(answer.payload)
+    which = answer.WhichOneof("answer")
+    return getattr(answer, which) if which else None
+
+
+def tool_input_id(name: str, arguments: str, occurrence: int) -> str:
+    """Name of the question what to do with a tool's call that nobody knows the end of."""
+    return f"tool-{name}-{hashlib.sha256(arguments.encode()).hexdigest()[:8]}-{occurrence}"

@@ -1,0 +1,144 @@
+//! What a task asks of people and clients, and which answers fit. Pure.
+
+use agent_core::header::timestamp;
+use agent_core::{AgentError, Reason};
+use agent_proto::agents::v1 as pb;
+use pb::input_answer::Answer;
+
+/// Answers that one task keeps.
+const MAX_ANSWERS: usize = 1000;
+
+/// Questions that no answer is there for.
+pub(crate) fn unanswered(asked: Vec<pb::InputRequested>, answers: &[pb::InputAnswer]) -> Vec<pb::InputRequested> {
+    asked.into_iter().filter(|i| answers.iter().all(|a| a.input_id != i.input_id)).collect()
+}
+
+/// What a task with these questions waits for: the first one says it.
+pub(crate) fn waiting_for(pending: &[pb::InputRequested]) -> pb::WaitingFor {
+    match pending.first().map(|i| i.kind.as_str()) {
+        Some("approval") => pb::WaitingFor::Approval,
+        Some("client_tool") => pb::WaitingFor::ClientTool,
+        _ => pb::WaitingFor::Input,
+    }
+}
+
+/// The answer that a signal brings.
+pub(crate) fn answer(signal: pb::SignalTaskRequest, now_ms: i64) -> pb::InputAnswer {
+    use pb::signal_task_request::Signal;
+    pb::InputAnswer {
+        input_id: signal.input_id,
+        answer: signal.signal.map(|s| match s {
+            Signal::Approve(yes) => Answer::Approve(yes),
+            Signal::Input(text) => Answer::Input(text),
+            Signal::ToolResult(text) => Answer::ToolResult(text),
+        }),
+        payload: signal.payload,
+        comment: signal.comment,
+        request_id: signal.request_id,
+        time: Some(timestamp(now_ms)),
+    }
+}
+
+/// Whether this very answer was given before.
+pub(crate) fn known(new: &pb::InputAnswer, answers: &[pb::InputAnswer]) -> Result<bool, AgentError> {
+    let Some(old) = answers.iter().find(|a| !a.request_id.is_empty() && a.request_id == new.request_id) else { return Ok(false) };
+    let same_question = new.input_id.is_empty() || old.input_id == new.input_id;
+    if same_question && old.answer == new.answer && old.payload == new.payload {
+        return Ok(true);
+    }
+    Err(AgentError::new(Reason::RequestIdReused, "the request_id belongs to another answer of this task").with("field", "signal"))
+}
+
+/// The answer under the name of its question, which it must fit. One that comes before its question must name it.
+pub(crate) fn fitting(mut answer: pb::InputAnswer, task: &pb::Task) -> Result<pb::InputAnswer, AgentError> {
+    let pending = task.pending_inputs.as_slice();
+    let asked = || pending.iter().map(|i| i.input_id.as_str()).collect::<Vec<_>>().join(", ");
+    let question = if answer.input_id.is_empty() {
+        match pending {
+            [only] => Some(only),
+            [] => return Err(wrong_state("the task asks nothing now; name input_id to answer before it does", task)),
+            _ => return Err(AgentError::field("input_id", format!("the task asks several things, name one: {}", asked()))),
+        }
+    } else {
+        pending.iter().find(|i| i.input_id == answer.input_id)
+    };
+    if let Some(question) = question {
+        let wanted = expected(&question.kind, &answer);
+        if let Some(wanted) = wanted {
+            return Err(AgentError::field("signal", format!("{} ({}) is answered by {wanted}", question.input_id, question.kind)));
+        }
+        answer.input_id.clone_from(&question.input_id);
+    } else if task.answers.iter().any(|a| a.input_id == answer.input_id) {
+        return Err(wrong_state(&format!("{} is answered already", answer.input_id), task));
+    } else if !pending.is_empty() {
+        return Err(AgentError::field("input_id", format!("\"{}\" is not what the task asks: {}", answer.input_id, asked())));
+    }
+    if task.answers.len() >= MAX_ANSWERS {
+        return Err(wrong_state(&format!("the task has {MAX_ANSWERS} answers, more are not kept"), task));
+    }
+    Ok(answer)
+}
+
+/// What a question of a kind wants where the answer is something else.
+fn expected(kind: &str, given: &pb::InputAnswer) -> Option<&'static str> {
+    let (fits, wanted) = match (kind, &given.answer) {
+        _ if given.payload.is_some() => return None,
+        ("client_tool", a) => (matches!(a, Some(Answer::ToolResult(_))), "tool_result or payload"),
+        ("approval", a) => (matches!(a, Some(Answer::Approve(_) | Answer::ToolResult(_))), "approve, tool_result or payload"),
+        (_, a) => (a.is_some(), "approve, input or payload"),
+    };
+    (!fits).then_some(wanted)
+}
+
+fn wrong_state(why: &str, task: &pb::Task) -> AgentError {
+    AgentError::new(Reason::WrongState, why).with("state", task.state().as_str_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asks(ids: &[(&str, &str)]) -> pb::Task {
+        let pending =
+            ids.iter().map(|(id, kind)| pb::InputRequested { input_id: (*id).into(), kind: (*kind).into(), ..Default::default() });
+        pb::Task { pending_inputs: pending.collect(), ..Default::default() }
+    }
+
+    fn says(id: &str, answer: Answer) -> pb::InputAnswer {
+        pb::InputAnswer { input_id: id.into(), answer: Some(answer), ..Default::default() }
+    }
+
+    #[test]
+    fn the_only_question_needs_no_name_and_several_do() {
+        let words = || says("", Answer::Input("x".into()));
+        assert_eq!(fitting(words(), &asks(&[("a", "question")])).unwrap().input_id, "a");
+        assert_eq!(fitting(words(), &asks(&[("a", "question"), ("b", "question")])).unwrap_err().fields[0].field, "input_id");
+        assert_eq!(fitting(words(), &asks(&[])).unwrap_err().reason, Reason::WrongState);
+    }
+
+    #[test]
+    fn an_answer_of_another_kind_says_what_is_wanted() {
+        let error = fitting(says("a", Answer::Input("yes".into())), &asks(&[("a", "approval")])).unwrap_err();
+        assert!(error.message.contains("approve"), "{error}");
+        assert!(fitting(says("a", Answer::Approve(false)), &asks(&[("a", "approval")])).is_ok());
+        assert!(fitting(says("a", Answer::Approve(true)), &asks(&[("a", "client_tool")])).is_err());
+    }
+
+    #[test]
+    fn an_early_answer_is_kept_and_one_to_nothing_asked_is_refused() {
+        let early = says("later", Answer::Approve(true));
+        assert!(fitting(early.clone(), &asks(&[])).is_ok());
+        assert!(fitting(early.clone(), &asks(&[("a", "question")])).is_err());
+        let answered = pb::Task { answers: vec![early.clone()], ..Default::default() };
+        assert_eq!(fitting(early, &answered).unwrap_err().reason, Reason::WrongState);
+    }
+
+    #[test]
+    fn the_same_request_again_changes_nothing_and_another_answer_under_it_is_refused() {
+        let mut first = says("a", Answer::Approve(true));
+        first.request_id = "r".into();
+        assert!(known(&first, std::slice::from_ref(&first)).unwrap());
+        let other = pb::InputAnswer { answer: Some(Answer::Approve(false)), ..first.clone() };
+        assert_eq!(known(&other, &[first]).unwrap_err().reason, Reason::RequestIdReused);
+    }
+}
