@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
-from conftest import beam
+from conftest import KillableNode, beam
 
 from singularity_agents import Client
 from singularity_agents._local_node import LocalNode, serving
@@ -42,7 +42,7 @@ def request_headers() -> bytes:
 
 
 @contextlib.contextmanager
-def connection(node: LocalNode) -> Iterator[socket.socket]:
+def connection(node: LocalNode | KillableNode) -> Iterator[socket.socket]:
     host, port = node.address.rsplit(":", 1)
     with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as raw:
         raw.sendall(PREFACE + frame(SETTINGS, 0, 0, b""))
@@ -125,3 +125,23 @@ def test_reflection_lists_the_services(node: LocalNode, version: str) -> None:
         answer: bytes = next(iter(ask(iter([list_services]), timeout=10)))
     for service in SERVICES:
         assert f"singularity.agents.v1.{service}".encode() in answer
+
+
+@pytest.mark.parametrize("said", [b"", PREFACE[:10]])
+def test_a_connection_that_does_not_begin_is_closed(node: LocalNode, said: bytes) -> None:
+    host, port = node.address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as raw:
+        raw.sendall(said)
+        assert is_ended(raw)
+
+
+def test_an_idle_connection_is_closed_and_the_client_does_not_notice(killable: Callable[[str], KillableNode]) -> None:
+    node = killable('[server]\nidle_timeout = "500ms"\n')
+    with Client(node.address, max_retries=0) as client:
+        assert client.execute("hello").output == "hello"
+        with connection(node) as raw:
+            assert is_ended(raw)
+        # A stream that says nothing is no idle connection.
+        waits = client.submit("x", method="native", model="echo?latency=1500ms")
+        assert waits.result().output
+        assert client.execute("hello").output == "hello"

@@ -94,7 +94,7 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
     }
     let server = root.get("server").map(Node::json).unwrap_or_default();
     let native = serde_json::json!({
-        "server": {"address": server["address"], "tls": server.get("tls")},
+        "server": {"address": server["address"], "tls": server.get("tls"), "idle_timeout_ms": server["idle_timeout_ms"]},
         "store": {"path": path},
         "providers": root.get("providers").map(Node::json),
         "models": root.get("models").map(Node::json),

@@ -103,6 +103,7 @@ pub(crate) const ROOT: &[Field] = &[
             d("data_dir", Kind::Text, "\"data\""),
             f("tls", Kind::Table(&[f("cert", Kind::Text), f("key", Kind::Text), f("client_ca", Kind::Text)])),
             d("drain_timeout", Kind::Duration, "\"30s\""),
+            d("idle_timeout", Kind::Duration, "\"5m\""),
             d("native_threads", Kind::Int(0, 256), "0"),
         ]),
         "{}",

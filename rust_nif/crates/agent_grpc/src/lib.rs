@@ -4,6 +4,7 @@
 
 mod agents;
 mod auth;
+mod conn;
 mod engine;
 mod frameworks;
 mod listen;

@@ -1,34 +1,35 @@
 //! The listener: own accept loop, TLS, limits, drain.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use agent_core::{AgentError, Reason};
 use agent_proto::FILE_DESCRIPTOR_SET;
 use agent_proto::agents::v1 as pb;
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tonic::transport::server::Connected;
 
+use crate::conn::{Clocks, CountRequests, Io, Stream};
 use crate::{Shared, agents::Agents, frameworks::Frameworks, pending::Pending, providers::ProviderCalls, tasks::Tasks};
 
-/// Submits of one connection between decode and commit.
-const PERMITS_PER_CONNECTION: usize = 64;
 /// Streams of one connection.
 const MAX_STREAMS: u32 = 100;
 /// Largest message on the wire; our own codec refuses above 4 MiB with a typed error.
 const WIRE_DECODE_BYTES: usize = 8 * 1024 * 1024;
 /// Largest answer.
 const WIRE_ENCODE_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes that a client may send on one connection before they are read.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const TLS_HANDSHAKE: Duration = Duration::from_secs(5);
 const MAX_CONNECTION_AGE: Duration = Duration::from_secs(3600);
+/// What is under way on a connection of that age may take so long to end.
+const MAX_CONNECTION_AGE_GRACE: Duration = Duration::from_secs(300);
+/// From the accept to the whole preface of HTTP/2.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 10_000;
 
@@ -40,6 +41,13 @@ pub struct ServerConfig {
     /// None only on loopback.
     #[serde(default)]
     pub tls: Option<Tls>,
+    /// A connection without a request is closed after so many ms.
+    #[serde(default = "default_idle_ms")]
+    pub idle_timeout_ms: u64,
+}
+
+fn default_idle_ms() -> u64 {
+    300_000
 }
 
 /// Files of the server's certificate.
@@ -53,10 +61,6 @@ pub struct Tls {
     #[serde(default)]
     pub client_ca: Option<String>,
 }
-
-/// Permits of one connection.
-#[derive(Clone)]
-pub(crate) struct Permits(pub(crate) Arc<Semaphore>);
 
 /// A running listener; dropping it ends it.
 pub struct Listener {
@@ -116,7 +120,9 @@ pub async fn serve(config: &ServerConfig, shared: Shared, on_end: impl FnOnce(St
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_connection_age(MAX_CONNECTION_AGE)
-        .initial_connection_window_size(1024 * 1024)
+        .max_connection_age_grace(MAX_CONNECTION_AGE_GRACE)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .layer(CountRequests)
         .add_service(health_service)
         .add_service(v1)
         .add_service(v1alpha)
@@ -128,7 +134,8 @@ pub async fn serve(config: &ServerConfig, shared: Shared, on_end: impl FnOnce(St
         .add_service(sized!(pb::schedule_service_server::ScheduleServiceServer::new(Pending)))
         .add_service(sized!(pb::worker_service_server::WorkerServiceServer::new(Pending)));
     let (accepted, incoming) = mpsc::channel::<Result<Io, std::io::Error>>(64);
-    tokio::spawn(accept(tcp, tls, accepted, stopped.clone()));
+    let clocks = Clocks { preface: PREFACE_TIMEOUT, idle: Duration::from_millis(config.idle_timeout_ms) };
+    tokio::spawn(accept(tcp, tls, clocks, accepted, stopped.clone()));
     let mut until = stopped;
     tokio::spawn(async move {
         let signal = async move {
@@ -143,6 +150,7 @@ pub async fn serve(config: &ServerConfig, shared: Shared, on_end: impl FnOnce(St
 async fn accept(
     tcp: TcpListener,
     tls: Option<tokio_rustls::TlsAcceptor>,
+    clocks: Clocks,
     accepted: mpsc::Sender<Result<Io, std::io::Error>>,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -160,10 +168,9 @@ async fn accept(
         // Number 10,001 is closed at once.
         let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
         let _ = stream.set_nodelay(true);
-        let permits = Permits(Arc::new(Semaphore::new(PERMITS_PER_CONNECTION)));
         match tls.clone() {
             None => {
-                if accepted.send(Ok(Io { stream: Stream::Plain(stream), permits, _slot: slot })).await.is_err() {
+                if accepted.send(Ok(Io::new(Stream::Plain(stream), clocks, slot))).await.is_err() {
                     return;
                 }
             }
@@ -171,7 +178,7 @@ async fn accept(
                 let accepted = accepted.clone();
                 tokio::spawn(async move {
                     if let Ok(Ok(stream)) = tokio::time::timeout(TLS_HANDSHAKE, tls.accept(stream)).await {
-                        let _ = accepted.send(Ok(Io { stream: Stream::Tls(Box::new(stream)), permits, _slot: slot })).await;
+                        let _ = accepted.send(Ok(Io::new(Stream::Tls(Box::new(stream)), clocks, slot))).await;
                     }
                 });
             }
@@ -209,52 +216,4 @@ fn acceptor(tls: &Tls) -> Result<tokio_rustls::TlsAcceptor, AgentError> {
     let mut config = builder.with_single_cert(chain, key).map_err(|e| bad("cert", &tls.cert, &e))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(tokio_rustls::TlsAcceptor::from(Arc::new(config)))
-}
-
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
-}
-
-struct Io {
-    stream: Stream,
-    permits: Permits,
-    _slot: tokio::sync::OwnedSemaphorePermit,
-}
-
-impl Connected for Io {
-    type ConnectInfo = Permits;
-
-    fn connect_info(&self) -> Permits {
-        self.permits.clone()
-    }
-}
-
-macro_rules! forward {
-    ($self:ident, $stream:ident => $call:expr) => {
-        match &mut $self.get_mut().stream {
-            Stream::Plain($stream) => $call,
-            Stream::Tls($stream) => $call,
-        }
-    };
-}
-
-impl AsyncRead for Io {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        forward!(self, s => Pin::new(s).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        forward!(self, s => Pin::new(s).poll_write(cx, buf))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        forward!(self, s => Pin::new(s).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        forward!(self, s => Pin::new(s).poll_shutdown(cx))
-    }
 }

@@ -9,8 +9,8 @@ use agent_proto::agents::v1 as pb;
 use agent_store::{ListQuery, now_ms};
 use tonic::{Request, Status};
 
+use crate::conn::Connection;
 use crate::engine::{EngineBody, EngineReply};
-use crate::listen::Permits;
 use crate::{MAX_WAIT, Reply, Shared, check_id, ok, page, page_size, to_status, unexpected};
 
 /// Requests of a batch.
@@ -95,11 +95,11 @@ impl Tasks {
         task: Option<pb::AgentTask>,
         request_id: &str,
         tenant: &str,
-        permits: Option<Permits>,
+        connection: Option<Connection>,
     ) -> Result<String, Status> {
         // The permit covers decode to commit, not the waiting for the end.
-        let _permit = match &permits {
-            Some(p) => Some(p.0.try_acquire().map_err(|_| {
+        let _permit = match &connection {
+            Some(c) => Some(c.permits.try_acquire().map_err(|_| {
                 to_status(
                     &AgentError::new(Reason::Overloaded, "64 submits of this connection wait for their commit")
                         .with("limit", "connection")
@@ -128,22 +128,22 @@ impl Tasks {
 impl pb::task_service_server::TaskService for Tasks {
     async fn submit_task(&self, request: Request<pb::SubmitTaskRequest>) -> Reply<pb::Task> {
         let tenant = self.0.tenant(&request)?;
-        let permits = request.extensions().get::<Permits>().cloned();
+        let connection = request.extensions().get::<Connection>().cloned();
         let r = request.into_inner();
-        let id = self.submit(r.task, &r.request_id, &tenant, permits).await?;
+        let id = self.submit(r.task, &r.request_id, &tenant, connection).await?;
         ok(self.get(&tenant, &id)?)
     }
 
     async fn execute_task(&self, request: Request<pb::ExecuteTaskRequest>) -> Reply<pb::Task> {
         let tenant = self.0.tenant(&request)?;
-        let permits = request.extensions().get::<Permits>().cloned();
+        let connection = request.extensions().get::<Connection>().cloned();
         let r = request.into_inner();
         let wait = match r.wait.as_ref().map(duration_ms) {
             None => MAX_WAIT,
             Some(ms) if (0..=3_600_000).contains(&ms) => Duration::from_millis(u64::try_from(ms).unwrap_or(0)),
             Some(_) => return Err(to_status(&AgentError::field("wait", "must be 0 s to 1 h"))),
         };
-        let id = self.submit(r.task, &r.request_id, &tenant, permits).await?;
+        let id = self.submit(r.task, &r.request_id, &tenant, connection).await?;
         ok(self.0.store.wait_terminal(&tenant, &id, wait).await.map_err(|e| to_status(&e))?)
     }
 
