@@ -7,6 +7,7 @@
 mod journal;
 mod readers;
 mod rows;
+mod wal;
 mod writer;
 
 use std::fs::File;
@@ -151,6 +152,14 @@ pub(crate) fn unavailable(e: &rusqlite::Error) -> AgentError {
 fn open(path: &Path) -> Result<(Connection, i64), AgentError> {
     if (3_007_000..=SQLITE_AFFECTED_UNTIL).contains(&rusqlite::version_number()) {
         return Err(AgentError::new(Reason::StoreUnavailable, format!("SQLite {} has the WAL-reset bug", rusqlite::version())));
+    }
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    if let Some(lost) = wal::check(Path::new(&log)).map_err(|e| io(Path::new(&log), &e))? {
+        return Err(AgentError::new(
+            Reason::StoreCorrupt,
+            format!("{}: frame {} is damaged; opening it would lose the commits up to frame {}", log.display(), lost.first, lost.last),
+        ));
     }
     let mut db = Connection::open(path).map_err(|e| unavailable(&e))?;
     let setup = |db: &mut Connection| -> Result<i64, rusqlite::Error> {
