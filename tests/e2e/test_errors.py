@@ -56,7 +56,7 @@ ELSEWHERE = {
     "PROVIDER_TIMEOUT": ("tests/e2e/test_tasks.py", "PROVIDER_TIMEOUT"),
     "PROVIDER_STREAM_CUT": ("tests/e2e/test_tasks.py", "PROVIDER_STREAM_CUT"),
     "PROVIDER_BAD_RESPONSE": ("tests/e2e/test_tasks.py", "PROVIDER_BAD_RESPONSE"),
-    "PROVIDER_RESPONSE_TOO_LARGE": ("rust_nif/crates/agent_providers/tests/wire_cases.rs", "response_too_large"),
+    "PROVIDER_RESPONSE_TOO_LARGE": ("tests/vectors/provider_cases/oa-unary-huge-body.json", "response_too_large"),
     "TOOL_FAILED": ("python_workers/tests/worker/test_worker.py", "test_a_tool_that_raises_is_recorded_as_an_error_and_raises"),
 }
 

@@ -145,8 +145,12 @@ stored({Tenant, Id, Data}) ->
     end.
 
 -spec handle_call(tuple(), gen_server:from(), loading | loaded) -> {reply, term(), loading | loaded}.
-handle_call(_, _From, loading) ->
-    {reply, {error, (agent_error:new(store_unavailable, <<"agents are being loaded">>))#{retry_after_ms => 500}}, loading};
+handle_call(Request, From, loading) ->
+    %% The store may have come up since the last try: the first client must not hear of our clock.
+    case load(loading) of
+        loaded -> handle_call(Request, From, loaded);
+        loading -> {reply, {error, (agent_error:new(store_unavailable, <<"agents are being loaded">>))#{retry_after_ms => 500}}, loading}
+    end;
 handle_call({create, Tenant, Given}, _From, State) ->
     {reply, created(Tenant, Given), State};
 handle_call({update, Tenant, #{id := Id} = Given}, _From, State) ->
