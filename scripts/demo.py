@@ -154,7 +154,9 @@ class Node:
             try:
                 self.process.wait(timeout=60)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
+                # The start script waits for the node, which has a session of its own.
+                os.kill(int(Path(self.env["SINGULARITY_STATE_DIR"], "run", "pid").read_text()), signal.SIGKILL)
+                self.process.wait(timeout=30)
 
 
 def run(client: Client, title: str, text: str, **options: Any) -> Any:

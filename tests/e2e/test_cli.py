@@ -16,7 +16,8 @@ import pytest
 from conftest import eventually
 
 from singularity_agents import Client
-from singularity_agents._local_node import LocalNode
+from singularity_agents._local_node import LocalNode, free_port, serving
+from singularity_agents._transport import Target
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND = [sys.executable, "-m", "singularity_agents.cli"]
@@ -105,3 +106,58 @@ def test_top_refreshes_in_place_and_leaves_the_terminal_as_it_was(node: LocalNod
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert b"TASK" in shown and b"STATE" in shown
     assert shown.index(b"\x1b[?1049h") < shown.index(b"\x1b[?1049l"), "the screen of before comes back"
+
+
+def typed(
+    command: list[str], environment: dict[str, str], talk: list[tuple[bytes, bytes]], limit_s: float = 60
+) -> tuple[int, bytes]:
+    """Runs a command in a terminal: waits for each text and types its answer. Gives the exit code and what was shown."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(environment)
+        os.execv(command[0], command)
+    shown, at, deadline = b"", 0, time.monotonic() + limit_s
+    pending = list(talk)
+    while time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.2)[0]:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:
+                break
+        if pending and pending[0][0] in shown[at:]:
+            at = len(shown)
+            os.write(terminal, pending.pop(0)[1])
+    os.close(terminal)
+    assert not pending, f"{pending[0][0]!r} did not come: {shown[-2000:].decode(errors='replace')}"
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown
+
+
+def test_up_starts_a_node_that_ctrl_c_stops_and_the_shell_looks_into_it(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text(
+        '[providers.echo]\ndialect = "echo"\n[models.default]\nendpoints = [{ provider = "echo", name = "echo" }]\n'
+    )
+    address = f"127.0.0.1:{free_port()}"
+    environment = {
+        "SINGULARITY_STATE_DIR": str(tmp_path / "state"), "SINGULARITY_DIST_PORT": str(free_port()), "SINGULARITY_ADDRESS": address,
+        "TERM": "xterm",
+    }  # fmt: skip
+    up = [*COMMAND, "up", "--config", str(tmp_path / "node.toml"), "--data-dir", str(tmp_path / "data")]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(environment)
+        os.execv(up[0], up)
+    with subprocess.Popen(["cat"], stdin=terminal, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as reader:
+        eventually(lambda: serving(Target(address)), within_s=60)
+        with Client(address) as client:
+            task = client.execute("hello").task_id
+        code, shown = typed(
+            [*COMMAND, "shell"],
+            environment,
+            [(b"1> ", f'agent_execution:why("{task[-8:]}").\r'.encode()), (b"SUCCEEDED", b"\x07"), (b"-->", b"q\r")],
+        )
+        assert code == 0 and b"on native" in shown
+        assert serving(Target(address)), "leaving the shell leaves the node"
+        os.write(terminal, b"\x03")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        reader.kill()
+    os.close(terminal)

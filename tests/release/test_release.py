@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import stat
@@ -30,13 +31,13 @@ def free_port() -> int:
 class Node:
     """One node in a folder of its own: its own ports, state, data and configuration (provider echo, no model)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: Path = PROGRAM) -> None:
         self.folder = folder
+        self.program = program
         self.state = folder / "state"
         self.grpc_port = free_port()
         self.config = folder / "node.toml"
         self.configure()
-        # Erlang of the machine is not on the path: the release brings its own.
         self.environment = {
             "PATH": "/usr/bin:/bin",
             "HOME": str(folder),
@@ -59,7 +60,9 @@ class Node:
         # Output goes to a file: a daemon would hold a pipe open.
         log = self.folder / "out"
         with log.open("w") as out:
-            code = subprocess.run([PROGRAM, *args], env=self.environment, stdout=out, stderr=out, timeout=LIMIT_S + 30).returncode
+            code = subprocess.run(
+                [self.program, *args], env=self.environment, stdout=out, stderr=out, timeout=LIMIT_S + 30
+            ).returncode
         return subprocess.CompletedProcess(args, code, log.read_text())
 
     def pid(self) -> int:
@@ -94,6 +97,41 @@ def test_a_daemon_starts_answers_and_stops(node: Node) -> None:
     assert node.run("stop").returncode == 0
     assert not Path(f"/proc/{pid}").exists()
     assert "does not run" in node.run("ping").stdout
+
+
+@pytest.fixture(scope="session")
+def bare_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every program of this machine except those of Erlang."""
+    folder = tmp_path_factory.mktemp("bin")
+    erlang = re.compile(r"erl|escript|epmd|ct_run|typer|dialyzer|rebar|run_erl|to_erl|heart")
+    programs = {p.name: p for place in ("/bin", "/usr/bin") for p in Path(place).iterdir() if p.is_file()}
+    for name, program in programs.items():
+        if not erlang.match(name):
+            (folder / name).symlink_to(program)
+    return folder
+
+
+def test_the_tarball_runs_where_there_is_no_erlang_and_no_home(tmp_path: Path, bare_path: Path) -> None:
+    made = subprocess.run([ROOT / "scripts" / "release", "--tar"], capture_output=True, text=True, check=True)
+    place = tmp_path / "unpacked"
+    place.mkdir()
+    subprocess.run(["tar", "-xzf", made.stdout.split()[-1], "-C", place], check=True)
+    (tmp_path / "node").mkdir()
+    node = Node(tmp_path / "node", place / "bin" / "singularityd")
+    del node.environment["HOME"]
+    node.environment["PATH"] = str(bare_path)
+    assert subprocess.run(["sh", "-c", "command -v erl"], env=node.environment, stdout=subprocess.DEVNULL).returncode != 0
+    started = node.run("daemon")
+    try:
+        assert started.returncode == 0, started.stdout
+        assert node.run("ping").stdout == "pong\n"
+        root = node.run("eval", "code:root_dir()").stdout.strip().strip('"')
+        assert root == str(place)
+        maps = Path(f"/proc/{node.pid()}/maps").read_text()
+        assert "/usr/lib/erlang" not in maps and str(place) in maps
+    finally:
+        stopped = node.run("stop")
+    assert stopped.returncode == 0, stopped.stdout
 
 
 def test_the_cookie_is_on_no_command_line_and_in_no_readable_file(node: Node) -> None:

@@ -11,7 +11,11 @@
          a_second_cancel_says_that_the_task_has_ended/1, a_provider_that_fails_is_tried_again_to_the_limit/1,
          a_refused_key_is_not_tried_again/1, max_duration_ends_the_task/1, max_queue_duration_ends_what_waits/1,
          more_tasks_than_slots_wait_and_all_end/1, an_unknown_agent_type_is_refused/1, a_full_queue_is_refused/1,
-         the_shell_runs_a_task_by_every_option_form/1, views_answer_and_why_says_why/1, a_draining_node_refuses_and_waits_for_what_runs/1]).
+         the_shell_runs_a_task_by_every_option_form/1, views_answer_and_why_says_why/1, views_wait_for_nobody/1,
+         a_draining_node_refuses_and_waits_for_what_runs/1]).
+
+%% A view answers within this, in us, whoever is busy: it reads tables, and the store where a task is not under way.
+-define(AT_ONCE_US, 100000).
 
 -import(engine_test_node, [submit/1, task/1, until_ended/1, eventually/1]).
 
@@ -21,7 +25,8 @@ all() ->
      a_second_cancel_says_that_the_task_has_ended, a_provider_that_fails_is_tried_again_to_the_limit,
      a_refused_key_is_not_tried_again, max_duration_ends_the_task, max_queue_duration_ends_what_waits,
      more_tasks_than_slots_wait_and_all_end, an_unknown_agent_type_is_refused, a_full_queue_is_refused,
-     the_shell_runs_a_task_by_every_option_form, views_answer_and_why_says_why, a_draining_node_refuses_and_waits_for_what_runs].
+     the_shell_runs_a_task_by_every_option_form, views_answer_and_why_says_why, views_wait_for_nobody,
+     a_draining_node_refuses_and_waits_for_what_runs].
 
 init_per_suite(Config) ->
     Config.
@@ -151,6 +156,29 @@ views_answer_and_why_says_why(_) ->
     [_ | _] = agent_execution:frameworks(),
     [] = agent_execution:workers(),
     ?assert(lists:any(fun({Name, _, _, _}) -> Name =:= <<"agent_engine_sup">> end, agent_execution:tree())).
+
+views_wait_for_nobody(_) ->
+    {ok, Id} = submit(#{model => <<"hang">>}),
+    eventually(fun() -> [running] =:= [S || #{state := S} <- agent_execution:tasks()] end),
+    Busy = [agent_registry, run_queue, task_recovery, framework_adapter_manager, native_agent_pool, performance_monitor,
+            execution_coordinator_sup, agent_execution_supervisor],
+    Pids = [P || N <- Busy, P <- [whereis(N)], is_pid(P)],
+    true = length(Pids) >= 6,
+    [ok = sys:suspend(P) || P <- Pids],
+    try
+        [begin
+             {Us, Answer} = timer:tc(fun() -> View(Id) end),
+             ?assert(Answer =/= error),
+             ?assert(Us < ?AT_ONCE_US, {Name, Us})
+         end || {Name, View} <- views()]
+    after
+        [ok = sys:resume(P) || P <- Pids]
+    end.
+
+views() ->
+    [{tasks, fun(_) -> agent_execution:tasks() end}, {task, fun agent_execution:task/1},
+     {workers, fun(_) -> agent_execution:workers() end}, {agents, fun(_) -> agent_execution:agents() end},
+     {frameworks, fun(_) -> agent_execution:frameworks() end}, {why, fun agent_execution:why/1}].
 
 a_draining_node_refuses_and_waits_for_what_runs(_) ->
     {ok, Id} = submit(#{model => <<"slow">>}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -146,7 +147,9 @@ class LocalNode:
             try:
                 process.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
-                # Workers notice the end of their node by themselves.
+                # The start script waits for the node, which has a session of its own; workers notice its end by themselves.
+                with contextlib.suppress(OSError, ValueError):
+                    os.kill(int((self.log.parent / "state" / "run" / "pid").read_text()), signal.SIGKILL)
                 process.kill()
                 process.wait()
         if self._folder is not None:
