@@ -87,6 +87,8 @@ def config(bad: str) -> str:
             "raises",
             "hog",
             "steps",
+            "own_client",
+            "blocks_its_loop",
             "asks_people",
             "slow_once",
             "slow_journaled",

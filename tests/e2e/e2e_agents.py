@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,32 @@ async def steps(task: Any, engine: Any) -> str:
     pair = await asyncio.gather(engine.chat("step 2"), engine.chat("step 3"))
     said += effect(2)
     return f"{first} {' '.join(pair)} {await engine.chat('step 4')} {said}"
+
+
+@agent("own_client")
+def own_client(task: Any, engine: Any) -> str:
+    """A user's own client of OpenAI's wire, with what the environment says and a model that the engine does not have."""
+    said = []
+    for body in json.loads(task.description):
+        request = urllib.request.Request(
+            os.environ["OPENAI_BASE_URL"] + body.pop("path", "/chat/completions"),
+            data=json.dumps(body).encode(),
+            headers={
+                "authorization": "Bearer " + body.pop("key", os.environ["OPENAI_API_KEY"]),
+                "content-type": "application/json",
+            },
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                said.append(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            said.append(f"{error.code} {error.headers.get('x-should-retry')} {error.read().decode()}")
+    return json.dumps(said)
+
+
+@agent("blocks_its_loop")
+async def blocks_its_loop(task: Any, engine: Any) -> str:
+    return str(own_client.function(task, engine))
 
 
 @agent("asks_people")

@@ -15,6 +15,7 @@ import socket
 from dataclasses import dataclass, field
 
 from . import _linux
+from ._door import open_door
 
 #: Read by every worker beside what its guard allows: the system, without its secrets.
 _SYSTEM_READ = [
@@ -176,6 +177,7 @@ def _worker(go_fd: int, data_fd: int, log_fd: int, spec: Spec, framework: str, p
         # The guard must know of us before we run: our end would else not be seen.
         os.read(go_fd, 1)
         _descriptors(data_fd, log_fd)
+        _door(spec)
         _rights(spec, own_proc=not parent)
         from . import main
 
@@ -196,6 +198,13 @@ def _descriptors(data_fd: int, log_fd: int) -> None:
     for source, target in ((null, 0), (high[1], 1), (high[1], 2), (high[0], 3), (high[0], 4)):
         os.dup2(source, target)
     os.closerange(5, 65536)
+
+
+def _door(spec: Spec) -> None:
+    """Its port must be known before the rights are given up."""
+    if (door := open_door()) is not None:
+        spec.connect.append(door.port)
+        spec.env.update(door.environment)
 
 
 def _above(fd: int) -> int:

@@ -24,7 +24,7 @@ from .._errors import SingularityError
 from ..adapters import load
 from ..adapters._base import Adapter, Setup
 from . import _frames as f
-from . import _runtime
+from . import _runtime, _shim
 from ._calls import Calls
 from ._channel import Channel
 from ._engine import Engine
@@ -139,6 +139,7 @@ class Worker:
             self._channel.send(f.Type.READY, flags=f.FLAG_ERROR, payload=payload)
             return
         self._loaded = True
+        _shim.serve(self._engine, self._loop, lambda: list(self._scopes.values()))
         # What is there now stays: the collector need not look at it again, and its pages stay shared with the zygote.
         gc.collect()
         gc.freeze()
