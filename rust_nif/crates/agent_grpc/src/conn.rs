@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -18,6 +17,8 @@ use tonic::transport::server::Connected;
 const PERMITS: usize = 64;
 /// Length of what an HTTP/2 client says first.
 const PREFACE_BYTES: usize = 24;
+/// A read of more bytes than this is somebody's request: the answer to a ping has 17, a window update 13.
+const SMALL_TALK_BYTES: usize = 30;
 
 /// How long a connection may say nothing.
 #[derive(Clone, Copy, Debug)]
@@ -45,17 +46,17 @@ impl Connection {
         let activity = Activity { open: AtomicUsize::new(0), last: Mutex::new(Instant::now()) };
         Self { permits: Arc::new(Semaphore::new(PERMITS)), activity: Arc::new(activity) }
     }
-}
 
-/// A request under way; dropped with its answer.
-struct Open(Arc<Activity>);
-
-impl Open {
-    fn new(activity: &Arc<Activity>) -> Self {
+    /// While this is held the connection is not idle, however silent it is. None for a request that came by no connection of ours.
+    pub(crate) fn open<T>(request: &tonic::Request<T>) -> Option<Open> {
+        let activity = &request.extensions().get::<Self>()?.activity;
         activity.open.fetch_add(1, Ordering::Relaxed);
-        Self(activity.clone())
+        Some(Open(activity.clone()))
     }
 }
+
+/// A call that may take long; dropped with its answer.
+pub(crate) struct Open(Arc<Activity>);
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -131,8 +132,12 @@ impl AsyncRead for Io {
         if read.is_pending() {
             return this.poll_clock(cx);
         }
+        let bytes = buf.filled().len() - before;
+        if bytes > SMALL_TALK_BYTES {
+            *this.connection.activity.last.lock() = Instant::now();
+        }
         if this.preface > 0 {
-            this.preface = this.preface.saturating_sub(buf.filled().len() - before);
+            this.preface = this.preface.saturating_sub(bytes);
             if this.preface == 0 {
                 this.clock.as_mut().reset(Instant::now() + this.clocks.idle);
             }
@@ -152,65 +157,6 @@ impl AsyncWrite for Io {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         forward!(self, s => Pin::new(s).poll_shutdown(cx))
-    }
-}
-
-/// Counts the requests of each connection while they are under way, streams until their last byte.
-#[derive(Clone)]
-pub(crate) struct CountRequests;
-
-impl<S> tower::Layer<S> for CountRequests {
-    type Service = Counted<S>;
-
-    fn layer(&self, inner: S) -> Counted<S> {
-        Counted(inner)
-    }
-}
-
-/// See [`CountRequests`].
-#[derive(Clone)]
-pub(crate) struct Counted<S>(S);
-
-impl<S, R, B> tower::Service<http::Request<R>> for Counted<S>
-where
-    S: tower::Service<http::Request<R>, Response = http::Response<B>>,
-    S::Future: Send + 'static,
-{
-    type Response = http::Response<CountedBody<B>>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: http::Request<R>) -> Self::Future {
-        let open = request.extensions().get::<Connection>().map(|c| Open::new(&c.activity));
-        let answer = self.0.call(request);
-        Box::pin(async move { Ok(answer.await?.map(|body| CountedBody { body, _open: open })) })
-    }
-}
-
-/// A body that keeps its request counted.
-pub(crate) struct CountedBody<B> {
-    body: B,
-    _open: Option<Open>,
-}
-
-impl<B: Body + Unpin> Body for CountedBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -243,7 +189,9 @@ mod tests {
     async fn an_idle_connection_ends_and_one_with_a_request_does_not() {
         let (mut client, mut io) = pair(CLOCKS).await;
         client.write_all(&[0; PREFACE_BYTES]).await.unwrap();
-        let request = Open::new(&io.connection.activity);
+        let mut request = tonic::Request::new(());
+        request.extensions_mut().insert(io.connect_info());
+        let request = Connection::open(&request).unwrap();
         let mut got = vec![0; PREFACE_BYTES];
         io.read_exact(&mut got).await.unwrap();
         let began = Instant::now();

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::conn::{Clocks, CountRequests, Io, Stream};
+use crate::conn::{Clocks, Io, Stream};
 use crate::{Shared, agents::Agents, frameworks::Frameworks, pending::Pending, providers::ProviderCalls, tasks::Tasks};
 
 /// Streams of one connection.
@@ -122,7 +122,6 @@ pub async fn serve(config: &ServerConfig, shared: Shared, on_end: impl FnOnce(St
         .max_connection_age(MAX_CONNECTION_AGE)
         .max_connection_age_grace(MAX_CONNECTION_AGE_GRACE)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .layer(CountRequests)
         .add_service(health_service)
         .add_service(v1)
         .add_service(v1alpha)

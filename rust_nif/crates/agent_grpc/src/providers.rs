@@ -6,6 +6,7 @@ use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use tonic::{Request, Status};
 
+use crate::conn::Connection;
 use crate::{Reply, Shared, ok, page, to_status};
 
 /// Pieces that may wait for a slow reader.
@@ -61,6 +62,7 @@ impl pb::provider_service_server::ProviderService for ProviderCalls {
     }
 
     async fn chat(&self, request: Request<pb::ChatRequest>) -> Reply<pb::ChatResponse> {
+        let _open = Connection::open(&request);
         self.0.tenant(&request)?;
         checked(request.get_ref())?;
         ok(self.0.providers.chat(request.get_ref(), None, None).await.map_err(|e| to_status(&e))?)
@@ -70,17 +72,22 @@ impl pb::provider_service_server::ProviderService for ProviderCalls {
 
     async fn stream_chat(&self, request: Request<pb::StreamChatRequest>) -> Reply<Self::StreamChatStream> {
         self.0.tenant(&request)?;
+        let open = Connection::open(&request);
         let Some(chat) = request.into_inner().request else { return Err(to_status(&AgentError::field("request", "is missing"))) };
         checked(&chat)?;
         let (pieces, mut arrived) = tokio::sync::mpsc::channel(PIECES);
         let providers = self.0.providers.clone();
         // Ended with the stream: the call's future is dropped when the reader goes, and with it the HTTP request.
-        let call = Box::pin(async move { providers.chat(&chat, None, Some(&pieces)).await.err() });
+        let call = Box::pin(async move {
+            let _open = open;
+            providers.chat(&chat, None, Some(&pieces)).await.err()
+        });
         let stream = async_stream(call, move |cx| arrived.poll_recv(cx));
         ok(Box::pin(stream) as Self::StreamChatStream)
     }
 
     async fn embed(&self, request: Request<pb::EmbedRequest>) -> Reply<pb::EmbedResponse> {
+        let _open = Connection::open(&request);
         self.0.tenant(&request)?;
         let n = request.get_ref().input.len();
         if n == 0 || n > 2048 {

@@ -135,6 +135,7 @@ impl pb::task_service_server::TaskService for Tasks {
     }
 
     async fn execute_task(&self, request: Request<pb::ExecuteTaskRequest>) -> Reply<pb::Task> {
+        let _open = Connection::open(&request);
         let tenant = self.0.tenant(&request)?;
         let connection = request.extensions().get::<Connection>().cloned();
         let r = request.into_inner();
@@ -150,6 +151,7 @@ impl pb::task_service_server::TaskService for Tasks {
     type WatchTaskStream = Pin<Box<dyn futures::Stream<Item = Result<pb::TaskEvent, Status>> + Send>>;
 
     async fn watch_task(&self, request: Request<pb::WatchTaskRequest>) -> Reply<Self::WatchTaskStream> {
+        let open = Connection::open(&request);
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
         let id = self.get(&tenant, &r.task_id)?.id;
@@ -157,7 +159,7 @@ impl pb::task_service_server::TaskService for Tasks {
             return Err(to_status(&AgentError::field("after", "must be 0 or a sequence")));
         }
         let store = self.0.store.clone();
-        let start = (store, tenant, id, r.after, Vec::<pb::TaskEvent>::new().into_iter(), false);
+        let start = ((store, open), tenant, id, r.after, Vec::<pb::TaskEvent>::new().into_iter(), false);
         let include_text = r.include_text;
         let stream = futures::stream::unfold(start, move |(store, tenant, id, mut after, mut ready, failed)| async move {
             if failed {
@@ -171,7 +173,7 @@ impl pb::task_service_server::TaskService for Tasks {
                     }
                     continue;
                 }
-                match store.next_events(&tenant, &id, after).await {
+                match store.0.next_events(&tenant, &id, after).await {
                     Ok(events) if events.is_empty() => return None,
                     Ok(events) => ready = events.into_iter(),
                     Err(e) => return Some((Err(to_status(&e)), (store, tenant, id, after, ready, true))),
@@ -205,6 +207,7 @@ impl pb::task_service_server::TaskService for Tasks {
     }
 
     async fn cancel_task(&self, request: Request<pb::CancelTaskRequest>) -> Reply<pb::CancelTaskResponse> {
+        let _open = Connection::open(&request);
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
         let grace_ms = r.grace.as_ref().map_or(DEFAULT_GRACE_MS, duration_ms);
