@@ -93,9 +93,10 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
         return Err(faults);
     }
     let server = root.get("server").map(Node::json).unwrap_or_default();
+    let store = root.get("store").map(Node::json).unwrap_or_default();
     let native = serde_json::json!({
         "server": {"address": server["address"], "tls": server.get("tls"), "idle_timeout_ms": server["idle_timeout_ms"]},
-        "store": {"path": path},
+        "store": {"path": path, "retention": {"succeeded_ms": store["keep_succeeded_ms"], "other_ms": store["keep_other_ms"]}},
         "providers": root.get("providers").map(Node::json),
         "models": root.get("models").map(Node::json),
         "tenants": tenants.iter().map(|(name, keys)| (name.clone(), serde_json::json!({"key_sha256": keys}))).collect::<serde_json::Map<_, _>>(),

@@ -108,7 +108,15 @@ pub(crate) const ROOT: &[Field] = &[
         ]),
         "{}",
     ),
-    d("store", Kind::Table(&[d("url", Kind::Text, "\"sqlite:singularity.db\"")]), "{}"),
+    d(
+        "store",
+        Kind::Table(&[
+            d("url", Kind::Text, "\"sqlite:singularity.db\""),
+            d("keep_succeeded", Kind::Duration, "\"168h\""),
+            d("keep_other", Kind::Duration, "\"720h\""),
+        ]),
+        "{}",
+    ),
     d("providers", Kind::Named(&Kind::Table(PROVIDER)), "{}"),
     d(
         "models",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use agent_store::journal::Change;
-use agent_store::{AttemptInfo, Enqueued, Finish, Metrics, TaskStore, WriteOp, Written};
+use agent_store::{AttemptInfo, Enqueued, Finish, Metrics, Retention, TaskStore, WriteOp, Written};
 use parking_lot::RwLock;
 use pb::task_event::Event;
 use prost::Message;
@@ -60,6 +60,8 @@ struct Config {
 #[derive(serde::Deserialize)]
 struct StoreConfig {
     path: PathBuf,
+    #[serde(default)]
+    retention: Retention,
 }
 
 #[rustler::nif]
@@ -75,7 +77,7 @@ fn store_start<'a>(env: Env<'a>, runtime: ResourceArc<Runtime>, reference: Term<
     let opened = handle.clone();
     tokio.spawn_blocking(move || {
         let told = owner.clone();
-        match TaskStore::open(&config.store.path, Box::new(move |why| told.ended(&why))) {
+        match TaskStore::open(&config.store.path, config.store.retention, Box::new(move |why| told.ended(&why))) {
             Ok(store) => {
                 let (epoch, schema, version) = (store.epoch(), store.schema(), store.sqlite_version());
                 *opened.store.write() = Some(store);

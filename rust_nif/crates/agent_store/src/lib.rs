@@ -63,6 +63,22 @@ pub struct ListQuery {
     pub order_by: String,
 }
 
+/// How long ended tasks are kept, in ms; 0: for ever.
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
+pub struct Retention {
+    /// Those that succeeded.
+    pub succeeded_ms: i64,
+    /// All others.
+    pub other_ms: i64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+        Self { succeeded_ms: 7 * DAY_MS, other_ms: 30 * DAY_MS }
+    }
+}
+
 /// The store of one node.
 pub struct TaskStore {
     hub: Arc<Hub>,
@@ -78,9 +94,9 @@ pub fn now_ms() -> i64 {
 
 impl TaskStore {
     /// Opens the database file, making its folder; `on_end` hears once when the store ends by itself.
-    pub fn open(path: &Path, on_end: Box<dyn FnOnce(String) + Send>) -> Result<Arc<Self>, AgentError> {
+    pub fn open(path: &Path, retention: Retention, on_end: Box<dyn FnOnce(String) + Send>) -> Result<Arc<Self>, AgentError> {
         let hub = Arc::new(Hub::new());
-        let durable = Box::new(sqlite::Sqlite::start(path, hub.clone(), on_end)?);
+        let durable = Box::new(sqlite::Sqlite::start(path, retention, hub.clone(), on_end)?);
         Ok(Self::with(hub, durable))
     }
 
@@ -371,8 +387,11 @@ impl TaskStore {
         Ok(all)
     }
 
-    /// Waiting tasks whose time has come.
+    /// Waiting tasks whose time has come. Asked once a second, so ephemeral tasks whose time is over are forgotten here as well.
     pub fn due(&self, now: i64) -> Result<Vec<String>, AgentError> {
+        for old in self.memory.expire(now) {
+            self.hub.forget(&old);
+        }
         self.durable.due(now)
     }
 

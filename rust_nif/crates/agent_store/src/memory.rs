@@ -80,6 +80,13 @@ impl Memory {
         let mut ended = self.ended.lock();
         ended.order.push_back((id.to_owned(), now_ms, size));
         ended.bytes += size;
+        drop(ended);
+        self.expire(now_ms)
+    }
+
+    /// Forgets ended tasks beyond the time, the number or the bytes that are kept; gives their ids.
+    pub(crate) fn expire(&self, now_ms: i64) -> Vec<String> {
+        let mut ended = self.ended.lock();
         let mut dropped = Vec::new();
         while let Some((_, at, _)) = ended.order.front() {
             if ended.order.len() <= KEEP_TASKS && ended.bytes <= KEEP_BYTES && now_ms - at <= KEEP_MS {

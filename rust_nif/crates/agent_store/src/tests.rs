@@ -14,7 +14,7 @@ fn dir(name: &str) -> PathBuf {
 }
 
 fn open(dir: &Path) -> Arc<TaskStore> {
-    TaskStore::open(&dir.join("s.db"), Box::new(|_| {})).unwrap()
+    TaskStore::open(&dir.join("s.db"), Retention::default(), Box::new(|_| {})).unwrap()
 }
 
 fn write(store: &TaskStore, op: WriteOp) -> Result<Written, AgentError> {
@@ -189,7 +189,7 @@ fn a_database_of_a_newer_program_is_refused_and_left_alone() {
     stop(&dir, &open(&dir));
     let db = rusqlite::Connection::open(dir.join("s.db")).unwrap();
     db.pragma_update(None, "user_version", 99).unwrap();
-    let error = TaskStore::open(&dir.join("s.db"), Box::new(|_| {})).err().unwrap();
+    let error = TaskStore::open(&dir.join("s.db"), Retention::default(), Box::new(|_| {})).err().unwrap();
     assert!(error.message.contains("schema 99"), "{}", error.message);
     assert_eq!(db.query_row("PRAGMA user_version", [], |r| r.get::<_, i64>(0)).unwrap(), 99);
     std::fs::remove_dir_all(dir).unwrap();
@@ -199,7 +199,7 @@ fn a_database_of_a_newer_program_is_refused_and_left_alone() {
 fn a_file_that_is_no_database_is_told_as_corrupt() {
     let dir = dir("corrupt");
     std::fs::write(dir.join("s.db"), "this is no database, it is a text ".repeat(64)).unwrap();
-    let error = TaskStore::open(&dir.join("s.db"), Box::new(|_| {})).err().unwrap();
+    let error = TaskStore::open(&dir.join("s.db"), Retention::default(), Box::new(|_| {})).err().unwrap();
     assert_eq!(error.reason, Reason::StoreCorrupt);
     std::fs::remove_dir_all(dir).unwrap();
 }
@@ -252,7 +252,7 @@ async fn a_watcher_that_left_the_ring_reads_on_from_the_store_without_a_gap() {
 fn two_nodes_never_share_a_data_folder() {
     let dir = dir("lock");
     let store = open(&dir);
-    let error = TaskStore::open(&dir.join("s.db"), Box::new(|_| {})).err().unwrap();
+    let error = TaskStore::open(&dir.join("s.db"), Retention::default(), Box::new(|_| {})).err().unwrap();
     assert!(error.message.contains("in use"), "{}", error.message);
     stop(&dir, &store);
     std::fs::remove_dir_all(dir).unwrap();
@@ -283,7 +283,7 @@ fn a_bad_item_fails_alone_in_its_batch() {
 fn a_panic_of_the_writer_is_told_and_no_answer_is_lost() {
     let dir = dir("panic");
     let (tx, rx) = mpsc::channel();
-    let store = TaskStore::open(&dir.join("s.db"), Box::new(move |why| tx.send(why).unwrap())).unwrap();
+    let store = TaskStore::open(&dir.join("s.db"), Retention::default(), Box::new(move |why| tx.send(why).unwrap())).unwrap();
     store.inject_panic();
     assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), "panic");
     // Ephemeral tasks need no writer.
@@ -417,4 +417,54 @@ fn a_tool_runs_once_unless_it_allows_more_and_one_in_doubt_is_not_guessed() {
     assert_eq!(begin(2, 2, Replay::Once), Decision::InDoubt);
     assert_eq!(begin(2, 2, Replay::Journaled), Decision::Run);
     assert_eq!(begin(2, 3, Replay::Once), Decision::Run);
+}
+
+#[test]
+fn ended_tasks_are_forgotten_when_their_time_is_over_and_open_ones_are_not() {
+    let dir = dir("retention");
+    let keep = Retention { succeeded_ms: 1, other_ms: 0 };
+    let store = open(&dir);
+    let ids: Vec<String> = (0..450).map(|_| submit(&store, false, None, "x", true).0).collect();
+    let open_id = ids[0].clone();
+    for id in &ids[1..] {
+        write(&store, finish(id, 1)).unwrap();
+    }
+    stop(&dir, &store);
+    let store = TaskStore::open(&dir.join("s.db"), keep, Box::new(|_| {})).unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while store.list("t", &ListQuery { page_size: 1000, ..Default::default() }).unwrap().0.len() > 1 {
+        assert!(std::time::Instant::now() < deadline, "three batches take less than a second");
+        std::thread::yield_now();
+    }
+    assert_eq!(store.get("t", &open_id).unwrap().state(), pb::TaskState::Running);
+    assert_eq!(store.get("t", &ids[1]).unwrap_err().reason, Reason::TaskNotFound);
+    assert!(store.durable.events(&ids[1], 0, 10).unwrap().is_empty());
+    // What was moved into the database is not in the log any more: the next commit begins it again.
+    let log = dir.join("s.db-wal");
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let long = std::fs::metadata(&log).unwrap().len();
+    while wal_pages(&dir) > 0 {
+        assert!(std::time::Instant::now() < deadline, "an idle writer moves its log");
+        std::thread::yield_now();
+    }
+    let (_, _) = submit(&store, false, None, "x", true);
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), long);
+}
+
+/// Pages of the log that are not in the database yet, as another connection sees it.
+fn wal_pages(dir: &Path) -> i64 {
+    let db = rusqlite::Connection::open(dir.join("s.db")).unwrap();
+    db.query_row("PRAGMA wal_checkpoint(NOOP)", [], |r| Ok(r.get::<_, i64>(1)? - r.get::<_, i64>(2)?)).unwrap_or(0)
+}
+
+#[test]
+fn an_ephemeral_task_is_forgotten_without_another_one_ending() {
+    let dir = dir("expiry");
+    let store = open(&dir);
+    let (id, _) = submit(&store, true, None, "x", true);
+    write(&store, finish(&id, 1)).unwrap();
+    store.due(now_ms()).unwrap();
+    assert!(store.get("t", &id).is_ok());
+    store.due(now_ms() + 61_000).unwrap();
+    assert_eq!(store.get("t", &id).unwrap_err().reason, Reason::TaskNotFound);
 }

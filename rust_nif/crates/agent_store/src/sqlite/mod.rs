@@ -4,6 +4,7 @@
 //! asked hears after the commit. A commit that fails answers every item of the batch as ambiguous and ends the store: after a failed fsync
 //! nothing that the kernel says of the file can be trusted.
 
+mod chores;
 mod journal;
 mod readers;
 mod rows;
@@ -18,16 +19,18 @@ use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use rusqlite::Connection;
 
+use crate::Retention;
 use crate::durable::{AgentRows, Done, Store};
 use crate::hub::Hub;
 use crate::journal::Entry;
 use crate::op::WriteOp;
 use crate::record::Record;
+use chores::Chores;
 use readers::Readers;
 use writer::Writer;
 
 /// Version of the schema that this program writes.
-pub const SCHEMA: i64 = 2;
+pub const SCHEMA: i64 = 3;
 /// Versions from 3.7.0 to 3.51.2 may corrupt a database in WAL mode (sqlite.org/wal.html, "WAL-reset bug").
 const SQLITE_AFFECTED_UNTIL: i32 = 3_051_002;
 /// The words of the partial index `task_open`: a query uses it only if it says the same.
@@ -56,6 +59,12 @@ const MIGRATION_2: &str = "
     ) WITHOUT ROWID;
 ";
 
+const MIGRATION_3: &str = "
+    ALTER TABLE task ADD COLUMN end_ms INTEGER NOT NULL DEFAULT 0;
+    UPDATE task SET end_ms = create_ms WHERE state NOT IN (1, 2, 3);
+    CREATE INDEX task_ended ON task(end_ms) WHERE end_ms > 0;
+";
+
 /// One database file.
 pub(crate) struct Sqlite {
     writer: Writer,
@@ -65,14 +74,19 @@ pub(crate) struct Sqlite {
 
 impl Sqlite {
     /// Opens the file, making its folder, and starts the writer; `on_end` hears once when that ends, whatever the reason.
-    pub(crate) fn start(path: &Path, hub: Arc<Hub>, on_end: Box<dyn FnOnce(String) + Send>) -> Result<Self, AgentError> {
+    pub(crate) fn start(
+        path: &Path,
+        retention: Retention,
+        hub: Arc<Hub>,
+        on_end: Box<dyn FnOnce(String) + Send>,
+    ) -> Result<Self, AgentError> {
         let dir: PathBuf = path.parent().filter(|p| !p.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_path_buf);
         std::fs::create_dir_all(&dir).map_err(|e| io(&dir, &e))?;
         let lock_path = dir.join("LOCK");
         let lock = File::create(&lock_path).map_err(|e| io(&lock_path, &e))?;
         lock.try_lock().map_err(|_| AgentError::new(Reason::StoreUnavailable, format!("{} is in use by another node", dir.display())))?;
         let (db, epoch) = open(path)?;
-        let writer = Writer::start(db, lock, epoch, hub, crate::now_ms, on_end)?;
+        let writer = Writer::start(db, lock, epoch, hub, crate::now_ms, Chores::new(log_of(path), retention), on_end)?;
         Ok(Self { writer, readers: Readers::new(path.to_owned()), epoch })
     }
 }
@@ -148,14 +162,19 @@ pub(crate) fn unavailable(e: &rusqlite::Error) -> AgentError {
     AgentError::new(reason, format!("the database answered: {e}")).retry_after(1000)
 }
 
+fn log_of(path: &Path) -> PathBuf {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    PathBuf::from(log)
+}
+
 /// Opens or makes the database; gives the connection of the writer and the boot epoch.
 fn open(path: &Path) -> Result<(Connection, i64), AgentError> {
     if (3_007_000..=SQLITE_AFFECTED_UNTIL).contains(&rusqlite::version_number()) {
         return Err(AgentError::new(Reason::StoreUnavailable, format!("SQLite {} has the WAL-reset bug", rusqlite::version())));
     }
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    if let Some(lost) = wal::check(Path::new(&log)).map_err(|e| io(Path::new(&log), &e))? {
+    let log = log_of(path);
+    if let Some(lost) = wal::check(&log).map_err(|e| io(&log, &e))? {
         return Err(AgentError::new(
             Reason::StoreCorrupt,
             format!("{}: frame {} is damaged; opening it would lose the commits up to frame {}", log.display(), lost.first, lost.last),
@@ -169,6 +188,8 @@ fn open(path: &Path) -> Result<(Connection, i64), AgentError> {
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "mmap_size", 0)?;
+        // The writer does it when it has time.
+        db.pragma_update(None, "wal_autocheckpoint", 0)?;
         db.query_row("PRAGMA user_version", [], |r| r.get(0))
     };
     let version = setup(&mut db).map_err(|e| unavailable(&e))?;
@@ -185,6 +206,9 @@ fn open(path: &Path) -> Result<(Connection, i64), AgentError> {
         }
         if version < 2 {
             tx.execute_batch(MIGRATION_2)?;
+        }
+        if version < 3 {
+            tx.execute_batch(MIGRATION_3)?;
         }
         tx.pragma_update(None, "user_version", SCHEMA)?;
         let epoch = tx.query_row("UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value", [], |r| r.get(0))?;

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::chores::Chores;
 use super::journal;
 use super::rows::{SELECT, attempts_blob, load, record_of};
 use super::{OPEN, unavailable};
@@ -78,6 +79,7 @@ impl Writer {
         epoch: i64,
         hub: Arc<Hub>,
         clock: fn() -> i64,
+        chores: Chores,
         on_end: Box<dyn FnOnce(String) + Send>,
     ) -> Result<Self, AgentError> {
         let (queue, jobs) = mpsc::channel();
@@ -86,7 +88,7 @@ impl Writer {
         std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || {
-                let mut thread = Thread { db, epoch, hub, clock, cache: HashMap::new(), waiting: counter };
+                let mut thread = Thread { db, epoch, hub, clock, cache: HashMap::new(), waiting: counter, chores };
                 let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| thread.run(&jobs)));
                 drop(thread);
                 drop(lock);
@@ -136,6 +138,7 @@ struct Thread {
     clock: fn() -> i64,
     cache: HashMap<String, Record>,
     waiting: Arc<Waiting>,
+    chores: Chores,
 }
 
 struct Item {
@@ -146,7 +149,15 @@ struct Item {
 
 impl Thread {
     fn run(&mut self, jobs: &mpsc::Receiver<Job>) -> Result<(), AgentError> {
-        while let Ok(first) = jobs.recv() {
+        loop {
+            let first = match jobs.recv_timeout(self.chores.patience()) {
+                Ok(first) => first,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.idle()?;
+                    continue;
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
+            };
             let mut bytes = self.taken(&first);
             let mut batch = vec![first];
             while batch.len() < BATCH_ITEMS && bytes < BATCH_BYTES {
@@ -155,6 +166,14 @@ impl Thread {
                 batch.push(job);
             }
             self.commit(batch)?;
+            self.chores.committed(&self.db).map_err(|e| unavailable(&e))?;
+        }
+    }
+
+    fn idle(&mut self) -> Result<(), AgentError> {
+        for id in self.chores.idle(&self.db, (self.clock)()).map_err(|e| unavailable(&e))? {
+            self.cache.remove(&id);
+            self.hub.forget(&id);
         }
         Ok(())
     }
@@ -331,7 +350,7 @@ impl Thread {
         let rid: String = r.task.id.chars().rev().collect();
         let request = (!r.hash.is_empty()).then_some(&r.task.request_id);
         self.db
-            .prepare_cached("INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16)")
+            .prepare_cached("INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,0)")
             .and_then(|mut s| {
                 s.execute(params![
                     r.task.id,
@@ -364,11 +383,11 @@ impl Thread {
                 .and_then(|mut s| s.execute(params![r.task.id, old_fence, r.sequence, r.text_offset]))
         } else {
             self.db
-                .prepare_cached("UPDATE task SET state = ?3, fence = ?4, epoch = ?5, not_before = ?6, lost = ?7, sequence = ?8, text_offset = ?9, data = ?10, attempts = ?11 WHERE id = ?1 AND fence = ?2")
+                .prepare_cached("UPDATE task SET state = ?3, fence = ?4, epoch = ?5, not_before = ?6, lost = ?7, sequence = ?8, text_offset = ?9, data = ?10, attempts = ?11, end_ms = ?12 WHERE id = ?1 AND fence = ?2")
                 .and_then(|mut s| {
                     s.execute(params![
                         r.task.id, old_fence, r.task.state, r.task.fencing_token, r.epoch, r.not_before_ms, r.lost, r.sequence, r.text_offset,
-                        r.task.encode_to_vec(), attempts_blob(r)
+                        r.task.encode_to_vec(), attempts_blob(r), r.task.end_time.as_ref().map_or(0, agent_core::header::timestamp_ms)
                     ])
                 })
         };
