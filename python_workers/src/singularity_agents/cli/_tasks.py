@@ -177,7 +177,7 @@ def submit_task(ctx: Context) -> int:
 def follow(ctx: Context, client: Client, handle: TaskHandle, timeout: float | None = None) -> int:
     """Shows a task until its end, then its result and what it took."""
     io = ctx.io
-    progress = Progress(io)
+    progress = Progress(io, short(handle.id))
     io.say(f"task {short(handle.id)}", "dim")
     try:
         if timeout is None:
@@ -235,8 +235,9 @@ def _time(value: timedelta | None) -> str:
 class Progress:
     """Events of a task for people: tokens on stdout, the rest on stderr."""
 
-    def __init__(self, io: Io) -> None:
+    def __init__(self, io: Io, task: str) -> None:
         self._io = io
+        self._task = task
         #: Text of the newest attempt that stands on stdout.
         self.printed = ""
 
@@ -283,7 +284,7 @@ class Progress:
                 answer = {"approval": "approve|reject", "client_tool": "tool-result TEXT"}.get(
                     str(data.get("kind")), "input TEXT"
                 )
-                self._say(f"  to answer: singularity signal TASK {answer}", "yellow")
+                self._say(f"  to answer: singularity signal {self._task} {answer}", "yellow")
             case _:
                 pass
 
