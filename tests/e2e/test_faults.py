@@ -90,6 +90,21 @@ def test_a_worker_that_takes_too_much_memory_is_ended(client: Client) -> None:
     assert task.error is not None and task.error.reason in {"WORKER_OOM", "POISON_TASK"}
 
 
+def test_a_neighbour_does_not_notice_what_another_worker_takes(client: Client) -> None:
+    """One takes memory until it is ended, one every cycle it can get; each is alone in what it may take."""
+    busy, _ = running(client, "loop")
+    hungry = client.submit("x", agent="hog", max_attempts=1)
+    neighbour = client.submit("x", agent="count")
+    try:
+        task = hungry.wait("60s")
+        assert task.error is not None and task.error.reason in {"WORKER_OOM", "POISON_TASK"}
+        done = neighbour.wait("60s")
+        assert done.state.endswith("SUCCEEDED") and done.attempts == 1
+        assert client.get(busy).state.endswith("RUNNING")
+    finally:
+        client.cancel(busy, grace="0s")
+
+
 def test_a_client_that_disappears_costs_nobody_anything(node: LocalNode, client: Client) -> None:
     with Client(node.address, max_retries=0) as gone:
         handle = gone.submit("x", agent="count")

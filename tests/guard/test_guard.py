@@ -101,13 +101,15 @@ def test_sigusr1_brings_the_stack(zygote: Zygote) -> None:
     assert b"most recent call first" in bytes(worker.port.until("stack").values["text"])  # type: ignore[call-overload]
 
 
-def test_what_a_worker_cannot_reach(zygote: Zygote, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["auto", "plain"])
+def test_what_a_worker_cannot_reach(zygote: Zygote, tmp_path: Path, mode: str) -> None:
     secret = tmp_path / "database"
     secret.write_text("secret")
     with socket.create_server(("127.0.0.1", 0)) as node:
         forbidden = [str(secret), f"/proc/{os.getpid()}/environ", str(Path.home() / ".bashrc"), "/etc/shadow"]
         worker = zygote.worker(
             "look_around",
+            mode,
             env={"FORBIDDEN": json.dumps(forbidden), "NODE_PID": str(os.getpid()), "NODE_PORT": str(node.getsockname()[1])},
         )
         found = json.loads(worker.line())

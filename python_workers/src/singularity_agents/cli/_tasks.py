@@ -57,7 +57,7 @@ def add(commands: _SubParsersAction[Parser], shared: Parser) -> None:
 
     listing = commands.add_parser("list", parents=[shared], help="list tasks")
     listing.description = "example: singularity list --filter 'state=FAILED agent=researcher'"
-    listing.add_argument("--filter", default="", metavar="TEXT", help="for example 'state=FAILED label.team=billing'")
+    listing.add_argument("--filter", default="", metavar="TEXT", help="for example 'state=FAILED created>=2026-11-24T08:00:00Z'")
     listing.add_argument("--order-by", default="", metavar="TEXT", help='"create_time desc" (default) or "create_time asc"')
     listing.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (default 50)")
     listing.set_defaults(run=list_tasks)
