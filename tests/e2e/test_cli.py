@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import tarfile
@@ -145,8 +147,11 @@ def test_up_starts_a_node_that_ctrl_c_stops_and_the_shell_looks_into_it(tmp_path
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update(environment)
+        # Whoever runs the tests in the background has Ctrl-C ignored, and a shell cannot trap what was ignored before it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execv(up[0], up)
-    with subprocess.Popen(["cat"], stdin=terminal, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as reader:
+    reader = subprocess.Popen(["cat"], stdin=terminal, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
         eventually(lambda: serving(Target(address)), within_s=60)
         with Client(address) as client:
             task = client.execute("hello").task_id
@@ -158,6 +163,11 @@ def test_up_starts_a_node_that_ctrl_c_stops_and_the_shell_looks_into_it(tmp_path
         assert code == 0 and b"on native" in shown
         assert serving(Target(address)), "leaving the shell leaves the node"
         os.write(terminal, b"\x03")
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        ended = eventually(lambda: os.waitpid(pid, os.WNOHANG)[0] and True, within_s=60)
+        assert ended and not serving(Target(address))
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((tmp_path / "state" / "run" / "pid").read_text()), signal.SIGKILL)
         reader.kill()
-    os.close(terminal)
+        reader.wait()
+        os.close(terminal)

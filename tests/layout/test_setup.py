@@ -74,6 +74,11 @@ def test_an_old_rust_is_named(bare: Path) -> None:
     assert done.returncode == 1 and "too old" in done.stderr
 
 
+def _interruptible() -> None:
+    """Whoever runs the tests in the background has Ctrl-C ignored, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_step_that_was_interrupted_runs_again(tmp_path: Path) -> None:
     script = f"""
         source "$ROOT/scripts/lib.sh"; STAMPS={tmp_path}/stamps
@@ -81,7 +86,9 @@ def test_a_step_that_was_interrupted_runs_again(tmp_path: Path) -> None:
         step slow key "a slow step" work
     """
     environment = {**os.environ, "ROOT": str(ROOT)}
-    first = subprocess.Popen(["bash", "-ec", script], env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        ["bash", "-ec", script], env=environment, start_new_session=True, stderr=subprocess.DEVNULL, preexec_fn=_interruptible
+    )
     deadline = time.monotonic() + 10
     while not (tmp_path / "log").exists():
         assert time.monotonic() < deadline
