@@ -153,6 +153,11 @@ def eventually(check: Callable[[], Any], within_s: float = 20.0) -> Any:
     return value
 
 
+def openai_provider(name: str, base_url: str, *models: str) -> str:
+    """Its part of a configuration."""
+    return f'[providers.{name}]\ndialect = "openai"\nbase_url = "{base_url}"\nmodels = {list(models)!r}\n'
+
+
 class KillableNode:
     """A node whose data outlives it: killed and started again on the same folder."""
 

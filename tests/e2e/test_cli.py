@@ -88,28 +88,6 @@ def test_without_a_node_it_says_how_to_start_one() -> None:
     assert "singularity up" in done.stderr
 
 
-def test_top_refreshes_in_place_and_leaves_the_terminal_as_it_was(node: LocalNode) -> None:
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ.update(COLUMNS="80", TERM="xterm")
-        os.execv(sys.executable, [*COMMAND, "top", "--address", node.address])
-    shown, asked, deadline = b"", False, time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if select.select([terminal], [], [], 0.2)[0]:
-            try:
-                shown += os.read(terminal, 65536)
-            except OSError:
-                break
-        # Two frames: the second one is drawn over the first.
-        if not asked and shown.count(b"\x1b[H") >= 2:
-            os.write(terminal, b"q")
-            asked = True
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert b"TASK" in shown and b"STATE" in shown
-    assert shown.index(b"\x1b[?1049h") < shown.index(b"\x1b[?1049l"), "the screen of before comes back"
-
-
 def typed(
     command: list[str], environment: dict[str, str], talk: list[tuple[bytes, bytes]], limit_s: float = 60
 ) -> tuple[int, bytes]:
@@ -132,6 +110,17 @@ def typed(
     os.close(terminal)
     assert not pending, f"{pending[0][0]!r} did not come: {shown[-2000:].decode(errors='replace')}"
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown
+
+
+def test_top_refreshes_in_place_and_leaves_the_terminal_as_it_was(node: LocalNode) -> None:
+    # Two frames: the second one is drawn over the first.
+    frame = b"\x1b[H"
+    top = [*COMMAND, "top", "--address", node.address]
+    code, shown = typed(top, {"COLUMNS": "80", "TERM": "xterm"}, [(frame, b""), (frame, b"q")], limit_s=30)
+    assert code == 0
+    assert shown.count(frame) >= 2
+    assert b"TASK" in shown and b"STATE" in shown
+    assert shown.index(b"\x1b[?1049h") < shown.index(b"\x1b[?1049l"), "the screen of before comes back"
 
 
 def test_up_starts_a_node_that_ctrl_c_stops_and_the_shell_looks_into_it(tmp_path: Path) -> None:

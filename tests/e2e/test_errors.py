@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import ROOT, config
+from conftest import ROOT, config, openai_provider
 from test_tasks import nested
 
 from singularity_agents import Client, SingularityError
@@ -84,8 +84,8 @@ def refusing() -> Iterator[LocalNode]:
         return PROVIDER[asked.model]
 
     with ScriptedModel(*[answer] * 100) as model:
-        more = f'[providers.scripted]\ndialect = "openai"\nbase_url = "{model.base_url}"\nmodels = {sorted(PROVIDER)!r}\n'
-        with LocalNode(config("http://127.0.0.1:9/v1") + more) as node:
+        scripted = openai_provider("scripted", model.base_url, *PROVIDER)
+        with LocalNode(config("http://127.0.0.1:9/v1") + scripted) as node:
             yield node
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import KillableNode, eventually
+from conftest import KillableNode, eventually, openai_provider
 
 from singularity_agents import Client
 from singularity_agents.testing import Asked, ScriptedModel, ToolCall
@@ -43,12 +43,7 @@ def counting() -> Iterator[CountingModel]:
 
 @pytest.fixture
 def node(killable: Callable[[str], KillableNode], counting: CountingModel) -> KillableNode:
-    return killable(f"""
-[providers.counting]
-dialect = "openai"
-base_url = "{counting.model.base_url}"
-models = ["counted"]
-""")
+    return killable(openai_provider("counting", counting.model.base_url, "counted"))
 
 
 def kill_worker(client: Client, task_id: str) -> None:

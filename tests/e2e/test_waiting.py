@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import KillableNode, eventually
+from conftest import KillableNode, eventually, openai_provider
 
 from singularity_agents import Client, SingularityError
 from singularity_agents.testing import ScriptedModel
@@ -22,12 +22,7 @@ def model() -> Iterator[ScriptedModel]:
 
 @pytest.fixture
 def node(killable: Callable[[str], KillableNode], model: ScriptedModel) -> KillableNode:
-    return killable(f"""
-[providers.scripted]
-dialect = "openai"
-base_url = "{model.base_url}"
-models = ["scripted"]
-""")
+    return killable(openai_provider("scripted", model.base_url, "scripted"))
 
 
 def asks(client: Client, task_id: str, *input_ids: str) -> None:

@@ -96,9 +96,9 @@ effects([], _) ->
 effects([{emit, Event} | Rest], S) ->
     tell({event, Event}, S),
     effects(Rest, S);
-effects([{Kind, _, _, _} | _] = Effects, S = #step{unrecorded = [_ | _]}) when Kind =:= call_tool ->
+effects([{call_tool, _, _, _} | _] = Effects, S = #step{unrecorded = [_ | _]}) ->
     recorded(Effects, S);
-effects([{Kind, _, _} | _] = Effects, S = #step{unrecorded = [_ | _]}) when Kind =:= call_model ->
+effects([{call_model, _, _} | _] = Effects, S = #step{unrecorded = [_ | _]}) ->
     recorded(Effects, S);
 effects([{call_tool, CallId, Name, Arguments} | Rest], S = #step{machine = Machine, meter = Meter, begun = Begun}) ->
     Occurrence = maps:get({Name, Arguments}, Begun, 0),

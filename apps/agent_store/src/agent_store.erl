@@ -26,30 +26,35 @@ write(Op) ->
 %% @doc The same with a limit in ms.
 -spec write(tuple() | recover, non_neg_integer()) -> result().
 write(Op, Timeout) ->
-    case native_subsystem:handle(store) of
-        {ok, Store} -> write(Store, Op, Timeout);
-        {error, native_down} -> {error, down()}
-    end.
-
--spec write(reference(), tuple() | recover, non_neg_integer()) -> result().
-write(Store, Op, Timeout) ->
-    Ref = make_ref(),
-    case agent_native:store_write(Store, Ref, Op) of
+    case enqueue(Op) of
+        {ok, Ref} -> await(Ref, Timeout);
         {done, Result} -> {ok, Result};
-        ok -> await(Ref, Timeout);
-        busy -> busy(Store, Op, Timeout);
-        {error, native_down} -> {error, down()};
+        busy -> busy(Op, Timeout);
         {error, Error} -> {error, Error}
     end.
 
--spec busy(reference(), tuple() | recover, non_neg_integer()) -> result().
-busy(_, Op, _) when element(1, Op) =:= submit ->
+-spec busy(tuple() | recover, integer()) -> result().
+busy(Op, _) when element(1, Op) =:= submit ->
     {error, (agent_error:new(overloaded, <<"the store's queue is full">>))#{retry_after_ms => 100}};
-busy(_, _, Timeout) when Timeout =< 0 ->
+busy(_, Timeout) when Timeout =< 0 ->
     {error, agent_error:new(overloaded, <<"the store's queue stayed full">>)};
-busy(Store, Op, Timeout) ->
+busy(Op, Timeout) ->
     receive after ?BUSY_RETRY_MS -> ok end,
-    write(Store, Op, Timeout - ?BUSY_RETRY_MS).
+    write(Op, max(0, Timeout - ?BUSY_RETRY_MS)).
+
+-spec enqueue(tuple() | recover) -> {ok, reference()} | {done, term()} | busy | {error, agent_error:t()}.
+enqueue(Op) ->
+    Ref = make_ref(),
+    case native_subsystem:handle(store) of
+        {ok, Store} ->
+            case agent_native:store_write(Store, Ref, Op) of
+                ok -> {ok, Ref};
+                {error, native_down} -> {error, down()};
+                Answer -> Answer
+            end;
+        {error, native_down} ->
+            {error, down()}
+    end.
 
 -spec await(reference(), non_neg_integer()) -> result().
 await(Ref, Timeout) ->
@@ -65,18 +70,9 @@ await(Ref, Timeout) ->
 %% comes as `{done, _}'.
 -spec start(tuple()) -> {ok, reference()} | {done, term()} | {error, agent_error:t()}.
 start(Op) ->
-    Ref = make_ref(),
-    case native_subsystem:handle(store) of
-        {ok, Store} ->
-            case agent_native:store_write(Store, Ref, Op) of
-                ok -> {ok, Ref};
-                {done, Result} -> {done, Result};
-                busy -> {error, agent_error:new(overloaded, <<"the store's queue is full">>)};
-                {error, native_down} -> {error, down()};
-                {error, Error} -> {error, Error}
-            end;
-        {error, native_down} ->
-            {error, down()}
+    case enqueue(Op) of
+        busy -> {error, agent_error:new(overloaded, <<"the store's queue is full">>)};
+        Answer -> Answer
     end.
 
 %% @doc Writes without waiting: events. Its answer comes to the caller as `{agent_native, Ref, _, _}' and may be ignored.

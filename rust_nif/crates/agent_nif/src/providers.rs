@@ -91,7 +91,7 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
         Err(_) => return terms::error_tuple(env, &AgentError::new(Reason::InvalidField, "the chat request cannot be decoded")),
     };
     let streams = get::<bool>(options, atoms::stream()).unwrap_or(false);
-    let mut journal = Journal::of(options, || journal::chat(&request));
+    let journal = Journal::of(options, || journal::chat(&request));
     // Whether nothing is recorded can be said at once in a task's first attempt, and once its entries were read in a later one.
     let mut asked = journal.as_ref().and_then(Journal::ask_now::<pb::ChatResponse>);
     if inline && !streams && (journal.is_none() || asked.is_some()) {
@@ -128,37 +128,21 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
     let task = tokio.spawn(async move {
         // Taken out of the map whatever happens, aborted too.
         let _entry = Entry { open, key: own_key };
-        let live = match recorded(&mut journal, asked).await {
-            Ok(Some(Asked::Recorded(response))) => {
-                if streams {
+        let call = async {
+            if streams {
+                stream(&providers, &request, limit, &reply, &own_credit).await
+            } else {
+                providers.chat(&request, limit, None).await
+            }
+        };
+        match journaled(journal, asked, call).await {
+            Ok((response, note)) => {
+                if streams && matches!(note, Note::Replayed) {
                     say_again(&response, &reply);
                 }
-                return reply.done(|env| response_term(env, &response, Note::Replayed));
-            }
-            Ok(Some(Asked::Live(live))) => Some(live),
-            Ok(None) => None,
-            Err(e) => return reply.error(&e),
-        };
-        let journal = journal.zip(live);
-        if let Some((journal, live)) = &journal {
-            journal.leaves(*live);
-        }
-        let result = if streams {
-            stream(&providers, &request, limit, &reply, &own_credit).await
-        } else {
-            providers.chat(&request, limit, None).await
-        };
-        match result {
-            Ok(response) => {
-                let note = journal.map_or(Note::None, |(_, live)| Note::Record(live, response.encode_to_vec()));
                 reply.done(|env| response_term(env, &response, note));
             }
-            Err(e) => {
-                if let Some((journal, live)) = journal {
-                    journal.failed(live);
-                }
-                reply.error(&e);
-            }
+            Err(e) => reply.error(&e),
         }
     });
     calls.insert(key, Call { abort: task.abort_handle(), credit });
@@ -168,12 +152,32 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
     atoms::ok().encode(env)
 }
 
-/// What the journal says, asked already or now; None without a journal.
-async fn recorded<R: Message + Default>(journal: &mut Option<Journal>, asked: Option<Asked<R>>) -> Result<Option<Asked<R>>, AgentError> {
-    match (journal, asked) {
-        (_, Some(asked)) => Ok(Some(asked)),
-        (Some(journal), None) => journal.ask().await.map(Some),
-        (None, None) => Ok(None),
+/// A call through the journal of its task, if it has one: its recorded answer, or the live one with the entry to record.
+async fn journaled<R: Message + Default>(
+    mut journal: Option<Journal>,
+    asked: Option<Asked<R>>,
+    call: impl Future<Output = Result<R, AgentError>>,
+) -> Result<(R, Note), AgentError> {
+    let asked = match (&mut journal, asked) {
+        (Some(journal), None) => Some(journal.ask().await?),
+        (_, asked) => asked,
+    };
+    let live = match asked {
+        Some(Asked::Recorded(answer)) => return Ok((answer, Note::Replayed)),
+        Some(Asked::Live(live)) => Some(live),
+        None => None,
+    };
+    let Some((journal, live)) = journal.zip(live) else { return Ok((call.await?, Note::None)) };
+    journal.leaves(live);
+    match call.await {
+        Ok(answer) => {
+            let entry = answer.encode_to_vec();
+            Ok((answer, Note::Record(live, entry)))
+        }
+        Err(e) => {
+            journal.failed(live);
+            Err(e)
+        }
     }
 }
 
@@ -287,29 +291,11 @@ fn embed<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term
     };
     let reply = Final::new(env.pid(), reference, Reason::TaskCancelled);
     let (providers, limit) = (handle.providers.clone(), deadline(options));
-    let mut journal = Journal::of(options, || journal::embed(&request));
-    let task = tokio.spawn(async move {
-        let live = match recorded::<pb::EmbedResponse>(&mut journal, None).await {
-            Ok(Some(Asked::Recorded(r))) => return reply.done(|env| embeddings_term(env, &r, Note::Replayed)),
-            Ok(Some(Asked::Live(live))) => Some(live),
-            Ok(None) => None,
-            Err(e) => return reply.error(&e),
-        };
-        let journal = journal.zip(live);
-        if let Some((journal, live)) = &journal {
-            journal.leaves(*live);
-        }
-        match providers.embed(&request, limit).await {
-            Ok(r) => {
-                let note = journal.map_or(Note::None, |(_, live)| Note::Record(live, r.encode_to_vec()));
-                reply.done(|env| embeddings_term(env, &r, note));
-            }
-            Err(e) => {
-                if let Some((journal, live)) = journal {
-                    journal.failed(live);
-                }
-                reply.error(&e);
-            }
+    let journal = Journal::of(options, || journal::embed(&request));
+    let task = tokio::spawn(async move {
+        match journaled(journal, None, providers.embed(&request, limit)).await {
+            Ok((r, note)) => reply.done(|env| embeddings_term(env, &r, note)),
+            Err(e) => reply.error(&e),
         }
     });
     // The call itself answers by its Drop guard.

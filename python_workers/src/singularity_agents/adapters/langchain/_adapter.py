@@ -39,7 +39,6 @@ class Handle(NamedTuple):
     input: dict[str, Any]
     given: int
     max_steps: int
-    answered: bool
 
 
 class Native(NamedTuple):
@@ -94,7 +93,7 @@ class LangChainAdapter:
         messages.append(HumanMessage(task.description))
         agent = self._own or self._built(execute)
         max_steps = task.execution_hints.max_steps or _DEFAULT_MAX_STEPS
-        return Handle(agent, {"messages": messages}, len(messages), max_steps, bool(execute.answers))
+        return Handle(agent, {"messages": messages}, len(messages), max_steps)
 
     def _built(self, execute: worker.Execute) -> Runnable[Any, Any]:
         requirements = execute.task.requirements
@@ -122,7 +121,7 @@ class LangChainAdapter:
         if self._own is not None and self._engine is not None:
             config["callbacks"] = [NodeSteps(self._engine)]
         try:
-            state, limit = await invoke(handle.agent, handle.input, config, handle.answered), ""
+            state, limit = await invoke(handle.agent, handle.input, config), ""
         except GraphRecursionError:
             state, limit = None, "max_steps"
         return Native(state, handle.given, limit, scope.notes.get(LAST_ANSWER, "") if scope is not None else "")

@@ -24,7 +24,7 @@ _MAX_STEPS_SHOWN = 1000
 _PROMPTS = ("question", "prompt", "message", "description", "action")
 
 
-async def invoke(agent: Runnable[Any, Any], given: Any, config: Any, answered: bool) -> Any:
+async def invoke(agent: Runnable[Any, Any], given: Any, config: Any) -> Any:
     """Runs an agent to its end, or until an interrupt that nobody has answered. Raises InputNeeded then.
 
     A graph with a saver of its own goes on from where it stands in it. One without runs again from its beginning, with a saver
@@ -35,15 +35,15 @@ async def invoke(agent: Runnable[Any, Any], given: Any, config: Any, answered: b
     scope = CURRENT.get()
     answers = scope.answers if scope is not None else {}
     asked = 0
-    if agent.checkpointer or answered:
+    if agent.checkpointer or answers:
         config["configurable"] = {"thread_id": scope.task_id if scope is not None else "local"}
-    if agent.checkpointer and answered:
+    if agent.checkpointer and answers:
         pending = (await agent.aget_state(config)).interrupts
         if pending:
             # Whatever was asked is answered, and what waits in the saver was asked last.
             asked = sum(1 for name in answers if name.startswith("input-")) - len(pending)
             given, asked = _resume(pending, answers, asked)
-    elif answered:
+    elif answers:
         agent = agent.copy({"checkpointer": InMemorySaver()})
     while True:
         state = await agent.ainvoke(given, config)
