@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from pathlib import Path
 
 from singularity_agents import AgentCapabilities, UniversalAgent, agent, tool
 
@@ -100,10 +101,11 @@ async def stubborn(task):
             RAN.append("swallowed")
 
 
-@agent("sleeps_in_thread")
-def sleeps_in_thread(task):
-    time.sleep(float(task.description))
-    return "slept"
+@agent("waits_in_thread")
+def waits_in_thread(task):
+    while not Path(task.description).exists():
+        time.sleep(0.01)
+    return "waited"
 
 
 @agent("blocks_the_loop")
