@@ -1,5 +1,4 @@
-//! What every durable back end does. SQLite is the first; one that speaks to a server implements the same trait, and the tests of the
-//! facade hold for it as they stand.
+//! What every durable back end does. The tests of the facade hold for each as they stand.
 
 use agent_core::hash::differing_field;
 use agent_core::{AgentError, Reason};
@@ -24,6 +23,8 @@ pub trait Store: Send + Sync {
     fn write(&self, op: WriteOp, done: Done) -> bool;
     /// One task of a tenant.
     fn get(&self, tenant: &str, id: &str) -> Result<Option<Record>, AgentError>;
+    /// Whether a task was deleted, while its request id is still known.
+    fn was_deleted(&self, tenant: &str, id: &str) -> Result<bool, AgentError>;
     /// Ids of a tenant that end so; at most 10.
     fn by_suffix(&self, tenant: &str, suffix: &str) -> Result<Vec<String>, AgentError>;
     /// Up to `limit` tasks of a tenant beyond an id, newest or oldest first. Fewer: there are no more.
@@ -59,6 +60,14 @@ pub(crate) fn existing(old: &Record, hash: &[u8], spec: &pb::AgentTask) -> Resul
     Err(AgentError::new(Reason::RequestIdReused, format!("the request_id belongs to task {}, which differs in {field}", old.task.id))
         .with("task_id", &old.task.id)
         .with("field", field))
+}
+
+/// The answer to the request id of a task that was deleted.
+pub(crate) fn deleted_request(id: String, old_hash: &[u8], hash: &[u8]) -> Result<Written, AgentError> {
+    if old_hash == hash {
+        return Ok(Written::Existing { id });
+    }
+    Err(AgentError::new(Reason::RequestIdReused, format!("the request_id belongs to task {id}, which was deleted")).with("task_id", id))
 }
 
 pub(crate) fn not_found(id: &str) -> AgentError {

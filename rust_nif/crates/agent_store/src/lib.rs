@@ -1,4 +1,4 @@
-//! The store: tasks, attempts, events and agents, durable in SQLite or ephemeral in memory, behind one facade, and the hub of live events.
+//! The store: tasks, attempts, events and agents, durable in SQLite or PostgreSQL, or ephemeral in memory, behind one facade, and the hub of live events.
 //!
 //! [`TaskStore::write`] takes an operation and answers once it is committed; for an ephemeral task that is at once. Every rule of a
 //! task's life stands in [`record`], which both back ends use.
@@ -11,6 +11,7 @@ mod memory;
 pub mod op;
 mod questions;
 pub mod record;
+mod sql;
 mod sqlite;
 
 use std::path::Path;
@@ -96,7 +97,7 @@ impl TaskStore {
     /// Opens the database file, making its folder; `on_end` hears once when the store ends by itself.
     pub fn open(path: &Path, retention: Retention, on_end: Box<dyn FnOnce(String) + Send>) -> Result<Arc<Self>, AgentError> {
         let hub = Arc::new(Hub::new());
-        let durable = Box::new(sqlite::Sqlite::start(path, retention, hub.clone(), on_end)?);
+        let durable = Box::new(sql::store::SqlStore::start(sqlite::open(path)?, retention, hub.clone(), on_end)?);
         Ok(Self::with(hub, durable))
     }
 

@@ -1,21 +1,23 @@
-//! The one thread that writes.
+//! The one thread that writes: group commit.
+//!
+//! It takes what is there, up to a batch, each item in a savepoint, and commits; while it waits for the disk the next batch gathers. Whoever
+//! asked hears after the commit. When a batch fails as a whole, the connection decides: what cannot be healed answers every item as
+//! ambiguous and ends the store (after a failed fsync nothing that the kernel says of the file can be trusted); a server that was away is
+//! waited for, and the batch is written again unless it had been committed.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use parking_lot::Mutex;
-use prost::Message;
-use rusqlite::{Connection, OptionalExtension, params};
 
 use super::chores::Chores;
-use super::journal;
-use super::rows::{SELECT, attempts_blob, load, record_of};
-use super::{OPEN, unavailable};
-use crate::durable::{Done, existing, not_found};
+use super::tasks::{Known, load, record_of, select_open};
+use super::{Mended, Param, WriterDb, all, journal, tasks};
+use crate::Retention;
+use crate::durable::{Done, deleted_request, existing, not_found};
 use crate::hub::Hub;
 use crate::journal::Change;
 use crate::op::{Queued, WriteOp, Written};
@@ -51,6 +53,10 @@ enum Job {
 struct Waiting {
     items: AtomicUsize,
     bytes: AtomicUsize,
+    /// The database is away: what can be refused is refused at once.
+    away: AtomicBool,
+    /// Nobody waits for what is left.
+    closing: AtomicBool,
 }
 
 impl Waiting {
@@ -72,26 +78,24 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread, which holds the lock of the data folder; `on_end` hears once why it ended, when file and lock are free again.
+    /// Starts the thread, which owns the connection; `on_end` hears once why it ended, when the database is free again.
     pub(crate) fn start(
-        db: Connection,
-        lock: File,
+        db: Box<dyn WriterDb>,
         epoch: i64,
         hub: Arc<Hub>,
         clock: fn() -> i64,
-        chores: Chores,
+        retention: Retention,
         on_end: Box<dyn FnOnce(String) + Send>,
     ) -> Result<Self, AgentError> {
         let (queue, jobs) = mpsc::channel();
         let waiting = Arc::new(Waiting::default());
-        let counter = waiting.clone();
+        let shared = waiting.clone();
         std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || {
-                let mut thread = Thread { db, epoch, hub, clock, cache: HashMap::new(), waiting: counter, chores };
+                let mut thread = Thread { db, epoch, hub, clock, cache: HashMap::new(), waiting: shared, chores: Chores::new(retention) };
                 let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| thread.run(&jobs)));
                 drop(thread);
-                drop(lock);
                 on_end(match end {
                     Ok(Ok(())) => "stopped".to_owned(),
                     Ok(Err(e)) => e.to_string(),
@@ -104,8 +108,13 @@ impl Writer {
 
     /// Queues a write; false when the queue is full or closed (then `done` was dropped unheard).
     pub(crate) fn write(&self, op: WriteOp, done: Done) -> bool {
+        let urgent = op.is_urgent();
+        if !urgent && self.waiting.away.load(Ordering::Relaxed) {
+            done(Err(away()));
+            return true;
+        }
         let (items, bytes) =
-            if op.is_urgent() { (QUEUE_ITEMS, QUEUE_BYTES + QUEUE_BYTES / 10) } else { (QUEUE_ITEMS - RESERVED_ITEMS, QUEUE_BYTES) };
+            if urgent { (QUEUE_ITEMS, QUEUE_BYTES + QUEUE_BYTES / 10) } else { (QUEUE_ITEMS - RESERVED_ITEMS, QUEUE_BYTES) };
         if self.waiting.items.load(Ordering::Relaxed) >= items || self.waiting.bytes.load(Ordering::Relaxed) >= bytes {
             return false;
         }
@@ -127,12 +136,21 @@ impl Writer {
 
     /// Ends the thread after what waits.
     pub(crate) fn stop(&self) {
+        self.waiting.closing.store(true, Ordering::Relaxed);
         self.queue.lock().take();
     }
 }
 
+fn away() -> AgentError {
+    AgentError::new(Reason::StoreUnavailable, "the database does not answer; the store waits for it").retry_after(1000)
+}
+
+fn ambiguous() -> AgentError {
+    AgentError::new(Reason::CommitAmbiguous, "the commit failed; read back, or send again with the same request_id")
+}
+
 struct Thread {
-    db: Connection,
+    db: Box<dyn WriterDb>,
     epoch: i64,
     hub: Arc<Hub>,
     clock: fn() -> i64,
@@ -141,16 +159,10 @@ struct Thread {
     chores: Chores,
 }
 
-struct Item {
-    done: Done,
-    result: Result<Written, AgentError>,
-    publish: Publish,
-}
-
 impl Thread {
     fn run(&mut self, jobs: &mpsc::Receiver<Job>) -> Result<(), AgentError> {
         loop {
-            let first = match jobs.recv_timeout(self.chores.patience()) {
+            let first = match jobs.recv_timeout(self.chores.patience(&*self.db)) {
                 Ok(first) => first,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     self.idle()?;
@@ -165,17 +177,29 @@ impl Thread {
                 bytes += self.taken(&job);
                 batch.push(job);
             }
-            self.commit(batch)?;
-            self.chores.committed(&self.db).map_err(|e| unavailable(&e))?;
+            let (ops, done) = batch
+                .into_iter()
+                .map(|job| match job {
+                    Job::Panic => panic!("injected into the store's writer"),
+                    Job::Write(op, _, done) => (op, done),
+                })
+                .unzip();
+            self.batch(ops, done)?;
         }
     }
 
     fn idle(&mut self) -> Result<(), AgentError> {
-        for id in self.chores.idle(&self.db, (self.clock)()).map_err(|e| unavailable(&e))? {
-            self.cache.remove(&id);
-            self.hub.forget(&id);
+        match self.chores.idle(&mut *self.db, (self.clock)()) {
+            Ok(forgotten) => {
+                for id in forgotten {
+                    self.cache.remove(&id);
+                    self.hub.forget(&id);
+                }
+                Ok(())
+            }
+            // The next look finds what is left.
+            Err(e) => self.mend(e).map(|_| ()),
         }
-        Ok(())
     }
 
     fn taken(&self, job: &Job) -> usize {
@@ -188,59 +212,79 @@ impl Thread {
         }
     }
 
-    fn commit(&mut self, batch: Vec<Job>) -> Result<(), AgentError> {
-        self.exec("BEGIN IMMEDIATE")?;
-        let mut items = Vec::with_capacity(batch.len());
-        for job in batch {
-            match job {
-                Job::Panic => panic!("injected into the store's writer"),
-                Job::Write(op, _, done) => {
-                    let (result, publish) = match self.item(op) {
-                        Ok((written, publish)) => (Ok(written), publish),
-                        Err(e) => (Err(e), Vec::new()),
-                    };
-                    items.push(Item { done, result, publish });
+    /// Writes a batch and answers it.
+    fn batch(&mut self, ops: Vec<WriteOp>, done: Vec<Done>) -> Result<(), AgentError> {
+        let kept = if self.db.comes_back() { ops.clone() } else { Vec::new() };
+        let mut results = Vec::with_capacity(ops.len());
+        let mut written = self.transaction(ops, &mut results);
+        while let Err(e) = written {
+            self.cache.clear();
+            match self.mend(e) {
+                Ok(true) => break,
+                Ok(false) => {
+                    results.clear();
+                    written = self.transaction(kept.clone(), &mut results);
+                }
+                Err(e) => {
+                    done.into_iter().for_each(|done| done(Err(ambiguous())));
+                    return Err(e);
                 }
             }
         }
-        if let Err(e) = self.exec("COMMIT") {
-            self.cache.clear();
-            for item in items {
-                (item.done)(Err(AgentError::new(
-                    Reason::CommitAmbiguous,
-                    "the commit failed; read back, or send again with the same request_id",
-                )));
-            }
-            return Err(e);
-        }
-        for item in items {
-            for (id, events, ended) in item.publish {
-                self.hub.publish(&id, events, ended, false);
-            }
-            (item.done)(item.result);
+        for (result, done) in results.into_iter().zip(done) {
+            done(result.map(|(written, publish)| {
+                for (id, events, ended) in publish {
+                    self.hub.publish(&id, events, ended, false);
+                }
+                written
+            }));
         }
         if self.cache.len() > CACHE_TASKS {
             self.cache.clear();
         }
-        Ok(())
+        match self.db.committed() {
+            Err(e) => self.mend(e).map(|_| ()),
+            Ok(()) => Ok(()),
+        }
     }
 
-    fn exec(&self, sql: &str) -> Result<(), AgentError> {
-        self.db.execute_batch(sql).map_err(|e| unavailable(&e))
+    fn transaction(&mut self, ops: Vec<WriteOp>, results: &mut Vec<Outcome>) -> Result<(), AgentError> {
+        self.db.begin()?;
+        for op in ops {
+            let result = self.item(op);
+            if self.db.lost() {
+                return Err(result.err().unwrap_or_else(away));
+            }
+            results.push(result);
+        }
+        self.db.commit()
+    }
+
+    /// Whether the batch that failed had been committed after all.
+    fn mend(&mut self, why: AgentError) -> Result<bool, AgentError> {
+        let waiting = self.waiting.clone();
+        waiting.away.store(true, Ordering::Relaxed);
+        let mended = self.db.mend(why, &|| waiting.closing.load(Ordering::Relaxed));
+        waiting.away.store(false, Ordering::Relaxed);
+        match mended {
+            Mended::Ended(e) => Err(e),
+            Mended::Committed => Ok(true),
+            Mended::Again => Ok(false),
+        }
     }
 
     /// One item in its savepoint: it fails alone.
     fn item(&mut self, op: WriteOp) -> Outcome {
-        self.exec("SAVEPOINT item")?;
+        self.db.batch("SAVEPOINT item")?;
         let id = op.task_id().map(str::to_owned);
         let result = self.apply(op);
         if result.is_err() {
             if let Some(id) = id {
                 self.cache.remove(&id);
             }
-            self.exec("ROLLBACK TO item")?;
+            self.db.batch("ROLLBACK TO SAVEPOINT item")?;
         }
-        self.exec("RELEASE item")?;
+        self.db.batch("RELEASE SAVEPOINT item")?;
         result
     }
 
@@ -249,13 +293,18 @@ impl Thread {
         let epoch = self.epoch;
         match op {
             WriteOp::Submit { header, spec, run } => {
-                if !header.content_hash.is_empty()
-                    && let Some(old) = self.find_request(&header.tenant, &header.request_id)?
-                {
-                    return existing(&old, &header.content_hash, &spec).map(|w| (w, Vec::new()));
+                if !header.content_hash.is_empty() {
+                    let known = tasks::find_request(&mut *self.db, &header.tenant, &header.request_id)?;
+                    let same = known.map(|known| match known {
+                        Known::Task(old) => existing(&old, &header.content_hash, &spec),
+                        Known::Deleted(id, hash) => deleted_request(id, &hash, &header.content_hash),
+                    });
+                    if let Some(same) = same {
+                        return same.map(|written| (written, Vec::new()));
+                    }
                 }
                 let (record, events, written) = Record::submitted(&header, *spec, run, epoch, now);
-                self.insert(&record, &events)?;
+                tasks::insert(&mut *self.db, &record, &events)?;
                 let id = header.task_id;
                 self.cache.insert(id.clone(), record);
                 Ok((written, vec![(id, events, false)]))
@@ -268,18 +317,18 @@ impl Thread {
                 let answers = std::mem::take(&mut finish.journal);
                 let done = self.change(&id, |r| r.finish(fence, *finish, now))?;
                 for (key, answer) in answers {
-                    journal::change(&self.db, &id, fence, &key, &Change::Answer(answer)).map_err(|e| unavailable(&e))?;
+                    journal::change(&mut *self.db, &id, fence, i64::MAX, &key, &Change::Answer(answer))?;
                 }
                 Ok(done)
             }
             WriteOp::Journal { id, fence, key, change } => {
-                self.held(&id, fence)?;
-                journal::change(&self.db, &id, fence, &key, &change).map_err(|e| unavailable(&e))?;
+                let sequence = self.held(&id, fence)?;
+                journal::change(&mut *self.db, &id, fence, sequence, &key, &change)?;
                 Ok((Written::Ok, Vec::new()))
             }
             WriteOp::ToolBegin { id, fence, key, replay } => {
-                self.held(&id, fence)?;
-                let decision = journal::tool_begin(&self.db, &id, fence, &key, replay).map_err(|e| unavailable(&e))?;
+                let sequence = self.held(&id, fence)?;
+                let decision = journal::tool_begin(&mut *self.db, &id, fence, sequence, &key, replay)?;
                 Ok((Written::Tool(decision), Vec::new()))
             }
             WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, events } => {
@@ -294,50 +343,46 @@ impl Thread {
             WriteOp::CancelRequest { tenant, id } => {
                 self.change(&id, |r| if r.tenant == tenant { Ok(r.cancel_request()) } else { Err(not_found(&id)) })
             }
-            WriteOp::Delete { tenant, id } => self.delete(&tenant, &id),
-            WriteOp::PutAgent { tenant, id, data } => {
-                self.sql("INSERT OR REPLACE INTO agent VALUES(?1, ?2, ?3)", params![tenant, id, data])
+            WriteOp::Delete { tenant, id } => self.delete(&tenant, &id, now),
+            WriteOp::PutAgent { tenant, id, data } => self.sql(
+                "INSERT INTO agent VALUES(?1, ?2, ?3) ON CONFLICT (tenant, id) DO UPDATE SET data = excluded.data",
+                &[(&tenant).into(), (&id).into(), (&data).into()],
+            ),
+            WriteOp::DeleteAgent { tenant, id } => {
+                self.sql("DELETE FROM agent WHERE tenant = ?1 AND id = ?2", &[(&tenant).into(), (&id).into()])
             }
-            WriteOp::DeleteAgent { tenant, id } => self.sql("DELETE FROM agent WHERE tenant = ?1 AND id = ?2", params![tenant, id]),
             WriteOp::Recover => self.recover(now),
         }
     }
 
-    fn sql(&self, sql: &str, params: impl rusqlite::Params) -> Outcome {
-        self.db.prepare_cached(sql).and_then(|mut s| s.execute(params)).map_err(|e| unavailable(&e))?;
+    fn sql(&mut self, sql: &str, params: &[Param<'_>]) -> Outcome {
+        self.db.execute(sql, params)?;
         Ok((Written::Ok, Vec::new()))
     }
 
-    fn find_request(&self, tenant: &str, request_id: &str) -> Result<Option<Record>, AgentError> {
-        let sql = format!("{SELECT} WHERE tenant = ?1 AND request_id = ?2");
-        self.db
-            .prepare_cached(&sql)
-            .and_then(|mut s| s.query_row(params![tenant, request_id], record_of).optional())
-            .map_err(|e| unavailable(&e))
-    }
-
-    /// Whether the fence holds the task; its row stays as it is.
-    fn held(&mut self, id: &str, fence: i64) -> Result<(), AgentError> {
+    /// Whether the fence holds the task; its row stays as it is. Gives the last event's number.
+    fn held(&mut self, id: &str, fence: i64) -> Result<i64, AgentError> {
         if !self.cache.contains_key(id) {
-            let record = load(&self.db, id).map_err(|e| unavailable(&e))?.ok_or_else(|| not_found(id))?;
+            let record = load(&mut *self.db, id)?.ok_or_else(|| not_found(id))?;
             self.cache.insert(id.to_owned(), record);
         }
-        self.cache.get(id).map_or_else(|| Err(not_found(id)), |r| r.running(fence))
+        let record = self.cache.get(id).ok_or_else(|| not_found(id))?;
+        record.running(fence).map(|()| record.sequence)
     }
 
     fn change(&mut self, id: &str, f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>) -> Outcome {
         let mut record = match self.cache.remove(id) {
             Some(record) => record,
-            None => load(&self.db, id).map_err(|e| unavailable(&e))?.ok_or_else(|| not_found(id))?,
+            None => load(&mut *self.db, id)?.ok_or_else(|| not_found(id))?,
         };
         let fence = record.task.fencing_token;
         let (events, written) = f(&mut record)?;
         // The fence is checked once more by the statement: nobody else may have written, and if somebody had, this item fails.
-        let rows = self.update(&record, fence, matches!(written, Written::Sequence(_)))?;
+        let rows = tasks::update(&mut *self.db, &record, fence, matches!(written, Written::Sequence(_)))?;
         if rows != 1 {
             return Err(AgentError::new(Reason::AttemptFenced, "the row was changed by another writer"));
         }
-        self.add_events(id, &events)?;
+        tasks::add_events(&mut *self.db, id, &events)?;
         let ended = is_terminal(record.task.state());
         if !ended {
             self.cache.insert(id.to_owned(), record);
@@ -345,98 +390,37 @@ impl Thread {
         Ok((written, vec![(id.to_owned(), events, ended)]))
     }
 
-    fn insert(&self, r: &Record, events: &[pb::TaskEvent]) -> Result<(), AgentError> {
-        let created = r.task.create_time.as_ref().map_or(0, agent_core::header::timestamp_ms);
-        let rid: String = r.task.id.chars().rev().collect();
-        let request = (!r.hash.is_empty()).then_some(&r.task.request_id);
-        self.db
-            .prepare_cached("INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,0)")
-            .and_then(|mut s| {
-                s.execute(params![
-                    r.task.id,
-                    rid,
-                    r.tenant,
-                    request,
-                    r.task.state,
-                    r.task.fencing_token,
-                    r.epoch,
-                    r.not_before_ms,
-                    created,
-                    r.lost,
-                    r.sequence,
-                    r.text_offset,
-                    r.hash,
-                    agent_core::hash::VERSION,
-                    r.task.encode_to_vec(),
-                    attempts_blob(r)
-                ])
-            })
-            .map_err(|e| unavailable(&e))?;
-        self.add_events(&r.task.id, events)
-    }
-
-    /// Events alone leave the blobs as they are: a task that streams does not rewrite itself.
-    fn update(&self, r: &Record, old_fence: i64, numbers_only: bool) -> Result<usize, AgentError> {
-        let result = if numbers_only {
-            self.db
-                .prepare_cached("UPDATE task SET sequence = ?3, text_offset = ?4 WHERE id = ?1 AND fence = ?2")
-                .and_then(|mut s| s.execute(params![r.task.id, old_fence, r.sequence, r.text_offset]))
-        } else {
-            self.db
-                .prepare_cached("UPDATE task SET state = ?3, fence = ?4, epoch = ?5, not_before = ?6, lost = ?7, sequence = ?8, text_offset = ?9, data = ?10, attempts = ?11, end_ms = ?12 WHERE id = ?1 AND fence = ?2")
-                .and_then(|mut s| {
-                    s.execute(params![
-                        r.task.id, old_fence, r.task.state, r.task.fencing_token, r.epoch, r.not_before_ms, r.lost, r.sequence, r.text_offset,
-                        r.task.encode_to_vec(), attempts_blob(r), r.task.end_time.as_ref().map_or(0, agent_core::header::timestamp_ms)
-                    ])
-                })
-        };
-        result.map_err(|e| unavailable(&e))
-    }
-
-    fn add_events(&self, id: &str, events: &[pb::TaskEvent]) -> Result<(), AgentError> {
-        for event in events {
-            self.db
-                .prepare_cached("INSERT INTO event VALUES(?1, ?2, ?3)")
-                .and_then(|mut s| s.execute(params![id, event.sequence, event.encode_to_vec()]))
-                .map_err(|e| unavailable(&e))?;
-        }
-        Ok(())
-    }
-
-    fn delete(&mut self, tenant: &str, id: &str) -> Outcome {
-        let record = load(&self.db, id).map_err(|e| unavailable(&e))?.filter(|r| r.tenant == tenant).ok_or_else(|| not_found(id))?;
+    fn delete(&mut self, tenant: &str, id: &str, now: i64) -> Outcome {
+        let record = load(&mut *self.db, id)?.filter(|r| r.tenant == tenant).ok_or_else(|| not_found(id))?;
         if !is_terminal(record.task.state()) {
             return Err(AgentError::new(Reason::WrongState, "the task has not ended; cancel it first"));
         }
         self.cache.remove(id);
         self.hub.forget(id);
-        self.sql("DELETE FROM event WHERE task_id = ?1", params![id])?;
-        journal::delete(&self.db, id).map_err(|e| unavailable(&e))?;
-        self.sql("DELETE FROM task WHERE id = ?1", params![id])
+        tasks::forget(&mut *self.db, &record, now)?;
+        Ok((Written::Ok, Vec::new()))
     }
 
     fn recover(&mut self, now: i64) -> Outcome {
-        let select = |db: &Connection, condition: &str| -> Result<Vec<Record>, rusqlite::Error> {
-            let mut s = db.prepare(&format!("{SELECT} WHERE {condition}"))?;
-            let rows = s.query_map([], record_of)?;
-            rows.collect()
-        };
-        let lost = select(&self.db, &format!("{OPEN} AND state = 2 AND epoch < {}", self.epoch)).map_err(|e| unavailable(&e))?;
+        let epoch = self.epoch;
+        let lost = all(&mut *self.db, &select_open("state = 2 AND epoch < ?1"), &[epoch.into()], record_of)?;
+        let waiting = all(&mut *self.db, &select_open("state = 3"), &[], record_of)?;
+        let asked = waiting.into_iter().chain(self.queued()?).filter(|r| r.task.cancel_requested);
         let mut publish = Vec::with_capacity(lost.len());
-        let waiting = select(&self.db, &format!("{OPEN} AND state = 3")).map_err(|e| unavailable(&e))?;
-        let queued = select(&self.db, &format!("{OPEN} AND state = 1 ORDER BY id LIMIT {RECOVER_TASKS}")).map_err(|e| unavailable(&e))?;
-        let asked = waiting.into_iter().chain(queued).filter(|r| r.task.cancel_requested);
         for mut record in lost.into_iter().chain(asked) {
             let fence = record.task.fencing_token;
             let events = record.recover(now);
-            self.update(&record, fence, false)?;
-            self.add_events(&record.task.id, &events)?;
+            tasks::update(&mut *self.db, &record, fence, false)?;
+            tasks::add_events(&mut *self.db, &record.task.id, &events)?;
             self.cache.remove(&record.task.id);
             let ended = is_terminal(record.task.state());
             publish.push((record.task.id, events, ended));
         }
-        let queued = select(&self.db, &format!("{OPEN} AND state = 1 ORDER BY id LIMIT {RECOVER_TASKS}")).map_err(|e| unavailable(&e))?;
+        let queued = self.queued()?;
         Ok((Written::Recovered(queued.iter().map(|r| Queued { header: r.header(), lost: r.lost }).collect()), publish))
+    }
+
+    fn queued(&mut self) -> Result<Vec<Record>, AgentError> {
+        all(&mut *self.db, &select_open("state = 1 ORDER BY id LIMIT ?1"), &[RECOVER_TASKS.into()], record_of)
     }
 }

@@ -1,0 +1,84 @@
+//! What the writer does when nobody asks: it forgets what is old.
+
+use std::time::{Duration, Instant};
+
+use agent_core::AgentError;
+
+use super::{Db, WriterDb, tasks};
+use crate::Retention;
+
+/// A writer without work for so long looks after its chores.
+const IDLE: Duration = Duration::from_millis(200);
+/// Between two searches for what is old. A value in memory is gone from the disk at most so long after its time.
+const RETENTION_EVERY: Duration = Duration::from_secs(60);
+/// Tasks forgotten in one commit.
+const RETENTION_ROWS: i64 = 200;
+
+/// When what was done last.
+pub(super) struct Chores {
+    retention: Retention,
+    searched: Option<Instant>,
+}
+
+impl Chores {
+    pub(super) fn new(retention: Retention) -> Self {
+        Self { retention, searched: None }
+    }
+
+    /// How long the writer may wait for work before it looks here again.
+    pub(super) fn patience(&self, db: &dyn WriterDb) -> Duration {
+        if db.untidy() || self.searched.is_none() { IDLE } else { RETENTION_EVERY }
+    }
+
+    /// There is no work. Gives the tasks that were forgotten.
+    pub(super) fn idle(&mut self, db: &mut dyn WriterDb, now_ms: i64) -> Result<Vec<String>, AgentError> {
+        if self.searched.is_none_or(|at| at.elapsed() >= RETENTION_EVERY) {
+            db.begin()?;
+            let forgotten = forget(db, self.retention, now_ms)?;
+            db.commit()?;
+            // A full batch is followed by the next one as soon as there is time again.
+            self.searched = (forgotten.len() < RETENTION_ROWS as usize).then(Instant::now);
+            if !forgotten.is_empty() {
+                db.shrink()?;
+            }
+            return Ok(forgotten);
+        }
+        if db.untidy() {
+            db.tidy()?;
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// Forgets the oldest of the tasks whose time is over, with all that belongs to them, and values and answers of which the same is true.
+fn forget(db: &mut dyn WriterDb, keep: Retention, now_ms: i64) -> Result<Vec<String>, AgentError> {
+    let crowded = db.crowded();
+    let before = |kept: i64| match kept {
+        _ if crowded => now_ms,
+        0 => i64::MIN,
+        kept => now_ms - kept,
+    };
+    let old = tasks::old(db, before(keep.succeeded_ms), before(keep.other_ms), RETENTION_ROWS)?;
+    for record in &old {
+        tasks::forget(db, record, now_ms)?;
+    }
+    for (table, column) in [("tombstone", "until_ms"), ("answered", "until_ms"), ("memory", "expire_ms")] {
+        expire(db, table, column, now_ms)?;
+    }
+    Ok(old.into_iter().map(|r| r.task.id).collect())
+}
+
+/// Values of a table whose time is over. Versions of a value go with it.
+fn expire(db: &mut dyn Db, table: &str, column: &str, now_ms: i64) -> Result<(), AgentError> {
+    let over = format!("{column} > 0 AND {column} <= ?1");
+    if table == "memory" {
+        let sql = format!(
+            "DELETE FROM memory_version WHERE EXISTS (SELECT 1 FROM memory WHERE memory.tenant = memory_version.tenant
+                AND memory.namespace = memory_version.namespace AND memory.key = memory_version.key AND {over})"
+        );
+        if super::one(db, &format!("SELECT key FROM memory WHERE {over} LIMIT 1"), &[now_ms.into()], |_| Ok(()))?.is_some() {
+            db.execute(&sql, &[now_ms.into()])?;
+        }
+    }
+    db.execute(&format!("DELETE FROM {table} WHERE {over}"), &[now_ms.into()]).map(|_| ())
+}

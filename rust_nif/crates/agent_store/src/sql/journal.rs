@@ -1,0 +1,77 @@
+//! Rows of the table `journal`.
+
+use agent_core::AgentError;
+
+use super::{Db, Param, all, one};
+use crate::journal::{Change, Decision, Entry, Key, Kind, Replay, VERSION};
+
+/// Every entry of a task.
+pub(super) fn entries(db: &mut dyn Db, task: &str) -> Result<Vec<Entry>, AgentError> {
+    let sql = "SELECT kind, hash, occurrence, answer FROM journal WHERE task_id = ?1 AND hash_version = ?2";
+    all(db, sql, &[task.into(), VERSION.into()], |r| {
+        let kind = match r.int(0)? {
+            1 => Kind::Chat,
+            2 => Kind::Embed,
+            _ => Kind::Tool,
+        };
+        let hash = r.blob(1)?.try_into().unwrap_or_default();
+        Ok((Key { question: (kind, hash), occurrence: u32::try_from(r.int(2)?).unwrap_or_default() }, r.bytes(3)?))
+    })
+}
+
+/// The columns that name an entry.
+fn name<'a>(task: &'a str, key: &'a Key) -> [Param<'a>; 4] {
+    [task.into(), (key.question.0 as i64).into(), Param::Blob(&key.question.1), key.occurrence.into()]
+}
+
+/// Records a change of an entry. An answer that stands already stays: the first one was given to the task. `sequence` is the last event of
+/// the task when it was made.
+pub(super) fn change(db: &mut dyn Db, task: &str, fence: i64, sequence: i64, key: &Key, change: &Change) -> Result<(), AgentError> {
+    let [task, kind, hash, occurrence] = name(task, key);
+    let answer = match change {
+        Change::Withdrawn => {
+            let sql = "DELETE FROM journal WHERE task_id = ?1 AND kind = ?2 AND hash = ?3 AND occurrence = ?4 AND answer IS NULL";
+            return db.execute(sql, &[task, kind, hash, occurrence]).map(|_| ());
+        }
+        Change::Intent => None,
+        Change::Answer(answer) => Some(answer),
+    };
+    let sql = "INSERT INTO journal VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (task_id, kind, hash, occurrence)
+        DO UPDATE SET fence = excluded.fence, answer = excluded.answer, sequence = excluded.sequence WHERE journal.answer IS NULL";
+    let row = [task, kind, hash, occurrence, VERSION.into(), fence.into(), answer.into(), sequence.into()];
+    db.execute(sql, &row).map(|_| ())
+}
+
+/// A tool is about to run: records the intent unless its result stands, or only somebody else can say whether it ran.
+pub(super) fn tool_begin(
+    db: &mut dyn Db,
+    task: &str,
+    fence: i64,
+    sequence: i64,
+    key: &Key,
+    replay: Replay,
+) -> Result<Decision, AgentError> {
+    let sql = "SELECT fence, answer FROM journal WHERE task_id = ?1 AND kind = ?2 AND hash = ?3 AND occurrence = ?4";
+    let found = one(db, sql, &name(task, key), |r| Ok((r.int(0)?, r.bytes(1)?)))?;
+    match found {
+        Some((_, Some(answer))) => return Ok(Decision::Recorded(answer)),
+        // Its own intent, said twice, is no doubt.
+        Some((earlier, None)) if replay == Replay::Once && earlier != fence => return Ok(Decision::InDoubt),
+        _ => {}
+    }
+    change(db, task, fence, sequence, key, &Change::Intent)?;
+    Ok(Decision::Run)
+}
+
+/// Gives a new task the answers that another one had when it had written this event; 0: all of them.
+pub(super) fn copy(db: &mut dyn Db, from: &str, to: &str, until_sequence: i64) -> Result<(), AgentError> {
+    let until = if until_sequence == 0 { i64::MAX } else { until_sequence };
+    let sql = "INSERT INTO journal SELECT ?2, kind, hash, occurrence, hash_version, 0, answer, 0 FROM journal
+        WHERE task_id = ?1 AND answer IS NOT NULL AND sequence <= ?3";
+    db.execute(sql, &[from.into(), to.into(), until.into()]).map(|_| ())
+}
+
+/// Forgets the journal of a task.
+pub(super) fn delete(db: &mut dyn Db, task: &str) -> Result<(), AgentError> {
+    db.execute("DELETE FROM journal WHERE task_id = ?1", &[task.into()]).map(|_| ())
+}

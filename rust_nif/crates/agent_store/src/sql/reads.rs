@@ -1,0 +1,71 @@
+//! Reads of tasks, events, journals and agents.
+
+use agent_core::AgentError;
+use agent_proto::agents::v1 as pb;
+use prost::Message;
+
+use super::schema::OPEN;
+use super::tasks::{record_of, select};
+use super::{Db, all, journal, one};
+use crate::durable::AgentRows;
+use crate::journal::Entry;
+use crate::record::Record;
+
+/// Waiting tasks that are due, given at once.
+const DUE_TASKS: i64 = 1000;
+
+pub(crate) fn due_sql() -> String {
+    format!("SELECT id FROM task WHERE {OPEN} AND state = 3 AND not_before > 0 AND not_before <= ?1 ORDER BY not_before LIMIT {DUE_TASKS}")
+}
+
+pub(super) fn get(db: &mut dyn Db, tenant: &str, id: &str) -> Result<Option<Record>, AgentError> {
+    Ok(super::tasks::load(db, id)?.filter(|r| r.tenant == tenant))
+}
+
+/// Ids of a tenant that end so; at most 10.
+pub(super) fn by_suffix(db: &mut dyn Db, tenant: &str, suffix: &str) -> Result<Vec<String>, AgentError> {
+    let low: String = suffix.chars().rev().collect();
+    let high = format!("{low}\u{10FFFF}");
+    let sql = "SELECT id FROM task WHERE tenant = ?1 AND rid >= ?2 AND rid < ?3 LIMIT 10";
+    all(db, sql, &[tenant.into(), (&low).into(), (&high).into()], |r| r.text(0))
+}
+
+/// Whether a task was deleted and its request id is still known.
+pub(super) fn was_deleted(db: &mut dyn Db, tenant: &str, id: &str) -> Result<bool, AgentError> {
+    let sql = "SELECT 1 FROM tombstone WHERE tenant = ?1 AND task_id = ?2 LIMIT 1";
+    Ok(one(db, sql, &[tenant.into(), id.into()], |_| Ok(()))?.is_some())
+}
+
+/// Up to `limit` tasks of a tenant beyond an id, newest or oldest first.
+pub(super) fn page(db: &mut dyn Db, tenant: &str, beyond: &str, newest_first: bool, limit: usize) -> Result<Vec<pb::Task>, AgentError> {
+    let (sign, order) = if newest_first { ("<", "DESC") } else { (">", "ASC") };
+    let beyond = if beyond.is_empty() && newest_first { "~" } else { beyond };
+    let sql = select(&format!("tenant = ?1 AND id {sign} ?2 ORDER BY id {order} LIMIT ?3"));
+    all(db, &sql, &[tenant.into(), beyond.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()], |r| {
+        record_of(r).map(|r| r.task)
+    })
+}
+
+pub(super) fn events(db: &mut dyn Db, id: &str, after: i64, limit: usize) -> Result<Vec<pb::TaskEvent>, AgentError> {
+    let sql = "SELECT data FROM event WHERE task_id = ?1 AND sequence > ?2 ORDER BY sequence LIMIT ?3";
+    all(db, sql, &[id.into(), after.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()], |r| {
+        Ok(pb::TaskEvent::decode(r.blob(0)?.as_slice()).unwrap_or_default())
+    })
+}
+
+pub(super) fn running(db: &mut dyn Db, epoch: i64) -> Result<Vec<(String, i64)>, AgentError> {
+    let sql = format!("SELECT id, fence FROM task WHERE {OPEN} AND state = 2 AND epoch = ?1");
+    all(db, &sql, &[epoch.into()], |r| Ok((r.text(0)?, r.int(1)?)))
+}
+
+pub(super) fn due(db: &mut dyn Db, now_ms: i64) -> Result<Vec<String>, AgentError> {
+    all(db, &due_sql(), &[now_ms.into()], |r| r.text(0))
+}
+
+pub(super) fn entries(db: &mut dyn Db, id: &str) -> Result<Vec<Entry>, AgentError> {
+    journal::entries(db, id)
+}
+
+pub(super) fn agents(db: &mut dyn Db) -> Result<AgentRows, AgentError> {
+    all(db, "SELECT tenant, id, data FROM agent", &[], |r| Ok((r.text(0)?, r.text(1)?, r.blob(2)?)))
+}

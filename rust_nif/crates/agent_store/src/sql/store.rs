@@ -1,0 +1,111 @@
+//! The durable store over SQL: the writer's queue and the readers.
+
+use std::sync::Arc;
+
+use agent_core::AgentError;
+use agent_proto::agents::v1 as pb;
+
+use super::schema::SCHEMA;
+use super::writer::Writer;
+use super::{Db, Opened, ReadPool, reads};
+use crate::Retention;
+use crate::durable::{AgentRows, Done, Store};
+use crate::hub::Hub;
+use crate::journal::Entry;
+use crate::op::WriteOp;
+use crate::record::Record;
+
+/// One database.
+pub(crate) struct SqlStore {
+    writer: Writer,
+    readers: Box<dyn ReadPool>,
+    epoch: i64,
+    version: String,
+}
+
+impl SqlStore {
+    /// Starts the writer of an open database; `on_end` hears once when that ends, whatever the reason.
+    pub(crate) fn start(
+        opened: Opened,
+        retention: Retention,
+        hub: Arc<Hub>,
+        on_end: Box<dyn FnOnce(String) + Send>,
+    ) -> Result<Self, AgentError> {
+        let Opened { writer, readers, epoch, version } = opened;
+        let writer = Writer::start(writer, epoch, hub, crate::now_ms, retention, on_end)?;
+        Ok(Self { writer, readers, epoch, version })
+    }
+
+    fn read<T>(&self, f: impl FnOnce(&mut dyn Db) -> Result<T, AgentError>) -> Result<T, AgentError> {
+        let (mut f, mut found) = (Some(f), None);
+        self.readers.with(&mut |db| {
+            if let Some(f) = f.take() {
+                found = Some(f(db)?);
+            }
+            Ok(())
+        })?;
+        found.ok_or_else(|| AgentError::new(agent_core::Reason::StoreUnavailable, "the store gave no connection"))
+    }
+}
+
+impl Store for SqlStore {
+    fn write(&self, op: WriteOp, done: Done) -> bool {
+        self.writer.write(op, done)
+    }
+
+    fn get(&self, tenant: &str, id: &str) -> Result<Option<Record>, AgentError> {
+        self.read(|db| reads::get(db, tenant, id))
+    }
+
+    fn was_deleted(&self, tenant: &str, id: &str) -> Result<bool, AgentError> {
+        self.read(|db| reads::was_deleted(db, tenant, id))
+    }
+
+    fn by_suffix(&self, tenant: &str, suffix: &str) -> Result<Vec<String>, AgentError> {
+        self.read(|db| reads::by_suffix(db, tenant, suffix))
+    }
+
+    fn page(&self, tenant: &str, beyond: &str, newest_first: bool, limit: usize) -> Result<Vec<pb::Task>, AgentError> {
+        self.read(|db| reads::page(db, tenant, beyond, newest_first, limit))
+    }
+
+    fn events(&self, id: &str, after: i64, limit: usize) -> Result<Vec<pb::TaskEvent>, AgentError> {
+        self.read(|db| reads::events(db, id, after, limit))
+    }
+
+    fn running(&self) -> Result<Vec<(String, i64)>, AgentError> {
+        self.read(|db| reads::running(db, self.epoch))
+    }
+
+    fn due(&self, now_ms: i64) -> Result<Vec<String>, AgentError> {
+        self.read(|db| reads::due(db, now_ms))
+    }
+
+    fn journal(&self, id: &str) -> Result<Vec<Entry>, AgentError> {
+        self.read(|db| reads::entries(db, id))
+    }
+
+    fn agents(&self) -> Result<AgentRows, AgentError> {
+        self.read(reads::agents)
+    }
+
+    fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
+    fn schema(&self) -> i64 {
+        SCHEMA
+    }
+
+    fn version(&self) -> String {
+        self.version.clone()
+    }
+
+    fn stop(&self) {
+        self.writer.stop();
+    }
+
+    fn inject_panic(&self) {
+        self.writer.inject_panic();
+    }
+}
