@@ -6,6 +6,7 @@ processes that they left behind are one failure more.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,10 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
+
+from postgres_server import NoPostgres, Postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -192,14 +195,8 @@ def main(names: list[str]) -> int:
         return 2
     chosen = [known[name] for name in names] or list(known.values())
     before = processes_of_checkout()
-    rows: list[tuple[str, Counts, float]] = []
-    if any(suite.needs_release for suite in chosen):
-        subprocess.run([ROOT / "scripts" / "release", "--quiet"], check=False)
-    for suite in chosen:
-        print(f"\n== {suite.name}: {' '.join(suite.command)}", flush=True)
-        started = time.monotonic()
-        counts, _code = run(suite)
-        rows.append((suite.name, counts, time.monotonic() - started))
+    with conformance_server():
+        rows = run_all(chosen)
     left = leftovers(before)
     for pid, command in left.items():
         print(f"left behind: {pid} {command[:160]}")
@@ -212,6 +209,33 @@ def main(names: list[str]) -> int:
     failed = sum(counts.failed for _name, counts, _seconds in rows)
     print(f"{passed} passed, {failed} failed", flush=True)
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def conformance_server() -> Iterator[None]:
+    """A PostgreSQL server for the suites that run the same tests on every back end; without one they run on the file alone."""
+    try:
+        server = Postgres()
+    except NoPostgres as missing:
+        print(f"-- not tested on PostgreSQL: {missing}", flush=True)
+        yield
+        return
+    with server:
+        os.environ["SINGULARITY_TEST_POSTGRES"] = server.url("postgres")
+        yield
+
+
+def run_all(chosen: list[Suite]) -> list[tuple[str, Counts, float]]:
+    """Runs the suites one after the other: name, counts, seconds of each."""
+    rows = []
+    if any(suite.needs_release for suite in chosen):
+        subprocess.run([ROOT / "scripts" / "release", "--quiet"], check=False)
+    for suite in chosen:
+        print(f"\n== {suite.name}: {' '.join(suite.command)}", flush=True)
+        started = time.monotonic()
+        counts, _code = run(suite)
+        rows.append((suite.name, counts, time.monotonic() - started))
+    return rows
 
 
 if __name__ == "__main__":

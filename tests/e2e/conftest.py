@@ -6,8 +6,10 @@ import http.server
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,12 @@ import pytest
 from singularity_agents import Client
 from singularity_agents._local_node import LocalNode, free_port, program, serving
 from singularity_agents._transport import Target
+from singularity_agents.testing import Asked, ScriptedModel, ToolCall
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+from postgres_server import NoPostgres, Postgres  # noqa: E402
 
 
 class BadProvider(http.server.BaseHTTPRequestHandler):
@@ -158,10 +163,39 @@ def openai_provider(name: str, base_url: str, *models: str) -> str:
     return f'[providers.{name}]\ndialect = "openai"\nbase_url = "{base_url}"\nmodels = {list(models)!r}\n'
 
 
+#: More than any of the tests asks for.
+MANY = 5000
+
+
+class CountingModel:
+    """Answers "a1" to "step 1", and does what the test wants when a question comes for the first time."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.on_first: dict[str, Callable[[], object]] = {}
+        self.model = ScriptedModel(*[self._answer] * MANY)
+
+    def _answer(self, asked: Asked) -> str | ToolCall:
+        self.counts[asked.last] += 1
+        if self.counts[asked.last] == 1 and asked.last in self.on_first:
+            self.on_first[asked.last]()
+        if "multiply" in asked.tools and asked.messages[-1]["role"] != "tool":
+            return ToolCall("multiply", a=6, b=7)
+        return asked.last.replace("step ", "a")
+
+
+@pytest.fixture
+def counting() -> Iterator[CountingModel]:
+    counting = CountingModel()
+    with counting.model:
+        yield counting
+
+
 class KillableNode:
     """A node whose data outlives it: killed and started again on the same folder."""
 
-    def __init__(self, folder: Path, config: str) -> None:
+    def __init__(self, folder: Path, config: str, **environment: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "singularity.toml").write_text(config)
         self.address = f"127.0.0.1:{free_port()}"
         self._log = folder / "log"
@@ -169,8 +203,9 @@ class KillableNode:
         self._environment = {
             **os.environ, "SINGULARITY_CONFIG": str(folder / "singularity.toml"), "SINGULARITY_DATA_DIR": str(folder / "data"),
             "SINGULARITY_STATE_DIR": str(folder / "state"), "SINGULARITY_ADDRESS": self.address,
-            "SINGULARITY_DIST_PORT": str(free_port()),
+            "SINGULARITY_DIST_PORT": str(free_port()), **environment,
         }  # fmt: skip
+        self.folder = folder
 
     def start(self) -> None:
         """Until it serves."""
@@ -184,6 +219,15 @@ class KillableNode:
         os.kill(beam(self._process.pid), signal.SIGKILL)
         self._process.wait(timeout=20)
 
+    def running(self) -> bool:
+        """Whether its start script has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def virtual_machine(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return beam(self._process.pid)
+
     def stop(self) -> None:
         """However the test ended."""
         if self._process is not None and self._process.poll() is None:
@@ -192,12 +236,12 @@ class KillableNode:
 
 
 @pytest.fixture
-def killable(tmp_path: Path, bad_provider: str) -> Iterator[Callable[[str], KillableNode]]:
+def killable(tmp_path: Path, bad_provider: str) -> Iterator[Callable[..., KillableNode]]:
     """Makes a node of the test's own: `killable(more_config)`."""
     made: list[KillableNode] = []
 
-    def make(more: str = "") -> KillableNode:
-        made.append(KillableNode(tmp_path, config(bad_provider) + more))
+    def make(more: str = "", **environment: str) -> KillableNode:
+        made.append(KillableNode(tmp_path / f"node{len(made)}", config(bad_provider) + more, **environment))
         made[-1].start()
         return made[-1]
 
@@ -215,3 +259,14 @@ def beam(pid: int) -> int:
             return pid
         pending += [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     raise AssertionError("no virtual machine below the start script")
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    """A server of the test's own."""
+    try:
+        server = Postgres()
+    except NoPostgres as missing:
+        pytest.skip(str(missing))
+    with server:
+        yield server

@@ -4,41 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from conftest import KillableNode, eventually, openai_provider
+from conftest import CountingModel, KillableNode, eventually, openai_provider
 
 from singularity_agents import Client
-from singularity_agents.testing import Asked, ScriptedModel, ToolCall
-
-#: More than any of these tests asks for.
-MANY = 50
-
-
-class CountingModel:
-    """Answers "a1" to "step 1", and does what the test wants when a question comes for the first time."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.on_first: dict[str, Callable[[], None]] = {}
-        self.model = ScriptedModel(*[self._answer] * MANY)
-
-    def _answer(self, asked: Asked) -> str | ToolCall:
-        self.counts[asked.last] += 1
-        if self.counts[asked.last] == 1 and asked.last in self.on_first:
-            self.on_first[asked.last]()
-        if "multiply" in asked.tools and asked.messages[-1]["role"] != "tool":
-            return ToolCall("multiply", a=6, b=7)
-        return asked.last.replace("step ", "a")
-
-
-@pytest.fixture
-def counting() -> Iterator[CountingModel]:
-    counting = CountingModel()
-    with counting.model:
-        yield counting
+from singularity_agents.testing import ScriptedModel, ToolCall
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def reason(error: pytest.ExceptionInfo[SingularityError]) -> str:
 
 
 # Forty tasks on the embedded model: one to four seconds each, more on a busy machine.
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(600)
 def test_the_demos_tasks_come_out_right_every_time(client: Client) -> None:
     for _ in range(20):
         task = client.execute("Use the calculate tool: what is 17 * 23?", method="native", **LOCAL)

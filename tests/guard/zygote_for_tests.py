@@ -91,13 +91,15 @@ def fork_bomb() -> None:
 def talk() -> None:
     print("to stdout", flush=True)
     os.write(2, b"to stderr\n")
+    _say("spoke")
+    # Both were heard: the flood would be counted against them.
+    os.read(3, 1)
     os.write(1, b"x" * 100_000 + b"\n")
     for number in range(1000):
         os.write(1, b"line %d\n" % number)
-    time.sleep(1.1)
-    os.write(1, b"after a second\n")
-    _say("ready")
-    _forever()
+    while True:
+        os.write(1, b"later\n")
+        time.sleep(0.3)
 
 
 def stacks() -> None:

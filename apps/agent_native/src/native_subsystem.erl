@@ -101,6 +101,12 @@ handle_event(info, {agent_native, Ref, ready, Info}, starting, S = #sub{ref = Re
     ok = Module:up(Handle, Info),
     ?LOG_NOTICE(#{msg => subsystem_up, subsystem => Name, info => Info}, #{domain => [agent, native]}),
     {next_state, up, S#sub{info = Info, backoff = ?BACKOFF_MIN_MS, why = <<>>}};
+%% What waiting does not heal ends a node that never was up: whoever starts it must see why.
+handle_event(info, {agent_native, Ref, error, #{metadata := #{<<"boot">> := <<"refused">>}} = Error}, starting,
+             S = #sub{ref = Ref, name = Name, info = Info}) when map_size(Info) =:= 0 ->
+    ?LOG_ERROR(#{msg => boot_refused, subsystem => Name, reason => message(Error)}, #{domain => [agent, native]}),
+    ok = init:stop(1),
+    {keep_state, S#sub{why = message(Error)}};
 handle_event(info, {agent_native, Ref, error, Error}, starting, S = #sub{ref = Ref}) ->
     retry(message(Error), S);
 handle_event(info, {agent_native, Ref, ended, #{reason := Why}}, _, S = #sub{ref = Ref, name = Name}) ->

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
@@ -88,7 +88,7 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
     let tenants = tenants(root, &mut faults);
     references(root, &mut faults);
     off_loopback(root, &tenants, &mut faults);
-    let path = store_path(root, &mut faults);
+    let location = store_location(root, &mut faults);
     if !faults.is_empty() {
         return Err(faults);
     }
@@ -96,7 +96,7 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
     let store = root.get("store").map(Node::json).unwrap_or_default();
     let native = serde_json::json!({
         "server": {"address": server["address"], "tls": server.get("tls"), "idle_timeout_ms": server["idle_timeout_ms"]},
-        "store": {"path": path, "retention": {"succeeded_ms": store["keep_succeeded_ms"], "other_ms": store["keep_other_ms"]}},
+        "store": {"location": location, "retention": {"succeeded_ms": store["keep_succeeded_ms"], "other_ms": store["keep_other_ms"]}},
         "providers": root.get("providers").map(Node::json),
         "models": root.get("models").map(Node::json),
         "tenants": tenants.iter().map(|(name, keys)| (name.clone(), serde_json::json!({"key_sha256": keys}))).collect::<serde_json::Map<_, _>>(),
@@ -285,18 +285,16 @@ fn off_loopback(root: &Node, tenants: &BTreeMap<String, Vec<String>>, faults: &m
     }
 }
 
-fn store_path(root: &Node, faults: &mut Vec<String>) -> PathBuf {
+/// What the store is to open: `{"file": path}` or `{"server": url}`.
+fn store_location(root: &Node, faults: &mut Vec<String>) -> serde_json::Value {
     let url = root.get("store").and_then(|s| s.get("url")).and_then(Node::str).unwrap_or_default();
     let dir = root.get("server").and_then(|s| s.get("data_dir")).and_then(Node::str).unwrap_or("data");
     match url.split_once(':') {
-        Some(("sqlite", file)) if !file.is_empty() => PathBuf::from(dir).join(file),
-        Some(("postgres" | "postgresql", _)) => {
-            faults.push("[store] url: PostgreSQL has not come yet (CAPABILITY_PENDING); use sqlite:FILE".to_owned());
-            PathBuf::new()
-        }
+        Some(("sqlite", file)) if !file.is_empty() => serde_json::json!({ "file": Path::new(dir).join(file) }),
+        Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => serde_json::json!({ "server": url }),
         _ => {
-            faults.push("[store] url: expected \"sqlite:FILE\"".to_owned());
-            PathBuf::new()
+            faults.push("[store] url: expected \"sqlite:FILE\" or \"postgres://user@host/database\"".to_owned());
+            serde_json::Value::Null
         }
     }
 }

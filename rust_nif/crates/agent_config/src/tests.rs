@@ -15,7 +15,7 @@ fn an_empty_file_gives_a_node_on_the_embedded_model() {
     assert_eq!(c["models"]["default"]["endpoints"][0]["name"], "smollm2-135m");
     assert_eq!(c["workers"]["max_memory"], 1 << 30);
     assert_eq!(c["server"]["drain_timeout_ms"], 30_000);
-    assert_eq!(c["native"]["store"]["path"], "data/singularity.db");
+    assert_eq!(c["native"]["store"]["location"]["file"], "data/singularity.db");
     assert_eq!(c["agent_types"]["researcher"]["tools"][1], "calculate");
 }
 
@@ -75,7 +75,7 @@ fn a_well_known_key_adds_its_provider() {
     let c = parse("t", "", &overrides).unwrap().json();
     assert_eq!(c["providers"]["openai"]["api_key"]["env"], "OPENAI_API_KEY");
     assert_eq!(c["models"]["default"]["endpoints"][0]["provider"], "openai");
-    assert_eq!(c["native"]["store"]["path"], "/d/singularity.db");
+    assert_eq!(c["native"]["store"]["location"]["file"], "/d/singularity.db");
 }
 
 #[test]

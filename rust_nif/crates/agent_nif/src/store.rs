@@ -1,12 +1,11 @@
 //! The store subsystem: writes and reads as messages.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use agent_store::journal::Change;
-use agent_store::{AttemptInfo, Enqueued, Finish, Metrics, Retention, TaskStore, WriteOp, Written};
+use agent_store::{AttemptInfo, Enqueued, Finish, Location, Metrics, Retention, TaskStore, WriteOp, Written};
 use parking_lot::RwLock;
 use pb::task_event::Event;
 use prost::Message;
@@ -59,7 +58,7 @@ struct Config {
 
 #[derive(serde::Deserialize)]
 struct StoreConfig {
-    path: PathBuf,
+    location: Location,
     #[serde(default)]
     retention: Retention,
 }
@@ -77,12 +76,13 @@ fn store_start<'a>(env: Env<'a>, runtime: ResourceArc<Runtime>, reference: Term<
     let opened = handle.clone();
     tokio.spawn_blocking(move || {
         let told = owner.clone();
-        match TaskStore::open(&config.store.path, config.store.retention, Box::new(move |why| told.ended(&why))) {
+        match TaskStore::open(&config.store.location, config.store.retention, Box::new(move |why| told.ended(&why))) {
             Ok(store) => {
-                let (epoch, schema, version) = (store.epoch(), store.schema(), store.sqlite_version());
+                let (epoch, schema, version) = (store.epoch(), store.schema(), store.database_version());
                 *opened.store.write() = Some(store);
-                owner
-                    .ready(|env| Map::new(env).put(atoms::epoch(), epoch).put(atoms::schema(), schema).put(atoms::sqlite(), version).end());
+                owner.ready(|env| {
+                    Map::new(env).put(atoms::epoch(), epoch).put(atoms::schema(), schema).put(atoms::database(), version).end()
+                });
             }
             Err(e) => owner.error(&e),
         }

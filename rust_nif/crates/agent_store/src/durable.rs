@@ -70,6 +70,11 @@ pub(crate) fn deleted_request(id: String, old_hash: &[u8], hash: &[u8]) -> Resul
     Err(AgentError::new(Reason::RequestIdReused, format!("the request_id belongs to task {id}, which was deleted")).with("task_id", id))
 }
 
+/// An error that waiting does not heal: a node that finds it at its start does not start.
+pub(crate) fn refuse(error: AgentError) -> AgentError {
+    error.with("boot", "refused")
+}
+
 pub(crate) fn not_found(id: &str) -> AgentError {
     AgentError::new(Reason::TaskNotFound, format!("there is no task {}", id.chars().take(40).collect::<String>()))
 }

@@ -9,12 +9,13 @@ mod hub;
 pub mod journal;
 mod memory;
 pub mod op;
+mod postgres;
 mod questions;
 pub mod record;
 mod sql;
 mod sqlite;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -80,6 +81,17 @@ impl Default for Retention {
     }
 }
 
+/// Where the database is.
+#[derive(Clone, serde::Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+#[serde(rename_all = "snake_case")]
+pub enum Location {
+    /// A file of SQLite; its folder is made.
+    File(PathBuf),
+    /// A URL of PostgreSQL. It may hold a password.
+    Server(String),
+}
+
 /// The store of one node.
 pub struct TaskStore {
     hub: Arc<Hub>,
@@ -94,10 +106,14 @@ pub fn now_ms() -> i64 {
 }
 
 impl TaskStore {
-    /// Opens the database file, making its folder; `on_end` hears once when the store ends by itself.
-    pub fn open(path: &Path, retention: Retention, on_end: Box<dyn FnOnce(String) + Send>) -> Result<Arc<Self>, AgentError> {
+    /// Opens the database, making what is missing; `on_end` hears once when the store ends by itself.
+    pub fn open(location: &Location, retention: Retention, on_end: Box<dyn FnOnce(String) + Send>) -> Result<Arc<Self>, AgentError> {
         let hub = Arc::new(Hub::new());
-        let durable = Box::new(sql::store::SqlStore::start(sqlite::open(path)?, retention, hub.clone(), on_end)?);
+        let opened = match location {
+            Location::File(path) => sqlite::open(path)?,
+            Location::Server(url) => postgres::open(url)?,
+        };
+        let durable = Box::new(sql::store::SqlStore::start(opened, retention, hub.clone(), on_end)?);
         Ok(Self::with(hub, durable))
     }
 
@@ -115,8 +131,8 @@ impl TaskStore {
         self.durable.schema()
     }
 
-    /// Version of the database program.
-    pub fn sqlite_version(&self) -> String {
+    /// Name and version of the database program.
+    pub fn database_version(&self) -> String {
         self.durable.version()
     }
 

@@ -1,20 +1,65 @@
-//! Behaviour of the facade, the same on both back ends.
+//! Behaviour of the facade, the same on every back end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use agent_core::header::header;
 
 use super::*;
 
-fn dir(name: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("singularity-store-{name}-{}-{}", std::process::id(), uuid::Uuid::new_v4()));
-    std::fs::create_dir_all(&path).unwrap();
-    path
+/// A database of one test; what it leaves is removed.
+struct Place {
+    dir: PathBuf,
+    location: Location,
+    ends: (mpsc::Sender<String>, mpsc::Receiver<String>),
 }
 
-fn open(dir: &Path) -> Arc<TaskStore> {
-    TaskStore::open(&dir.join("s.db"), Retention::default(), Box::new(|_| {})).unwrap()
+/// One in a folder of its own, for what only a file has.
+fn file(name: &str) -> Place {
+    let dir = std::env::temp_dir().join(format!("singularity-store-{name}-{}-{}", std::process::id(), uuid::Uuid::new_v4()));
+    std::fs::create_dir_all(&dir).unwrap();
+    Place { location: Location::File(dir.join("s.db")), dir, ends: mpsc::channel() }
+}
+
+/// One of every back end. The server is the one that `scripts/test` has started; without it there is the file alone.
+fn places(name: &str) -> Vec<Place> {
+    let mut all = vec![file(name)];
+    if let Ok(url) = std::env::var("SINGULARITY_TEST_POSTGRES") {
+        let database = format!("{name}_{}", uuid::Uuid::new_v4().simple());
+        crate::postgres::make_database(&url, &database).unwrap();
+        let (server, _) = url.rsplit_once('/').unwrap();
+        let mut place = file(name);
+        place.location = Location::Server(format!("{server}/{database}"));
+        all.push(place);
+    }
+    all
+}
+
+impl Place {
+    fn try_open(&self, retention: Retention) -> Result<Arc<TaskStore>, AgentError> {
+        let end = self.ends.0.clone();
+        TaskStore::open(&self.location, retention, Box::new(move |why| drop(end.send(why))))
+    }
+
+    fn open(&self) -> Arc<TaskStore> {
+        self.try_open(Retention::default()).unwrap()
+    }
+
+    fn on_server(&self) -> bool {
+        matches!(self.location, Location::Server(_))
+    }
+
+    /// Waits until a stopped store has given back its database.
+    fn stop(&self, store: &TaskStore) {
+        store.stop();
+        self.ends.1.recv_timeout(Duration::from_secs(30)).unwrap();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
 }
 
 fn write(store: &TaskStore, op: WriteOp) -> Result<Written, AgentError> {
@@ -62,116 +107,109 @@ fn text(id: &str, fence: i64, text: &str) -> WriteOp {
 
 #[test]
 fn both_back_ends_keep_the_rules_of_a_tasks_life() {
-    let dir = dir("rules");
-    let store = open(&dir);
-    for ephemeral in [true, false] {
-        let (id, written) = submit(&store, ephemeral, None, "x", false);
-        assert!(matches!(written, Ok(Written::Created { fence: 0, .. })));
-        assert!(matches!(write(&store, WriteOp::Claim { id: id.clone() }), Ok(Written::Claimed { fence: 1, attempt: 1, .. })));
-        // Claimed once.
-        assert_eq!(write(&store, WriteOp::Claim { id: id.clone() }).unwrap_err().reason, Reason::WrongState);
-        // A lost attempt: the next one has the next fence, and the old one can say nothing any more.
-        let requeue = WriteOp::Requeue {
-            id: id.clone(),
-            fence: 1,
-            outcome: "lost".into(),
-            cause: "WORKER_CRASHED".into(),
-            counts: true,
-            not_before_ms: 0,
-            events: vec![],
-        };
-        assert!(matches!(write(&store, requeue), Ok(Written::Requeued { lost: 1 })));
-        assert!(matches!(write(&store, WriteOp::Claim { id: id.clone() }), Ok(Written::Claimed { fence: 2, attempt: 2, .. })));
-        for late in [finish(&id, 1), text(&id, 1, "late"), WriteOp::Fence { id: id.clone(), fence: 1 }] {
-            assert_eq!(write(&store, late).unwrap_err().reason, Reason::AttemptFenced);
+    for place in places("rules") {
+        let store = place.open();
+        for ephemeral in [true, false] {
+            let (id, written) = submit(&store, ephemeral, None, "x", false);
+            assert!(matches!(written, Ok(Written::Created { fence: 0, .. })));
+            assert!(matches!(write(&store, WriteOp::Claim { id: id.clone() }), Ok(Written::Claimed { fence: 1, attempt: 1, .. })));
+            // Claimed once.
+            assert_eq!(write(&store, WriteOp::Claim { id: id.clone() }).unwrap_err().reason, Reason::WrongState);
+            // A lost attempt: the next one has the next fence, and the old one can say nothing any more.
+            let requeue = WriteOp::Requeue {
+                id: id.clone(),
+                fence: 1,
+                outcome: "lost".into(),
+                cause: "WORKER_CRASHED".into(),
+                counts: true,
+                not_before_ms: 0,
+                events: vec![],
+            };
+            assert!(matches!(write(&store, requeue), Ok(Written::Requeued { lost: 1 })));
+            assert!(matches!(write(&store, WriteOp::Claim { id: id.clone() }), Ok(Written::Claimed { fence: 2, attempt: 2, .. })));
+            for late in [finish(&id, 1), text(&id, 1, "late"), WriteOp::Fence { id: id.clone(), fence: 1 }] {
+                assert_eq!(write(&store, late).unwrap_err().reason, Reason::AttemptFenced);
+            }
+            assert!(write(&store, finish(&id, 2)).is_ok());
+            // Terminal once.
+            assert_eq!(write(&store, finish(&id, 2)).unwrap_err().reason, Reason::TaskAlreadyTerminal);
+            let task = store.get("t", &id).unwrap();
+            assert_eq!((task.state(), task.attempts, task.result.unwrap().output.as_str()), (pb::TaskState::Succeeded, 2, "done"));
+            assert_eq!(store.get("other", &id).unwrap_err().reason, Reason::TaskNotFound);
+            let outcomes: Vec<String> = store.attempts("t", &id[28..]).unwrap().into_iter().map(|a| a.outcome).collect();
+            assert_eq!(outcomes, ["lost", "succeeded"]);
         }
-        assert!(write(&store, finish(&id, 2)).is_ok());
-        // Terminal once.
-        assert_eq!(write(&store, finish(&id, 2)).unwrap_err().reason, Reason::TaskAlreadyTerminal);
-        let task = store.get("t", &id).unwrap();
-        assert_eq!((task.state(), task.attempts, task.result.unwrap().output.as_str()), (pb::TaskState::Succeeded, 2, "done"));
-        assert_eq!(store.get("other", &id).unwrap_err().reason, Reason::TaskNotFound);
-        let outcomes: Vec<String> = store.attempts("t", &id[28..]).unwrap().into_iter().map(|a| a.outcome).collect();
-        assert_eq!(outcomes, ["lost", "succeeded"]);
+        place.stop(&store);
     }
-    stop(&dir, &store);
-    std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn a_request_id_gives_the_same_task_or_names_the_difference() {
-    let dir = dir("request");
-    let store = open(&dir);
-    for ephemeral in [true, false] {
-        let name = format!("r{ephemeral}");
-        let (first, _) = submit(&store, ephemeral, Some(&name), "x", true);
-        let (_, again) = submit(&store, ephemeral, Some(&name), "x", true);
-        assert!(matches!(again, Ok(Written::Existing { id }) if id == first));
-        let error = submit(&store, ephemeral, Some(&name), "y", true).1.unwrap_err();
-        assert_eq!((error.reason, error.metadata["field"].as_str()), (Reason::RequestIdReused, "task.description"));
+    for place in places("request") {
+        let store = place.open();
+        for ephemeral in [true, false] {
+            let name = format!("r{ephemeral}");
+            let (first, _) = submit(&store, ephemeral, Some(&name), "x", true);
+            let (_, again) = submit(&store, ephemeral, Some(&name), "x", true);
+            assert!(matches!(again, Ok(Written::Existing { id }) if id == first));
+            let error = submit(&store, ephemeral, Some(&name), "y", true).1.unwrap_err();
+            assert_eq!((error.reason, error.metadata["field"].as_str()), (Reason::RequestIdReused, "task.description"));
+        }
+        place.stop(&store);
     }
-    stop(&dir, &store);
-    std::fs::remove_dir_all(dir).unwrap();
-}
-
-/// Waits until a stopped store has given back its file and lock.
-fn stop(dir: &Path, store: &TaskStore) {
-    store.stop();
-    let file = std::fs::File::open(dir.join("LOCK")).unwrap();
-    file.lock().unwrap();
 }
 
 #[test]
 fn after_a_kill_every_answered_write_is_there_and_running_tasks_are_queued_again() {
     use std::io::BufRead as _;
-    let dir = dir("kill");
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "tests::writes_until_it_is_killed", "--ignored", "--nocapture", "--test-threads=1"])
-        .env(KILLED_DIR, &dir)
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let mut answered: Vec<(String, String)> = Vec::new();
-    for line in lines.by_ref() {
-        if let Some((word, id)) = line.split_once(' ').filter(|(w, id)| ["finished", "running"].contains(w) && id.len() == 36) {
-            answered.push((word.to_owned(), id.to_owned()));
+    for place in places("kill") {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tests::writes_until_it_is_killed", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(KILLED, serde_json::to_string(&place.location).unwrap())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut answered: Vec<(String, String)> = Vec::new();
+        for line in lines.by_ref() {
+            if let Some((word, id)) = line.split_once(' ').filter(|(w, id)| ["finished", "running"].contains(w) && id.len() == 36) {
+                answered.push((word.to_owned(), id.to_owned()));
+            }
+            if answered.len() == 300 {
+                child.kill().unwrap();
+            }
         }
-        if answered.len() == 300 {
-            child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(answered.len() >= 300, "{}", answered.len());
+        let again = place.open();
+        assert_eq!(again.epoch(), 2);
+        let Ok(Written::Recovered(queued)) = write(&again, WriteOp::Recover) else { panic!("no recovery") };
+        for (word, id) in &answered {
+            let task = again.get("t", id).unwrap();
+            if word == "finished" {
+                assert_eq!((task.state(), task.result.unwrap().output.as_str()), (pb::TaskState::Succeeded, "done"));
+                continue;
+            }
+            // A node's end is nobody's fault: it does not count towards POISON_TASK. A finish that was committed but not answered is a success.
+            if task.state() == pb::TaskState::Queued {
+                assert_eq!(queued.iter().find(|q| &q.header.task_id == id).map(|q| q.lost), Some(0));
+                assert!(matches!(write(&again, WriteOp::Claim { id: id.clone() }), Ok(Written::Claimed { fence: 2, attempt: 2, .. })));
+                assert_eq!(again.attempts("t", id).unwrap()[0].cause, "NODE_LOST");
+                assert_eq!(write(&again, finish(id, 1)).unwrap_err().reason, Reason::AttemptFenced);
+            }
         }
+        assert!(!queued.is_empty());
+        place.stop(&again);
     }
-    child.wait().unwrap();
-    assert!(answered.len() >= 300, "{}", answered.len());
-    let again = open(&dir);
-    assert_eq!(again.epoch(), 2);
-    let Ok(Written::Recovered(queued)) = write(&again, WriteOp::Recover) else { panic!("no recovery") };
-    for (word, id) in &answered {
-        let task = again.get("t", id).unwrap();
-        if word == "finished" {
-            assert_eq!((task.state(), task.result.unwrap().output.as_str()), (pb::TaskState::Succeeded, "done"));
-            continue;
-        }
-        // A node's end is nobody's fault: it does not count towards POISON_TASK. A finish that was committed but not answered is a success.
-        if task.state() == pb::TaskState::Queued {
-            assert_eq!(queued.iter().find(|q| &q.header.task_id == id).map(|q| q.lost), Some(0));
-            assert!(matches!(write(&again, WriteOp::Claim { id: id.clone() }), Ok(Written::Claimed { fence: 2, attempt: 2, .. })));
-            assert_eq!(again.attempts("t", id).unwrap()[0].cause, "NODE_LOST");
-            assert_eq!(write(&again, finish(id, 1)).unwrap_err().reason, Reason::AttemptFenced);
-        }
-    }
-    assert!(!queued.is_empty());
-    stop(&dir, &again);
-    std::fs::remove_dir_all(dir).unwrap();
 }
 
-const KILLED_DIR: &str = "SINGULARITY_TEST_KILLED_DIR";
+const KILLED: &str = "SINGULARITY_TEST_KILLED";
 
 #[test]
 #[ignore = "the process that the test above starts and kills"]
 fn writes_until_it_is_killed() {
-    let Some(dir) = std::env::var_os(KILLED_DIR) else { return };
-    let store = open(Path::new(&dir));
+    let Ok(location) = std::env::var(KILLED) else { return };
+    let store = TaskStore::open(&serde_json::from_str(&location).unwrap(), Retention::default(), Box::new(|_| {})).unwrap();
     loop {
         let (id, written) = submit(&store, false, None, "x", true);
         written.unwrap();
@@ -185,29 +223,27 @@ fn writes_until_it_is_killed() {
 
 #[test]
 fn a_database_of_a_newer_program_is_refused_and_left_alone() {
-    let dir = dir("newer");
-    stop(&dir, &open(&dir));
-    let db = rusqlite::Connection::open(dir.join("s.db")).unwrap();
+    let place = file("newer");
+    place.stop(&place.open());
+    let db = rusqlite::Connection::open(place.dir.join("s.db")).unwrap();
     db.pragma_update(None, "user_version", 99).unwrap();
-    let error = TaskStore::open(&dir.join("s.db"), Retention::default(), Box::new(|_| {})).err().unwrap();
+    let error = place.try_open(Retention::default()).err().unwrap();
     assert!(error.message.contains("schema 99"), "{}", error.message);
     assert_eq!(db.query_row("PRAGMA user_version", [], |r| r.get::<_, i64>(0)).unwrap(), 99);
-    std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn a_file_that_is_no_database_is_told_as_corrupt() {
-    let dir = dir("corrupt");
-    std::fs::write(dir.join("s.db"), "this is no database, it is a text ".repeat(64)).unwrap();
-    let error = TaskStore::open(&dir.join("s.db"), Retention::default(), Box::new(|_| {})).err().unwrap();
+    let place = file("corrupt");
+    std::fs::write(place.dir.join("s.db"), "this is no database, it is a text ".repeat(64)).unwrap();
+    let error = place.try_open(Retention::default()).err().unwrap();
     assert_eq!(error.reason, Reason::StoreCorrupt);
-    std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn ended_ephemeral_tasks_are_kept_up_to_their_number() {
-    let dir = dir("retention");
-    let store = open(&dir);
+    let place = file("retention");
+    let store = place.open();
     let ids: Vec<String> = (0..20_010)
         .map(|_| {
             let (id, _) = submit(&store, true, None, "x", true);
@@ -217,130 +253,128 @@ fn ended_ephemeral_tasks_are_kept_up_to_their_number() {
         .collect();
     assert_eq!(store.get("t", &ids[9]).unwrap_err().reason, Reason::TaskNotFound);
     assert_eq!(store.get("t", &ids[20_009]).unwrap().state(), pb::TaskState::Succeeded);
-    stop(&dir, &store);
-    std::fs::remove_dir_all(dir).unwrap();
+    place.stop(&store);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watcher_that_left_the_ring_reads_on_from_the_store_without_a_gap() {
-    let dir = dir("ring");
-    let store = open(&dir);
-    for ephemeral in [false, true] {
-        let (id, _) = submit(&store, ephemeral, None, "x", true);
-        for _ in 0..1500 {
-            write(&store, text(&id, 1, "a")).unwrap();
-        }
-        write(&store, finish(&id, 1)).unwrap();
-        let mut sequences: Vec<i64> = Vec::new();
-        loop {
-            let next = store.next_events("t", &id, sequences.last().copied().unwrap_or(0));
-            let events = tokio::time::timeout(Duration::from_secs(5), next).await.unwrap().unwrap();
-            if events.is_empty() {
-                break;
+    for place in places("ring") {
+        let store = place.open();
+        for ephemeral in [false, true] {
+            let (id, _) = submit(&store, ephemeral, None, "x", true);
+            for _ in 0..1500 {
+                write(&store, text(&id, 1, "a")).unwrap();
             }
-            sequences.extend(events.iter().map(|e| e.sequence));
+            write(&store, finish(&id, 1)).unwrap();
+            let mut sequences: Vec<i64> = Vec::new();
+            loop {
+                let next = store.next_events("t", &id, sequences.last().copied().unwrap_or(0));
+                let events = tokio::time::timeout(Duration::from_secs(5), next).await.unwrap().unwrap();
+                if events.is_empty() {
+                    break;
+                }
+                sequences.extend(events.iter().map(|e| e.sequence));
+            }
+            // Two of the start, the text, the end. An ephemeral task has only what is in memory.
+            let first = if ephemeral { 504 } else { 1 };
+            assert_eq!(sequences, (first..=1503).collect::<Vec<_>>());
         }
-        // Two of the start, the text, the end. An ephemeral task has only what is in memory.
-        let first = if ephemeral { 504 } else { 1 };
-        assert_eq!(sequences, (first..=1503).collect::<Vec<_>>());
+        place.stop(&store);
     }
-    stop(&dir, &store);
-    std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn two_nodes_never_share_a_data_folder() {
-    let dir = dir("lock");
-    let store = open(&dir);
-    let error = TaskStore::open(&dir.join("s.db"), Retention::default(), Box::new(|_| {})).err().unwrap();
-    assert!(error.message.contains("in use"), "{}", error.message);
-    stop(&dir, &store);
-    std::fs::remove_dir_all(dir).unwrap();
+    for place in places("lock") {
+        let store = place.open();
+        let error = place.try_open(Retention::default()).err().unwrap();
+        assert!(error.message.contains("in use"), "{}", error.message);
+        place.stop(&store);
+    }
 }
 
 #[test]
 fn a_bad_item_fails_alone_in_its_batch() {
-    let dir = dir("alone");
-    let store = open(&dir);
-    let (tx, rx) = mpsc::channel();
-    let mut ids = Vec::new();
-    for i in 0..50 {
-        let (id, _) = submit(&store, false, None, "x", true);
-        let fence = if i % 2 == 0 { 1 } else { 7 };
-        let tx = tx.clone();
-        store.write(finish(&id, fence), move |r| tx.send((i, r.is_ok())).unwrap());
-        ids.push(id);
+    for place in places("alone") {
+        let store = place.open();
+        let (tx, rx) = mpsc::channel();
+        let mut ids = Vec::new();
+        for i in 0..50 {
+            let (id, _) = submit(&store, false, None, "x", true);
+            let fence = if i % 2 == 0 { 1 } else { 7 };
+            let tx = tx.clone();
+            store.write(finish(&id, fence), move |r| tx.send((i, r.is_ok())).unwrap());
+            ids.push(id);
+        }
+        let mut results: Vec<(usize, bool)> = rx.iter().take(50).collect();
+        results.sort_unstable();
+        assert!(results.iter().all(|(i, ok)| *ok == (i % 2 == 0)));
+        assert_eq!(store.running().unwrap().len(), 25);
+        place.stop(&store);
     }
-    let mut results: Vec<(usize, bool)> = rx.iter().take(50).collect();
-    results.sort_unstable();
-    assert!(results.iter().all(|(i, ok)| *ok == (i % 2 == 0)));
-    assert_eq!(store.running().unwrap().len(), 25);
-    stop(&dir, &store);
-    std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn a_panic_of_the_writer_is_told_and_no_answer_is_lost() {
-    let dir = dir("panic");
-    let (tx, rx) = mpsc::channel();
-    let store = TaskStore::open(&dir.join("s.db"), Retention::default(), Box::new(move |why| tx.send(why).unwrap())).unwrap();
+    let place = file("panic");
+    let store = place.open();
     store.inject_panic();
-    assert_eq!(rx.recv_timeout(Duration::from_secs(5)).unwrap(), "panic");
+    assert_eq!(place.ends.1.recv_timeout(Duration::from_secs(5)).unwrap(), "panic");
     // Ephemeral tasks need no writer.
     assert!(submit(&store, true, None, "x", true).1.is_ok());
-    std::fs::remove_dir_all(dir).unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn watchers_read_from_any_cursor_while_it_runs_and_afterwards() {
-    let dir = dir("watch");
-    let store = open(&dir);
-    for ephemeral in [true, false] {
-        let (id, _) = submit(&store, ephemeral, None, "x", true);
-        write(&store, text(&id, 1, "ab")).unwrap();
-        write(&store, text(&id, 1, "c")).unwrap();
-        let live = store.next_events("t", &id, 3).await.unwrap();
-        let Some(pb::task_event::Event::TextDelta(delta)) = &live[0].event else { panic!("no text") };
-        assert_eq!((live[0].sequence, delta.text.as_str(), delta.offset), (4, "c", 2));
-        let waiter = tokio::spawn({
-            let (store, id) = (store.clone(), id.clone());
-            async move { store.wait_terminal("t", &id, Duration::from_secs(5)).await.unwrap().state() }
-        });
-        write(&store, finish(&id, 1)).unwrap();
-        assert_eq!(waiter.await.unwrap(), pb::TaskState::Succeeded);
-        let mut sequences = Vec::new();
-        loop {
-            let events = store.next_events("t", &id, sequences.last().copied().unwrap_or(0)).await.unwrap();
-            if events.is_empty() {
-                break;
+    for place in places("watch") {
+        let store = place.open();
+        for ephemeral in [true, false] {
+            let (id, _) = submit(&store, ephemeral, None, "x", true);
+            write(&store, text(&id, 1, "ab")).unwrap();
+            write(&store, text(&id, 1, "c")).unwrap();
+            let live = store.next_events("t", &id, 3).await.unwrap();
+            let Some(pb::task_event::Event::TextDelta(delta)) = &live[0].event else { panic!("no text") };
+            assert_eq!((live[0].sequence, delta.text.as_str(), delta.offset), (4, "c", 2));
+            let waiter = tokio::spawn({
+                let (store, id) = (store.clone(), id.clone());
+                async move { store.wait_terminal("t", &id, Duration::from_secs(5)).await.unwrap().state() }
+            });
+            write(&store, finish(&id, 1)).unwrap();
+            assert_eq!(waiter.await.unwrap(), pb::TaskState::Succeeded);
+            let mut sequences = Vec::new();
+            loop {
+                let events = store.next_events("t", &id, sequences.last().copied().unwrap_or(0)).await.unwrap();
+                if events.is_empty() {
+                    break;
+                }
+                sequences.extend(events.iter().map(|e| e.sequence));
             }
-            sequences.extend(events.iter().map(|e| e.sequence));
+            assert_eq!(sequences, (1..=5).collect::<Vec<_>>());
         }
-        assert_eq!(sequences, (1..=5).collect::<Vec<_>>());
+        place.stop(&store);
     }
-    stop(&dir, &store);
-    std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
 fn lists_page_and_filter() {
-    let dir = dir("list");
-    let store = open(&dir);
-    for i in 0..5 {
-        let (id, _) = submit(&store, i == 0, None, "x", true);
-        if i < 2 {
-            write(&store, finish(&id, 1)).unwrap();
+    for place in places("list") {
+        let store = place.open();
+        for i in 0..5 {
+            let (id, _) = submit(&store, i == 0, None, "x", true);
+            if i < 2 {
+                write(&store, finish(&id, 1)).unwrap();
+            }
         }
+        let query =
+            |filter: &str, token: String| ListQuery { page_size: 2, page_token: token, filter: filter.into(), ..Default::default() };
+        let (first, token) = store.list("t", &query("state=RUNNING", String::new())).unwrap();
+        let (second, end) = store.list("t", &query("state=RUNNING", token)).unwrap();
+        assert_eq!((first.len(), second.len(), end.as_str()), (2, 1, ""));
+        assert!(first[0].id > first[1].id && first[1].id > second[0].id);
+        let error = store.list("t", &query("state=RUNNING colour=red", String::new())).unwrap_err();
+        assert_eq!((error.reason, error.metadata["position"].as_str()), (Reason::FilterInvalid, "15"));
+        place.stop(&store);
     }
-    let query = |filter: &str, token: String| ListQuery { page_size: 2, page_token: token, filter: filter.into(), ..Default::default() };
-    let (first, token) = store.list("t", &query("state=RUNNING", String::new())).unwrap();
-    let (second, end) = store.list("t", &query("state=RUNNING", token)).unwrap();
-    assert_eq!((first.len(), second.len(), end.as_str()), (2, 1, ""));
-    assert!(first[0].id > first[1].id && first[1].id > second[0].id);
-    let error = store.list("t", &query("state=RUNNING colour=red", String::new())).unwrap_err();
-    assert_eq!((error.reason, error.metadata["position"].as_str()), (Reason::FilterInvalid, "15"));
-    stop(&dir, &store);
-    std::fs::remove_dir_all(dir).unwrap();
 }
 
 fn key(n: u8, kind: journal::Kind) -> journal::Key {
@@ -368,87 +402,93 @@ fn lose(store: &TaskStore, id: &str, fence: i64) {
 #[test]
 fn a_later_attempt_finds_what_was_answered_also_by_the_end_and_after_a_new_start() {
     use journal::{Change, Kind, Lookup};
-    let dir = dir("journal");
-    let store = open(&dir);
-    let (id, _) = submit(&store, false, None, "x", true);
-    let (asked, answered) = (key(1, Kind::Chat), key(2, Kind::Chat));
-    journal(&store, &id, 1, asked, Change::Intent).unwrap();
-    journal(&store, &id, 1, answered, Change::Intent).unwrap();
-    journal(&store, &id, 1, answered, Change::Answer(vec![7])).unwrap();
-    // The first answer is the one that the task was given.
-    journal(&store, &id, 1, answered, Change::Answer(vec![8])).unwrap();
-    stop(&dir, &store);
-    let store = open(&dir);
-    write(&store, WriteOp::Recover).unwrap();
-    write(&store, WriteOp::Claim { id: id.clone() }).unwrap();
-    assert!(store.session(&id, 2, 2).is_none());
-    let session = store.read_session(&id, 2).unwrap();
-    assert_eq!(session.ask(answered.question), Lookup::Recorded(vec![7]));
-    assert_eq!(session.ask(asked.question), Lookup::Live { key: asked, in_doubt: true, diverged: false });
-    let late = journal(&store, &id, 1, key(3, Kind::Chat), Change::Answer(vec![1]));
-    assert_eq!(late.unwrap_err().reason, Reason::AttemptFenced);
+    for place in places("journal") {
+        let store = place.open();
+        let (id, _) = submit(&store, false, None, "x", true);
+        let (asked, answered) = (key(1, Kind::Chat), key(2, Kind::Chat));
+        journal(&store, &id, 1, asked, Change::Intent).unwrap();
+        journal(&store, &id, 1, answered, Change::Intent).unwrap();
+        journal(&store, &id, 1, answered, Change::Answer(vec![7])).unwrap();
+        // The first answer is the one that the task was given.
+        journal(&store, &id, 1, answered, Change::Answer(vec![8])).unwrap();
+        place.stop(&store);
+        let store = place.open();
+        write(&store, WriteOp::Recover).unwrap();
+        write(&store, WriteOp::Claim { id: id.clone() }).unwrap();
+        assert!(store.session(&id, 2, 2).is_none());
+        let session = store.read_session(&id, 2).unwrap();
+        assert_eq!(session.ask(answered.question), Lookup::Recorded(vec![7]));
+        assert_eq!(session.ask(asked.question), Lookup::Live { key: asked, in_doubt: true, diverged: false });
+        let late = journal(&store, &id, 1, key(3, Kind::Chat), Change::Answer(vec![1]));
+        assert_eq!(late.unwrap_err().reason, Reason::AttemptFenced);
 
-    let WriteOp::Finish { finish: mut end, .. } = finish(&id, 2) else { unreachable!() };
-    end.journal = vec![(key(4, Kind::Chat), vec![4])];
-    write(&store, WriteOp::Finish { id: id.clone(), fence: 2, finish: end }).unwrap();
-    assert_eq!(store.durable.journal(&id).unwrap().len(), 3);
-    write(&store, WriteOp::Delete { tenant: "t".into(), id: id.clone() }).unwrap();
-    assert!(store.durable.journal(&id).unwrap().is_empty());
+        let WriteOp::Finish { finish: mut end, .. } = finish(&id, 2) else { unreachable!() };
+        end.journal = vec![(key(4, Kind::Chat), vec![4])];
+        write(&store, WriteOp::Finish { id: id.clone(), fence: 2, finish: end }).unwrap();
+        assert_eq!(store.durable.journal(&id).unwrap().len(), 3);
+        write(&store, WriteOp::Delete { tenant: "t".into(), id: id.clone() }).unwrap();
+        assert!(store.durable.journal(&id).unwrap().is_empty());
+    }
 }
 
 #[test]
 fn a_tool_runs_once_unless_it_allows_more_and_one_in_doubt_is_not_guessed() {
     use journal::{Change, Decision, Kind, Replay};
-    let dir = dir("tools");
-    let store = open(&dir);
-    let (id, _) = submit(&store, false, None, "x", true);
-    let begin = |fence, n, replay| match write(&store, WriteOp::ToolBegin { id: id.clone(), fence, key: key(n, Kind::Tool), replay }) {
-        Ok(Written::Tool(decision)) => decision,
-        other => panic!("{other:?}"),
-    };
-    for n in 1..=3 {
-        assert_eq!(begin(1, n, Replay::Once), Decision::Run);
-        assert_eq!(begin(1, n, Replay::Once), Decision::Run, "its own intent is no doubt");
+    for place in places("tools") {
+        let store = place.open();
+        let (id, _) = submit(&store, false, None, "x", true);
+        let begin = |fence, n, replay| match write(&store, WriteOp::ToolBegin { id: id.clone(), fence, key: key(n, Kind::Tool), replay }) {
+            Ok(Written::Tool(decision)) => decision,
+            other => panic!("{other:?}"),
+        };
+        for n in 1..=3 {
+            assert_eq!(begin(1, n, Replay::Once), Decision::Run);
+            assert_eq!(begin(1, n, Replay::Once), Decision::Run, "its own intent is no doubt");
+        }
+        journal(&store, &id, 1, key(1, Kind::Tool), Change::Answer(vec![1])).unwrap();
+        journal(&store, &id, 1, key(3, Kind::Tool), Change::Withdrawn).unwrap();
+        lose(&store, &id, 1);
+        assert_eq!(begin(2, 1, Replay::Once), Decision::Recorded(vec![1]));
+        assert_eq!(begin(2, 2, Replay::Once), Decision::InDoubt);
+        assert_eq!(begin(2, 2, Replay::Journaled), Decision::Run);
+        assert_eq!(begin(2, 3, Replay::Once), Decision::Run);
     }
-    journal(&store, &id, 1, key(1, Kind::Tool), Change::Answer(vec![1])).unwrap();
-    journal(&store, &id, 1, key(3, Kind::Tool), Change::Withdrawn).unwrap();
-    lose(&store, &id, 1);
-    assert_eq!(begin(2, 1, Replay::Once), Decision::Recorded(vec![1]));
-    assert_eq!(begin(2, 2, Replay::Once), Decision::InDoubt);
-    assert_eq!(begin(2, 2, Replay::Journaled), Decision::Run);
-    assert_eq!(begin(2, 3, Replay::Once), Decision::Run);
 }
 
 #[test]
 fn ended_tasks_are_forgotten_when_their_time_is_over_and_open_ones_are_not() {
-    let dir = dir("retention");
-    let keep = Retention { succeeded_ms: 1, other_ms: 0 };
-    let store = open(&dir);
-    let ids: Vec<String> = (0..450).map(|_| submit(&store, false, None, "x", true).0).collect();
-    let open_id = ids[0].clone();
-    for id in &ids[1..] {
-        write(&store, finish(id, 1)).unwrap();
+    for place in places("retention") {
+        let keep = Retention { succeeded_ms: 1, other_ms: 0 };
+        let store = place.open();
+        let ids: Vec<String> = (0..450).map(|_| submit(&store, false, None, "x", true).0).collect();
+        let open_id = ids[0].clone();
+        for id in &ids[1..] {
+            write(&store, finish(id, 1)).unwrap();
+        }
+        place.stop(&store);
+        let store = place.try_open(keep).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while store.list("t", &ListQuery { page_size: 1000, ..Default::default() }).unwrap().0.len() > 1 {
+            assert!(std::time::Instant::now() < deadline, "three batches take less than a second");
+            std::thread::yield_now();
+        }
+        assert_eq!(store.get("t", &open_id).unwrap().state(), pb::TaskState::Running);
+        assert_eq!(store.get("t", &ids[1]).unwrap_err().reason, Reason::TaskNotFound);
+        assert!(store.durable.events(&ids[1], 0, 10).unwrap().is_empty());
+        if place.on_server() {
+            continue;
+        }
+        // What was moved into the database is not in the log any more: the next commit begins it again.
+        let log = place.dir.join("s.db-wal");
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let long = std::fs::metadata(&log).unwrap().len();
+        while wal_pages(&place.dir) > 0 {
+            assert!(std::time::Instant::now() < deadline, "an idle writer moves its log");
+            std::thread::yield_now();
+        }
+        let (_, _) = submit(&store, false, None, "x", true);
+        assert_eq!(std::fs::metadata(&log).unwrap().len(), long);
     }
-    stop(&dir, &store);
-    let store = TaskStore::open(&dir.join("s.db"), keep, Box::new(|_| {})).unwrap();
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while store.list("t", &ListQuery { page_size: 1000, ..Default::default() }).unwrap().0.len() > 1 {
-        assert!(std::time::Instant::now() < deadline, "three batches take less than a second");
-        std::thread::yield_now();
-    }
-    assert_eq!(store.get("t", &open_id).unwrap().state(), pb::TaskState::Running);
-    assert_eq!(store.get("t", &ids[1]).unwrap_err().reason, Reason::TaskNotFound);
-    assert!(store.durable.events(&ids[1], 0, 10).unwrap().is_empty());
-    // What was moved into the database is not in the log any more: the next commit begins it again.
-    let log = dir.join("s.db-wal");
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    let long = std::fs::metadata(&log).unwrap().len();
-    while wal_pages(&dir) > 0 {
-        assert!(std::time::Instant::now() < deadline, "an idle writer moves its log");
-        std::thread::yield_now();
-    }
-    let (_, _) = submit(&store, false, None, "x", true);
-    assert_eq!(std::fs::metadata(&log).unwrap().len(), long);
 }
 
 /// Pages of the log that are not in the database yet, as another connection sees it.
@@ -459,8 +499,8 @@ fn wal_pages(dir: &Path) -> i64 {
 
 #[test]
 fn an_ephemeral_task_is_forgotten_without_another_one_ending() {
-    let dir = dir("expiry");
-    let store = open(&dir);
+    let place = file("expiry");
+    let store = place.open();
     let (id, _) = submit(&store, true, None, "x", true);
     write(&store, finish(&id, 1)).unwrap();
     store.due(now_ms()).unwrap();

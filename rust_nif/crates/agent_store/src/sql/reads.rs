@@ -41,9 +41,7 @@ pub(super) fn page(db: &mut dyn Db, tenant: &str, beyond: &str, newest_first: bo
     let (sign, order) = if newest_first { ("<", "DESC") } else { (">", "ASC") };
     let beyond = if beyond.is_empty() && newest_first { "~" } else { beyond };
     let sql = select(&format!("tenant = ?1 AND id {sign} ?2 ORDER BY id {order} LIMIT ?3"));
-    all(db, &sql, &[tenant.into(), beyond.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()], |r| {
-        record_of(r).map(|r| r.task)
-    })
+    all(db, &sql, &[tenant.into(), beyond.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()], |r| record_of(r).map(|r| r.task))
 }
 
 pub(super) fn events(db: &mut dyn Db, id: &str, after: i64, limit: usize) -> Result<Vec<pb::TaskEvent>, AgentError> {

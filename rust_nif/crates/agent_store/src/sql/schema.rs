@@ -2,6 +2,8 @@
 
 use agent_core::{AgentError, Reason};
 
+use crate::durable::refuse;
+
 /// Version of the schema that this program writes.
 pub(crate) const SCHEMA: i64 = 4;
 
@@ -70,9 +72,9 @@ pub(crate) fn for_postgres(sql: &str) -> String {
 pub(crate) fn missing(version: i64) -> Result<&'static [&'static str], AgentError> {
     let known = usize::try_from(version).ok().and_then(|v| MIGRATIONS.get(v..));
     known.ok_or_else(|| {
-        AgentError::new(
+        refuse(AgentError::new(
             Reason::StoreUnavailable,
             format!("the database has schema {version}, this program knows {SCHEMA}; use a newer program"),
-        )
+        ))
     })
 }

@@ -74,7 +74,11 @@ impl Db for Connection {
 
     fn batch(&mut self, sql: &str) -> Result<(), AgentError> {
         // Savepoints come with every item.
-        let done = if sql.contains(';') { self.execute_batch(sql) } else { self.prepare_cached(sql).and_then(|mut s| s.raw_execute().map(|_| ())) };
+        let done = if sql.contains(';') {
+            self.execute_batch(sql)
+        } else {
+            self.prepare_cached(sql).and_then(|mut s| s.raw_execute().map(|_| ()))
+        };
         done.map_err(|e| unavailable(&e))
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use agent_core::{AgentError, Reason};
 use rusqlite::Connection;
 
+use crate::durable::refuse;
 use crate::sql::{Opened, schema};
 use db::{FileReaders, FileWriter, remembering};
 
@@ -21,7 +22,8 @@ pub(crate) fn open(path: &Path) -> Result<Opened, AgentError> {
     std::fs::create_dir_all(&dir).map_err(|e| io(&dir, &e))?;
     let lock_path = dir.join("LOCK");
     let lock = File::create(&lock_path).map_err(|e| io(&lock_path, &e))?;
-    lock.try_lock().map_err(|_| AgentError::new(Reason::StoreUnavailable, format!("{} is in use by another node", dir.display())))?;
+    lock.try_lock()
+        .map_err(|_| refuse(AgentError::new(Reason::StoreUnavailable, format!("{} is in use by another node", dir.display()))))?;
     let (db, epoch) = connect(path)?;
     // The log of an earlier run may be long.
     let writer = FileWriter { db, path: path.to_owned(), log: log_of(path), commits: 0, dirty: true, _lock: lock };
@@ -59,10 +61,10 @@ fn connect(path: &Path) -> Result<(Connection, i64), AgentError> {
     }
     let log = log_of(path);
     if let Some(lost) = wal::check(&log).map_err(|e| io(&log, &e))? {
-        return Err(AgentError::new(
+        return Err(refuse(AgentError::new(
             Reason::StoreCorrupt,
             format!("{}: frame {} is damaged; opening it would lose the commits up to frame {}", log.display(), lost.first, lost.last),
-        ));
+        )));
     }
     let mut db = remembering(Connection::open(path).map_err(|e| unavailable(&e))?);
     let setup = |db: &mut Connection| -> Result<i64, rusqlite::Error> {
