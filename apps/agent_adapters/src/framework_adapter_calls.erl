@@ -19,14 +19,16 @@
 %% Chunks that a provider may have under way to one call.
 -define(CHUNK_CREDIT, 16).
 
-%% A commit is tried again until the store takes it: the answer was paid. In ms.
--define(COMMIT_RETRY_MS, 250).
+%% A store that is away is asked again until it is back: answers were paid. In ms.
+-define(STORE_RETRY_MS, 250).
 
 -record(call, {id :: non_neg_integer(), kind :: byte(), fence :: non_neg_integer(), task_id :: binary()}).
 %% What becomes of a call once the store has committed the operation.
 -record(commit, {op :: tuple(), call :: #call{}, then :: {reply, binary()} | {begin_tool, map()} | none}).
+%% A question to a model that waits for the store.
+-record(ask, {function :: chat | embed, request :: binary(), options :: map(), call :: #call{}}).
 -record(calls, {
-    open = #{} :: #{reference() => #call{} | #commit{}},
+    open = #{} :: #{reference() => #call{} | #commit{} | #ask{}},
     %% How often each of the engine's tools was called with equal arguments.
     begun = #{} :: #{{binary(), binary()} => pos_integer()},
     waiting = queue:new() :: queue:queue(out())
@@ -52,12 +54,10 @@ open(#{kind := Number} = Frame, open, Ctx, C) ->
 -spec dispatch(framework_adapter_frame:call_kind() | unknown, framework_adapter_frame:frame(), map(), calls()) ->
     {[note()], calls()}.
 dispatch(chat, #{flags := Flags, payload := Payload} = Frame, Ctx, C) ->
-    Ref = make_ref(),
     Opts = Ctx#{stream => lists:member(stream, Flags), credit => ?CHUNK_CREDIT},
-    started(agent_providers:chat(Ref, Payload, Opts), Ref, call(Frame, Ctx), C);
+    ask(#ask{function = chat, request = Payload, options = Opts, call = call(Frame, Ctx)}, C);
 dispatch(embed, #{payload := Payload} = Frame, Ctx, C) ->
-    Ref = make_ref(),
-    started(agent_providers:embed(Ref, Payload, Ctx), Ref, call(Frame, Ctx), C);
+    ask(#ask{function = embed, request = Payload, options = Ctx, call = call(Frame, Ctx)}, C);
 dispatch(tool, #{payload := Payload} = Frame, Ctx, C = #calls{begun = Begun}) ->
     case agent_native:wire_decode(tool_request, Payload) of
         {ok, #{name := Name, arguments := Arguments} = Request} ->
@@ -127,6 +127,22 @@ decided(in_doubt, #{name := Name}, Call, C) ->
                                                   "whether it had its effect, and it may run only once">>, #{<<"tools">> => Name}),
     {[], push({error_frame(Call, Error), none}, C)}.
 
+%% Without the store nobody knows whether the answer is there already: the question waits.
+-spec ask(#ask{}, calls()) -> {[note()], calls()}.
+ask(Ask = #ask{function = Function, request = Request, options = Options, call = Call}, C) ->
+    Ref = make_ref(),
+    case agent_providers:Function(Ref, Request, Options) of
+        {error, #{reason := store_unavailable}} -> {[], again(Ask, C)};
+        Started -> started(Started, Ref, Call, C)
+    end.
+
+%% The store is asked again a little later.
+-spec again(#ask{} | #commit{}, calls()) -> calls().
+again(What, C = #calls{open = Open}) ->
+    Ref = make_ref(),
+    _ = erlang:send_after(?STORE_RETRY_MS, self(), {agent_native, Ref, again, none}),
+    C#calls{open = Open#{Ref => What}}.
+
 -spec started(ok | {done, map()} | busy | {error, term()}, reference(), #call{}, calls()) -> {[note()], calls()}.
 started(ok, Ref, Call, C = #calls{open = Open}) ->
     {[], C#calls{open = Open#{Ref => Call}}};
@@ -143,6 +159,7 @@ started({error, Error}, _, Call, C) ->
 native(Ref, Event, Props, C = #calls{open = Open}) ->
     case Open of
         #{Ref := #call{} = Call} -> answer(Event, Props, Ref, Call, C);
+        #{Ref := #ask{} = Ask} -> ask(Ask, closed(Ref, C));
         #{Ref := #commit{} = Commit} -> committed(Event, Props, Commit, closed(Ref, C));
         #{} -> unknown
     end.
@@ -179,12 +196,10 @@ committed(done, Decision, #commit{call = Call, then = {begin_tool, Tool}}, C) ->
     decided(Decision, Tool, Call, C);
 committed(again, _, Commit, C) ->
     commit(Commit, C);
-committed(error, #{reason := Reason}, Commit, C = #calls{open = Open})
+committed(error, #{reason := Reason}, Commit, C)
   when Reason =:= commit_ambiguous; Reason =:= store_unavailable; Reason =:= overloaded; Reason =:= native_down; Reason =:= disk_low ->
     %% Each of these operations may be written twice.
-    Ref = make_ref(),
-    _ = erlang:send_after(?COMMIT_RETRY_MS, self(), {agent_native, Ref, again, none}),
-    {[], C#calls{open = Open#{Ref => Commit}}};
+    {[], again(Commit, C)};
 committed(_, _, #commit{then = none}, C) ->
     {[], C};
 committed(error, Error, #commit{call = Call}, C) ->
@@ -197,6 +212,8 @@ abort_all(Error, C = #calls{open = Open}) ->
                       Acc;
                  (Ref, #commit{call = Call}, Acc) ->
                       closed(Ref, push({error_frame(Call, Error), none}, Acc));
+                 (Ref, #ask{call = Call}, Acc) ->
+                      closed(Ref, push({error_frame(Call, Error), none}, Acc));
                  (Ref, Call, Acc) ->
                       _ = agent_providers:cancel(Ref),
                       closed(Ref, push({error_frame(Call, Error), none}, Acc))
@@ -206,7 +223,7 @@ abort_all(Error, C = #calls{open = Open}) ->
 -spec forget(calls()) -> ok.
 forget(#calls{open = Open}) ->
     maps:foreach(fun(Ref, #call{}) -> agent_providers:cancel(Ref);
-                    (_, #commit{}) -> ok
+                    (_, _) -> ok
                  end, Open).
 
 %% @doc Takes the frames that credit allows; the rest waits.

@@ -154,6 +154,14 @@ call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Hea
             end;
         busy ->
             finish(failed, #{error => agent_error:new(overloaded, <<"too many provider calls are under way">>)}, S);
+        {error, #{reason := store_unavailable}} ->
+            %% The journal may hold the answer already.
+            receive
+                cancel -> finish(failed, #{error => cancelled()}, S);
+                {'DOWN', _, process, _, _} -> ok
+            after ?RECORD_RETRY_MS ->
+                call(CallId, Request, Tries, S)
+            end;
         {error, Error} ->
             finish(failed, #{error => engine_errors:from(Error)}, S)
     end.

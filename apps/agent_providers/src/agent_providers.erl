@@ -13,12 +13,12 @@
 %% @doc Starts a call; its end is one message `{agent_native, Ref, done | error, _}', or is here already: `{done, _}'.
 -spec chat(reference(), binary(), map()) -> ok | {done, map()} | busy | {error, agent_error:t()}.
 chat(Ref, Request, Options) ->
-    with(fun(P) -> agent_native:chat(P, Ref, Request, journaled(Options)) end).
+    journaled(Options, fun(Journaled, P) -> agent_native:chat(P, Ref, Request, Journaled) end).
 
 %% @doc Starts an embedding call.
 -spec embed(reference(), binary(), map()) -> ok | {done, map()} | busy | {error, agent_error:t()}.
 embed(Ref, Request, Options) ->
-    with(fun(P) -> agent_native:embed(P, Ref, Request, journaled(Options)) end).
+    journaled(Options, fun(Journaled, P) -> agent_native:embed(P, Ref, Request, Journaled) end).
 
 %% @doc Aborts a call; its final message says that it was cancelled.
 -spec cancel(reference()) -> ok | {done, map()} | busy | {error, agent_error:t()}.
@@ -43,15 +43,16 @@ info() ->
             []
     end.
 
-%% The journal is the store's; while that is away a call is made without it, and nothing can be recorded either.
--spec journaled(map()) -> map().
-journaled(#{fence := _} = Options) ->
+%% The journal is the store's. While that is away nobody can tell whether the answer was paid already: the caller asks again.
+-spec journaled(map(), fun((map(), reference()) -> Answer)) -> Answer | {error, agent_error:t()}
+    when Answer :: ok | {done, map()} | busy | {error, agent_error:t()}.
+journaled(#{fence := _} = Options, Fun) ->
     case native_subsystem:handle(store) of
-        {ok, Store} -> Options#{store => Store};
-        {error, native_down} -> Options
+        {ok, Store} -> with(fun(P) -> Fun(Options#{store => Store}, P) end);
+        {error, native_down} -> {error, (agent_error:new(store_unavailable, <<"the store is not up">>))#{retry_after_ms => 500}}
     end;
-journaled(Options) ->
-    Options.
+journaled(Options, Fun) ->
+    with(fun(P) -> Fun(Options, P) end).
 
 -spec with(fun((reference()) -> ok | {done, map()} | busy | {error, agent_error:t() | native_down})) ->
     ok | {done, map()} | busy | {error, agent_error:t()}.

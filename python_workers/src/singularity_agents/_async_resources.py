@@ -136,7 +136,7 @@ class AsyncProviders:
 
 
 class AsyncMemory:
-    """Memory of agents. The engine answers CAPABILITY_PENDING until that part is there."""
+    """Memory of agents: values with versions, and conversations. Search answers CAPABILITY_PENDING until that part is there."""
 
     def __init__(self, runner: AsyncRunner) -> None:
         self._runner = runner
@@ -155,17 +155,29 @@ class AsyncMemory:
         """Deletes a value; gives the version that is no more."""
         return await self._runner.run(calls.delete_memory(namespace, key, expected_version))
 
+    async def versions(self, namespace: str, key: str, *, limit: int = 50) -> list[m.MemoryItem]:
+        """Versions of a value, newest first; one without a value and create time was a deletion."""
+        return await self._runner.pages(lambda size, token: calls.list_memory_versions(namespace, key, size, token), limit)
+
+    async def append(self, namespace: str, conversation_id: str, *messages: HistoryItem) -> int:
+        """Adds to a conversation; gives its length. `"default"` is the one that tasks with this `memory_namespace` go on with."""
+        return await self._runner.run(calls.append_messages(namespace, conversation_id, messages))
+
+    async def messages(self, namespace: str, conversation_id: str = "default", *, limit: int = 50) -> list[m.Message]:
+        """A conversation, oldest first."""
+        return await self._runner.pages(lambda size, token: calls.list_messages(namespace, conversation_id, size, token), limit)
+
+    async def search(self, namespace: str, query: str, *, limit: int = 10) -> list[tuple[float, m.MemoryItem]]:
+        """Values by meaning and words, best first, with their scores."""
+        return await self._runner.run(calls.search_memories(namespace, query, limit))
+
     async def list(self, namespace: str, *, prefix: str = "", limit: int = 50) -> list[m.MemoryItem]:
         """Values of a namespace."""
         return await self._runner.pages(lambda size, token: calls.list_memories(namespace, prefix, size, token), limit)
 
-    async def search(self, namespace: str, query: str, *, limit: int = 10) -> Sequence[tuple[float, m.MemoryItem]]:
-        """Values by meaning and words, best first, with their scores."""
-        return await self._runner.run(calls.search_memories(namespace, query, limit))
-
 
 class AsyncSchedules:
-    """Tasks by the clock. The engine answers CAPABILITY_PENDING until that part is there."""
+    """Tasks by the clock."""
 
     def __init__(self, runner: AsyncRunner) -> None:
         self._runner = runner
@@ -177,11 +189,19 @@ class AsyncSchedules:
         cron: str | None = None,
         every: DurationLike | None = None,
         time_zone: str = "",
+        overlap: str = "",
+        catch_up: DurationLike | None = None,
         schedule_id: str = "",
         **options: Unpack[TaskOptions],
     ) -> m.Schedule:
-        """Makes a schedule, by cron or by interval."""
-        return await self._runner.run(calls.create_schedule(task, options, cron, every, time_zone, schedule_id))
+        """Makes a schedule, by cron (five fields, in `time_zone`) or by interval.
+
+        `overlap` says what happens when the last task still runs: SKIP (default), QUEUE, CANCEL_OLD or ALLOW. Times that were missed are
+        made up for if they are younger than `catch_up` (60 s).
+        """
+        return await self._runner.run(
+            calls.create_schedule(task, options, cron, every, time_zone, overlap, catch_up, schedule_id)
+        )
 
     async def get(self, schedule_id: str) -> m.Schedule:
         """One schedule."""

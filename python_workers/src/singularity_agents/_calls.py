@@ -33,7 +33,7 @@ from ._proto.singularity.agents.v1 import provider_service_pb2 as pr
 from ._proto.singularity.agents.v1 import schedule_service_pb2 as sc
 from ._proto.singularity.agents.v1 import task_pb2 as ta
 from ._proto.singularity.agents.v1 import task_service_pb2 as ts
-from ._spec import HistoryItem, TaskOptions, TaskSpec, agent_task, duration, message, struct, tool_definition
+from ._spec import HistoryItem, TaskOptions, TaskSpec, agent_task, duration, enum, message, struct, tool_definition
 
 T = TypeVar("T")
 V = TypeVar("V", bound=m.Value)
@@ -156,6 +156,41 @@ def retry(task_id: str, request_id: str | None) -> Call[m.Task]:
     request = ts.RetryTaskRequest(task_id=task_id, request_id=request_id)
     path = _path("TaskService", "RetryTask")
     return Call(path, request, ta.Task, _task, request_id=request_id, task_id=task_id)
+
+
+def cancel_tasks(filter: str, dry_run: bool, limit: int, grace: DurationLike | None, reason: str) -> Call[m.BulkOutcomes]:
+    """CancelTasks."""
+    request = ts.CancelTasksRequest(filter=filter, dry_run=dry_run, limit=limit, reason=reason)
+    if grace is not None:
+        request.grace.CopyFrom(duration(grace))
+
+    def read(answer: ts.CancelTasksResponse) -> m.BulkOutcomes:
+        return m.value_of(m.BulkOutcomes, answer)
+
+    return Call(_path("TaskService", "CancelTasks"), request, ts.CancelTasksResponse, read, waits=True)
+
+
+def retry_tasks(filter: str, dry_run: bool, limit: int, request_id: str | None) -> Call[m.BulkOutcomes]:
+    """RetryTasks."""
+    request_id = request_id or new_request_id()
+    request = ts.RetryTasksRequest(filter=filter, dry_run=dry_run, limit=limit, request_id=request_id)
+
+    def read(answer: ts.RetryTasksResponse) -> m.BulkOutcomes:
+        return m.value_of(m.BulkOutcomes, answer)
+
+    path = _path("TaskService", "RetryTasks")
+    return Call(path, request, ts.RetryTasksResponse, read, waits=True, request_id=request_id)
+
+
+def fork(task_id: str, after: int, task: str | TaskSpec | None, options: TaskOptions, request_id: str | None) -> Call[m.Task]:
+    """ForkTask."""
+    if task is None and options:
+        raise ValueError("options need a task: without one the fork is the same task")
+    request_id = request_id or new_request_id()
+    request = ts.ForkTaskRequest(task_id=task_id, after=after, request_id=request_id)
+    if task is not None:
+        request.task.CopyFrom(task_message(task, options))
+    return Call(_path("TaskService", "ForkTask"), request, ta.Task, _task, request_id=request_id, task_id=task_id)
 
 
 def signal(
@@ -453,6 +488,32 @@ def list_memories(namespace: str, prefix: str, size: int, token: str) -> Call[Pa
     return _page("MemoryService", "ListMemories", request, me.ListMemoriesResponse, "items", m.MemoryItem)
 
 
+def list_memory_versions(namespace: str, key: str, size: int, token: str) -> Call[Page[m.MemoryItem]]:
+    """ListMemoryVersions."""
+    request = me.ListMemoryVersionsRequest(namespace=namespace, key=key, page_size=size, page_token=token)
+    return _page("MemoryService", "ListMemoryVersions", request, me.ListMemoryVersionsResponse, "versions", m.MemoryItem)
+
+
+def append_messages(namespace: str, conversation_id: str, messages: Sequence[HistoryItem]) -> Call[int]:
+    """AppendMessages."""
+
+    def read(answer: me.AppendMessagesResponse) -> int:
+        return int(answer.length)
+
+    request_id = new_request_id()
+    request = me.AppendMessagesRequest(
+        namespace=namespace, conversation_id=conversation_id, messages=[message(item) for item in messages], request_id=request_id
+    )
+    path = _path("MemoryService", "AppendMessages")
+    return Call(path, request, me.AppendMessagesResponse, read, request_id=request_id)
+
+
+def list_messages(namespace: str, conversation_id: str, size: int, token: str) -> Call[Page[m.Message]]:
+    """ListMessages."""
+    request = me.ListMessagesRequest(namespace=namespace, conversation_id=conversation_id, page_size=size, page_token=token)
+    return _page("MemoryService", "ListMessages", request, me.ListMessagesResponse, "messages", m.Message)
+
+
 def search_memories(namespace: str, query: str, limit: int) -> Call[list[tuple[float, m.MemoryItem]]]:
     """SearchMemories."""
 
@@ -468,12 +529,23 @@ def _schedule(answer: sc.Schedule) -> m.Schedule:
 
 
 def create_schedule(
-    task: str | TaskSpec, options: TaskOptions, cron: str | None, every: DurationLike | None, time_zone: str, schedule_id: str
+    task: str | TaskSpec,
+    options: TaskOptions,
+    cron: str | None,
+    every: DurationLike | None,
+    time_zone: str,
+    overlap: str,
+    catch_up: DurationLike | None,
+    schedule_id: str,
 ) -> Call[m.Schedule]:
     """CreateSchedule."""
     if (cron is None) == (every is None):
         raise ValueError("give exactly one of cron and every")
     schedule = sc.Schedule(task=task_message(task, options), time_zone=time_zone)
+    if overlap:
+        schedule.overlap = enum(sc.OverlapPolicy, "OVERLAP_POLICY_", overlap, "overlap")  # type: ignore[assignment]
+    if catch_up is not None:
+        schedule.catch_up.CopyFrom(duration(catch_up))
     if cron is not None:
         schedule.cron = cron
     if every is not None:

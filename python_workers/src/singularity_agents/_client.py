@@ -216,6 +216,33 @@ class Client:
         """A new task like an ended one, linked to it."""
         return TaskHandle(self, self.run(calls.retry(task_id, request_id)))
 
+    def cancel_all(
+        self, filter: str, *, dry_run: bool = False, limit: int = 1000, grace: DurationLike | None = None, reason: str = ""
+    ) -> m.BulkOutcomes:
+        """Cancels the open tasks that a filter finds; with `dry_run` says which it would."""
+        return self.run(calls.cancel_tasks(filter, dry_run, limit, grace, reason))
+
+    def retry_all(
+        self, filter: str, *, dry_run: bool = False, limit: int = 1000, request_id: str | None = None
+    ) -> m.BulkOutcomes:
+        """Retries the ended tasks that a filter finds; with `dry_run` says which it would."""
+        return self.run(calls.retry_tasks(filter, dry_run, limit, request_id))
+
+    def fork(
+        self,
+        task_id: str,
+        task: str | TaskSpec | None = None,
+        *,
+        after: int = 0,
+        request_id: str | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> TaskHandle:
+        """A new task that is given the answers another one had at its event number `after` (0: all of them).
+
+        Without a `task` it is the same one. The first question that differs goes to the model.
+        """
+        return TaskHandle(self, self.run(calls.fork(task_id, after, task, options, request_id)))
+
     def signal(
         self,
         task_id: str,

@@ -294,6 +294,22 @@ class BatchOutcome(Value):
     error: TaskError | None = None
 
 
+class BulkOutcome(Value):
+    """What became of one of many tasks."""
+
+    task_id: str = ""
+    state: str = ""
+    new_task_id: str = ""
+    error: TaskError | None = None
+
+
+class BulkOutcomes(Value):
+    """What CancelTasks and RetryTasks answer; `more`: the filter finds more than the limit."""
+
+    outcomes: list[BulkOutcome] = []
+    more: bool = False
+
+
 class AgentDetails(Value):
     """What an agent can do."""
 
@@ -464,6 +480,9 @@ class Schedule(Value):
     state: str = ""
     create_time: datetime | None = None
     etag: str = ""
+    last_task_id: str = ""
+    fired: int = 0
+    skipped: int = 0
 
 
 V = TypeVar("V", bound=Value)

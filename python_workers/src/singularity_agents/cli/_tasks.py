@@ -1,4 +1,4 @@
-"""Commands about tasks: run, submit, watch, get, list, cancel, retry, signal."""
+"""Commands about tasks: run, submit, watch, get, list, cancel, retry, fork, signal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .._errors import ConnectionFailed, SingularityError
 from .._local_node import LocalNode, openai_config, serving
 from .._spec import TaskOptions
 from ._io import Io, ago, money, one_line, paint, short
-from ._main import INTERRUPTED, OK, TASK_FAILED, Context, duration, exit_code, pair
+from ._main import INTERRUPTED, OK, REFUSED, TASK_FAILED, Context, duration, exit_code, pair
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -64,16 +64,25 @@ def add(commands: _SubParsersAction[Parser], shared: Parser) -> None:
 
     cancel = commands.add_parser("cancel", parents=[shared], help="end a task and show the proof")
     cancel.description = "example: singularity cancel 9c41e7d0 --grace 0s"
-    cancel.add_argument("tasks", metavar="TASK", nargs="+", help="ids, or their last characters")
+    cancel.add_argument("tasks", metavar="TASK", nargs="*", help="ids, or their last characters")
+    _many(cancel)
     cancel.add_argument("--grace", type=duration, metavar="TIME", help="in which a result still counts (default 5s)")
     cancel.add_argument("--reason", default="", help="for the record")
     cancel.set_defaults(run=cancel_tasks)
 
     retry = commands.add_parser("retry", parents=[shared], help="a new task like an ended one")
     retry.description = "example: singularity retry 9c41e7d0"
-    retry.add_argument("task", metavar="TASK", help="id, or its last characters")
+    retry.add_argument("task", metavar="TASK", nargs="?", help="id, or its last characters")
+    _many(retry)
     retry.add_argument("--detach", action="store_true", help="do not wait for its end")
     retry.set_defaults(run=retry_task)
+
+    fork = commands.add_parser("fork", parents=[shared], help="a new task that is given the answers of another one")
+    fork.description = "example: singularity fork 9c41e7d0 --after 12"
+    fork.add_argument("task", metavar="TASK", help="id, or its last characters")
+    fork.add_argument("--after", type=int, default=0, metavar="N", help="number of the last event that counts (default: all)")
+    fork.add_argument("--detach", action="store_true", help="do not wait for its end")
+    fork.set_defaults(run=fork_task)
 
     signal = commands.add_parser("signal", parents=[shared], help="answer what a task asked")
     signal.description = 'example: singularity signal 9c41e7d0 approve --comment "ok, Ana"'
@@ -336,6 +345,8 @@ def _details(task: m.Task) -> str:
         rows.append(("pid", str(task.worker_pid)))
     if task.retry_of:
         rows.append(("retry of", short(task.retry_of)))
+    if task.fork_of:
+        rows.append(("fork of", short(task.fork_of)))
     if task.error:
         rows.append(("error", f"{task.error.reason}: {task.error.message}"))
     if proof := task.cancellation_proof:
@@ -382,8 +393,31 @@ def task_row(task: m.Task) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def _many(parser: Parser) -> None:
+    """Options of commands that work on what a filter finds as well."""
+    parser.add_argument("--filter", metavar="TEXT", help="all tasks that it finds, as in list")
+    parser.add_argument("--dry-run", action="store_true", help="with --filter: only say which")
+
+
+def _bulk(ctx: Context, outcomes: m.BulkOutcomes) -> int:
+    rows = (
+        (short(o.task_id), o.state, short(o.new_task_id) if o.new_task_id else "-", o.error.reason if o.error else "-")
+        for o in outcomes.outcomes
+    )
+    ctx.io.rows("outcomes", outcomes.outcomes, ("TASK", "STATE", "NEW TASK", "WHY NOT"), rows)
+    if outcomes.more:
+        ctx.io.say("there are more: run the same again")
+    return REFUSED if any(o.error for o in outcomes.outcomes) else OK
+
+
 def cancel_tasks(ctx: Context) -> int:
     """`cancel`: each task with its proof; the worst outcome decides the code."""
+    if bool(ctx.args.tasks) == bool(ctx.args.filter):
+        raise ValueError("name the tasks, or give --filter")
+    if ctx.args.filter:
+        with ctx.client() as client:
+            outcomes = client.cancel_all(ctx.args.filter, dry_run=ctx.args.dry_run, grace=ctx.args.grace, reason=ctx.args.reason)
+        return _bulk(ctx, outcomes)
     done: list[m.Cancellation] = []
     worst = OK
     with ctx.client() as client:
@@ -406,8 +440,22 @@ def cancel_tasks(ctx: Context) -> int:
 
 def retry_task(ctx: Context) -> int:
     """`retry`."""
+    if bool(ctx.args.task) == bool(ctx.args.filter):
+        raise ValueError("name the task, or give --filter")
     with ctx.client() as client:
+        if ctx.args.filter:
+            return _bulk(ctx, client.retry_all(ctx.args.filter, dry_run=ctx.args.dry_run))
         handle = client.retry(ctx.args.task)
+        if not ctx.args.detach:
+            return follow(ctx, client, handle)
+    ctx.io.value(handle.task, handle.id)
+    return OK
+
+
+def fork_task(ctx: Context) -> int:
+    """`fork`."""
+    with ctx.client() as client:
+        handle = client.fork(ctx.args.task, after=ctx.args.after)
         if not ctx.args.detach:
             return follow(ctx, client, handle)
     ctx.io.value(handle.task, handle.id)

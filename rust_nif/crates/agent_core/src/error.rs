@@ -53,6 +53,8 @@ reasons! {
     FrameworkUnavailable "framework_unavailable" "FRAMEWORK_UNAVAILABLE" 9 false;
     SandboxUnavailable "sandbox_unavailable" "SANDBOX_UNAVAILABLE" 9 false;
     EtagMismatch "etag_mismatch" "ETAG_MISMATCH" 10 false;
+    MemoryNotFound "memory_not_found" "MEMORY_NOT_FOUND" 5 false;
+    ScheduleNotFound "schedule_not_found" "SCHEDULE_NOT_FOUND" 5 false;
     VersionConflict "version_conflict" "VERSION_CONFLICT" 10 false;
     CursorTooOld "cursor_too_old" "CURSOR_TOO_OLD" 11 false;
     CapabilityPending "capability_pending" "CAPABILITY_PENDING" 12 false;

@@ -61,6 +61,10 @@ pub struct TaskHeader {
     pub allow_replay: bool,
     pub parent_task_id: String,
     pub retry_of: String,
+    /// The task whose answers this one begins with.
+    pub fork_of: String,
+    /// The last event of it that counts; 0: all.
+    pub fork_after: i64,
     pub has_plan: bool,
     pub content_hash: Vec<u8>,
     pub hash_version: u32,
@@ -161,6 +165,8 @@ pub fn header(task: &pb::AgentTask, task_id: &str, request_id: &str, tenant: &st
         allow_replay: hints.allow_replay,
         parent_task_id: task.parent_task_id.clone(),
         retry_of: String::new(),
+        fork_of: String::new(),
+        fork_after: 0,
         has_plan: task.plan.is_some(),
         content_hash: Vec::new(),
         hash_version: crate::hash::VERSION,

@@ -19,6 +19,11 @@ const MAX_NOT_BEFORE_MS: i64 = 366 * 24 * 3600 * 1000;
 /// Start times older than this are a mistake of the client's, in ms.
 const MAX_PAST_MS: i64 = 24 * 3600 * 1000;
 
+/// Most segments of a namespace of memory.
+const MAX_SEGMENTS: usize = 16;
+/// Longest segment, in bytes.
+const MAX_SEGMENT: usize = 128;
+
 struct Check(Vec<pb::FieldViolation>);
 
 impl Check {
@@ -97,6 +102,10 @@ pub fn validate_task(task: &pb::AgentTask, now_ms: i64) -> Vec<pb::FieldViolatio
     if let Some(context) = &task.context {
         check_context(&mut c, context);
     }
+    let remembers = task.context.as_ref().is_some_and(|context| !context.memory_namespace.is_empty());
+    if remembers && task.execution_hints.as_ref().is_some_and(|h| h.durability() == pb::Durability::Ephemeral) {
+        c.fail("task.context.memory_namespace", "an ephemeral task remembers nothing; leave durability unset");
+    }
     if let Some(requirements) = &task.requirements {
         check_requirements(&mut c, requirements);
     }
@@ -111,6 +120,22 @@ fn framework_name(c: &mut Check, field: &str, name: &str) {
     if !known.contains(&name) && !name.strip_prefix("custom:").is_some_and(|n| !n.is_empty() && n.len() <= 24) {
         c.fail(field, format!("\"{}\" is unknown; use one of {} or custom:NAME", clip(name), known[1..].join(", ")));
     }
+}
+
+/// Why a text is no namespace of memory: segments between slashes.
+pub fn namespace_violation(field: &str, namespace: &str) -> Option<pb::FieldViolation> {
+    let segments: Vec<&str> = namespace.split('/').collect();
+    let good = |s: &&str| !s.is_empty() && s.len() <= MAX_SEGMENT && !s.chars().any(char::is_control);
+    let why = if namespace.is_empty() {
+        "is missing".to_owned()
+    } else if segments.len() > MAX_SEGMENTS {
+        format!("{} segments, must be at most {MAX_SEGMENTS}", segments.len())
+    } else if !segments.iter().all(good) {
+        format!("segments between \"/\" must be 1 to {MAX_SEGMENT} bytes without control characters")
+    } else {
+        return None;
+    };
+    Some(pb::FieldViolation { field: field.to_owned(), description: why })
 }
 
 fn check_context(c: &mut Check, context: &pb::TaskContext) {
@@ -140,7 +165,9 @@ fn check_context(c: &mut Check, context: &pb::TaskContext) {
             c.schema(&format!("{field}.parameters"), schema);
         }
     }
-    c.name("task.context.memory_namespace", &context.memory_namespace);
+    if !context.memory_namespace.is_empty() {
+        c.0.extend(namespace_violation("task.context.memory_namespace", &context.memory_namespace));
+    }
     c.depth("task.context.user_preferences", context.user_preferences.as_ref());
     c.depth("task.context.framework_specific_data", context.framework_specific_data.as_ref());
     if let Some(data) = &context.framework_specific_data {

@@ -4,12 +4,15 @@
 
 mod agents;
 mod auth;
+mod bulk;
 mod conn;
 mod engine;
 mod frameworks;
 mod listen;
+mod memories;
 mod pending;
 mod providers;
+mod schedules;
 mod status;
 mod tasks;
 
@@ -19,7 +22,7 @@ use std::time::Duration;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use agent_providers::Providers;
-use agent_store::TaskStore;
+use agent_store::{Enqueued, TaskStore, WriteOp, Written};
 use tokio::sync::oneshot;
 use tonic::Status;
 
@@ -49,6 +52,25 @@ pub struct Shared {
 impl Shared {
     fn tenant<T>(&self, request: &tonic::Request<T>) -> Result<String, Status> {
         self.auth.tenant(request.metadata()).map_err(|e| to_status(&e))
+    }
+
+    /// Writes what needs no decision, and waits for the commit.
+    async fn write(&self, op: WriteOp) -> Result<Written, Status> {
+        let (reply, answer) = oneshot::channel();
+        let enqueued = self.store.write(op, move |result| drop(reply.send(result)));
+        if enqueued == Enqueued::Busy {
+            return Err(to_status(&AgentError::new(Reason::Overloaded, "the store's queue is full").retry_after(100)));
+        }
+        let unknown = || AgentError::new(Reason::CommitAmbiguous, "the outcome is not known; resend with the same request_id");
+        let written = tokio::time::timeout(ENGINE_TIMEOUT, answer).await.ok().and_then(Result::ok).unwrap_or_else(|| Err(unknown()));
+        written.map_err(|e| to_status(&e))
+    }
+
+    /// Reads where a disk or a server may be waited for.
+    async fn read<T: Send + 'static>(&self, f: impl FnOnce(&TaskStore) -> Result<T, AgentError> + Send + 'static) -> Result<T, Status> {
+        let store = self.store.clone();
+        let found = tokio::task::spawn_blocking(move || f(&store)).await.map_err(|_| unexpected())?;
+        found.map_err(|e| to_status(&e))
     }
 
     /// Asks the engine. A request that it drops has an unknown outcome: the caller sends again or reads back.

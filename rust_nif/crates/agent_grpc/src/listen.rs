@@ -12,7 +12,10 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::conn::{Clocks, Io, Stream};
-use crate::{Shared, agents::Agents, frameworks::Frameworks, pending::Pending, providers::ProviderCalls, tasks::Tasks};
+use crate::{
+    Shared, agents::Agents, frameworks::Frameworks, memories::Memories, pending::Pending, providers::ProviderCalls, schedules::Schedules,
+    tasks::Tasks,
+};
 
 /// Streams of one connection.
 const MAX_STREAMS: u32 = 100;
@@ -128,9 +131,9 @@ pub async fn serve(config: &ServerConfig, shared: Shared, on_end: impl FnOnce(St
         .add_service(sized!(pb::task_service_server::TaskServiceServer::new(Tasks(shared.clone()))))
         .add_service(sized!(pb::agent_service_server::AgentServiceServer::new(Agents(shared.clone()))))
         .add_service(sized!(pb::framework_service_server::FrameworkServiceServer::new(Frameworks(shared.clone()))))
-        .add_service(sized!(pb::provider_service_server::ProviderServiceServer::new(ProviderCalls(shared))))
-        .add_service(sized!(pb::memory_service_server::MemoryServiceServer::new(Pending)))
-        .add_service(sized!(pb::schedule_service_server::ScheduleServiceServer::new(Pending)))
+        .add_service(sized!(pb::provider_service_server::ProviderServiceServer::new(ProviderCalls(shared.clone()))))
+        .add_service(sized!(pb::memory_service_server::MemoryServiceServer::new(Memories(shared.clone()))))
+        .add_service(sized!(pb::schedule_service_server::ScheduleServiceServer::new(Schedules(shared.clone()))))
         .add_service(sized!(pb::worker_service_server::WorkerServiceServer::new(Pending)));
     let (accepted, incoming) = mpsc::channel::<Result<Io, std::io::Error>>(64);
     let clocks = Clocks { preface: PREFACE_TIMEOUT, idle: Duration::from_millis(config.idle_timeout_ms) };

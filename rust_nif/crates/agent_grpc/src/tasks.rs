@@ -32,7 +32,12 @@ const MAX_SIGNAL: usize = 256 * 1024;
 /// The service.
 pub(crate) struct Tasks(pub(crate) Shared);
 
-fn prepare(task: Option<pb::AgentTask>, request_id: &str, tenant: &str) -> Result<(Box<TaskHeader>, Box<pb::AgentTask>), AgentError> {
+/// A task as the engine takes it. Errors name every wrong field.
+pub(crate) fn prepare(
+    task: Option<pb::AgentTask>,
+    request_id: &str,
+    tenant: &str,
+) -> Result<(Box<TaskHeader>, Box<pb::AgentTask>), AgentError> {
     let now = now_ms();
     let Some(task) = task else { return Err(AgentError::field("task", "is missing")) };
     let mut violations = validate_task(&task, now);
@@ -49,6 +54,15 @@ fn prepare(task: Option<pb::AgentTask>, request_id: &str, tenant: &str) -> Resul
         h.content_hash = hash::content_hash(&task).to_vec();
     }
     Ok((Box::new(h), Box::new(task)))
+}
+
+/// The grace of a cancel, in ms.
+pub(crate) fn grace_ms(grace: Option<&prost_types::Duration>) -> Result<i64, Status> {
+    let ms = grace.map_or(DEFAULT_GRACE_MS, duration_ms);
+    if !(0..=MAX_GRACE_MS).contains(&ms) {
+        return Err(to_status(&AgentError::field("grace", "must be 0 s to 600 s")));
+    }
+    Ok(ms)
 }
 
 fn too_long(field: &str, length: usize, most: usize) -> Option<pb::FieldViolation> {
@@ -83,7 +97,6 @@ fn pending(task: &pb::AgentTask) -> Option<(&'static str, &'static str)> {
         (asks(h.map(|h| h.heartbeat_timeout.is_some())), "heartbeat_timeout", "task.execution_hints.heartbeat_timeout"),
         (asks(h.map(|h| h.hedge)), "hedging", "task.execution_hints.hedge"),
         (asks(h.map(|h| matches!(h.cache(), pb::CacheMode::Use | pb::CacheMode::Refresh))), "response_cache", "task.execution_hints.cache"),
-        (asks(task.context.as_ref().map(|c| !c.memory_namespace.is_empty())), "memory", "task.context.memory_namespace"),
     ]
     .into_iter()
     .find_map(|(asked, capability, field)| asked.then_some((capability, field)))
@@ -210,10 +223,7 @@ impl pb::task_service_server::TaskService for Tasks {
         let _open = Connection::open(&request);
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
-        let grace_ms = r.grace.as_ref().map_or(DEFAULT_GRACE_MS, duration_ms);
-        if !(0..=MAX_GRACE_MS).contains(&grace_ms) {
-            return Err(to_status(&AgentError::field("grace", "must be 0 s to 600 s")));
-        }
+        let grace_ms = grace_ms(r.grace.as_ref())?;
         let task_id = self.find(&tenant, &r.task_id)?;
         let limit = Duration::from_millis(u64::try_from(grace_ms).unwrap_or(0)) + crate::ENGINE_TIMEOUT;
         let reason = r.reason.chars().take(1024).collect();
@@ -229,14 +239,42 @@ impl pb::task_service_server::TaskService for Tasks {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
         let old = self.get(&tenant, &r.task_id)?;
-        if !agent_store::record::is_terminal(old.state()) {
-            return Err(to_status(
-                &AgentError::new(Reason::WrongState, "the task has not ended; cancel it first").with("state", old.state().as_str_name()),
-            ));
+        let id = crate::bulk::retry_one(&self.0, &tenant, old, &r.request_id).await.map_err(|e| to_status(&e))?;
+        ok(self.get(&tenant, &id)?)
+    }
+
+    async fn cancel_tasks(&self, request: Request<pb::CancelTasksRequest>) -> Reply<pb::CancelTasksResponse> {
+        let _open = Connection::open(&request);
+        let tenant = self.0.tenant(&request)?;
+        ok(crate::bulk::cancel(&self.0, tenant, request.into_inner()).await?)
+    }
+
+    async fn retry_tasks(&self, request: Request<pb::RetryTasksRequest>) -> Reply<pb::RetryTasksResponse> {
+        let _open = Connection::open(&request);
+        let tenant = self.0.tenant(&request)?;
+        ok(crate::bulk::retry(&self.0, tenant, request.into_inner()).await?)
+    }
+
+    async fn fork_task(&self, request: Request<pb::ForkTaskRequest>) -> Reply<pb::Task> {
+        let tenant = self.0.tenant(&request)?;
+        let r = request.into_inner();
+        let old = self.get(&tenant, &r.task_id)?;
+        if r.after < 0 {
+            return Err(to_status(&AgentError::field("after", "must be 0 or the sequence of an event")));
         }
-        let (mut header, spec) = prepare(old.spec, &r.request_id, &tenant).map_err(|e| to_status(&e))?;
-        header.retry_of.clone_from(&old.id);
-        match self.0.ask(tenant.clone(), EngineBody::Retry { task_id: old.id, header, spec }).await? {
+        let forgetful = old.durability() == pb::Durability::Ephemeral;
+        let (mut header, spec) = prepare(r.task.or(old.spec), &r.request_id, &tenant).map_err(|e| to_status(&e))?;
+        if forgetful || header.ephemeral {
+            return Err(to_status(&AgentError::field("task_id", "an ephemeral task has no journal to begin with; retry it instead")));
+        }
+        if !header.content_hash.is_empty() {
+            // The same task forked from elsewhere is another request.
+            let origin = format!("{}@{}", old.id, r.after);
+            header.content_hash.extend_from_slice(origin.as_bytes());
+        }
+        header.fork_of.clone_from(&old.id);
+        header.fork_after = r.after;
+        match self.0.ask(tenant.clone(), EngineBody::Submit { header, spec }).await? {
             EngineReply::Task(id) => ok(self.get(&tenant, &id)?),
             _ => Err(unexpected()),
         }

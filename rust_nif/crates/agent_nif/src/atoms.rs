@@ -3,7 +3,7 @@
 rustler::atoms! {
     ok, error, busy, done, native_down, undefined, unknown, agent_native, grpc, request, ready, ended, chunk, gone, start,
     // fields of maps
-    reason, message, metadata, fields, field, description, retry_after_ms, epoch, schema, database, address, port, threads,
+    reason, message, metadata, fields, field, description, retry_after_ms, epoch, schema, database, schedule_fired, due_schedules, schedule_id, tick_ms, overlap, last_task, queue, cancel_old, allow, skip, address, port, threads,
     task_id, request_id, tenant, agent_id, agent_type, task_type, method, framework, fallback_frameworks, priority, durability, capabilities, model,
     tools, labels, max_steps, retry, max_attempts, initial_backoff_ms, max_backoff_ms, multiplier, non_retryable, max_duration_ms,
     max_attempt_duration_ms, ran_ms, max_queue_duration_ms, not_before_ms, heartbeat_timeout_ms, block_grace_ms, stream_text, allow_replay, parent_task_id,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use agent_store::journal::Change;
-use agent_store::{AttemptInfo, Enqueued, Finish, Location, Metrics, Retention, TaskStore, WriteOp, Written};
+use agent_store::schedule::Due;
+use agent_store::{AttemptInfo, Enqueued, Finish, Location, Metrics, Retention, ScheduleOp, TaskStore, WriteOp, Written};
 use parking_lot::RwLock;
 use pb::task_event::Event;
 use prost::Message;
@@ -168,6 +169,7 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
         Written::Requeued { lost } => (atoms::requeued(), Map::new(env).put(atoms::lost_count(), lost).end()).encode(env),
         Written::State { state, fence } => Map::new(env).put(atoms::state(), terms::state_atom(state)).put(atoms::fence(), fence).end(),
         Written::Fenced(fence) => (atoms::ok(), fence).encode(env),
+        Written::Memory(_) | Written::Schedule(_) => atoms::ok().encode(env),
         Written::Recovered(queued) => queued
             .iter()
             .map(|q| {
@@ -198,7 +200,16 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
     let op = if kind == atoms::submit() {
         let payload: ResourceArc<Payload> = at(2)?.decode()?;
         let run = get::<bool>(at(3)?, atoms::run()).unwrap_or(false);
-        WriteOp::Submit { header: Box::new(payload.header.clone()), spec: Box::new((*payload.task).clone()), run }
+        let mut spec = Box::new((*payload.task).clone());
+        // The agent's namespace serves a task that names none; an ephemeral one remembers nothing.
+        let namespace = text(at(3)?, atoms::memory_namespace());
+        if !namespace.is_empty() && !payload.header.ephemeral {
+            let context = spec.context.get_or_insert_default();
+            if context.memory_namespace.is_empty() {
+                context.memory_namespace = namespace;
+            }
+        }
+        WriteOp::Submit { header: Box::new(payload.header.clone()), spec, run }
     } else if kind == atoms::claim() {
         WriteOp::Claim { id: id()? }
     } else if kind == atoms::attempt() {
@@ -254,6 +265,9 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
         WriteOp::Fence { id: id()?, fence: fence()? }
     } else if kind == atoms::delete() {
         WriteOp::Delete { tenant: id()?, id: at(2).and_then(str_of)? }
+    } else if kind == atoms::schedule_fired() {
+        let task = get::<Term<'_>>(at(4)?, atoms::task_id()).and_then(string);
+        WriteOp::Schedule { tenant: id()?, op: ScheduleOp::Fired { id: at(2).and_then(str_of)?, tick_ms: at(3)?.decode()?, task_id: task } }
     } else if kind == atoms::put_agent() {
         let data: Binary<'_> = at(4)?.decode()?;
         WriteOp::PutAgent { tenant: id()?, id: at(2).and_then(str_of)?, data: data.as_slice().to_vec() }
@@ -437,6 +451,7 @@ enum Answer {
     Agents(Vec<(String, String, Vec<u8>)>),
     Running(Vec<(String, i64)>),
     Ids(Vec<String>),
+    Schedules(Vec<Due>),
 }
 
 impl Answer {
@@ -448,6 +463,7 @@ impl Answer {
             Answer::Agents(all) => all.iter().map(|(t, id, data)| (t, id, Bin(data)).encode(env)).collect::<Vec<_>>().encode(env),
             Answer::Running(all) => all.encode(env),
             Answer::Ids(all) => all.encode(env),
+            Answer::Schedules(all) => all.into_iter().map(|due| due_term(env, due)).collect::<Vec<_>>().encode(env),
         }
     }
 }
@@ -478,6 +494,9 @@ fn read_of(op: Term<'_>) -> NifResult<Read> {
         Box::new(|s| Ok(Answer::Agents(s.agents()?)))
     } else if kind == atoms::running() {
         Box::new(|s| Ok(Answer::Running(s.running()?)))
+    } else if kind == atoms::due_schedules() {
+        let now: i64 = arg.decode()?;
+        Box::new(move |s| Ok(Answer::Schedules(s.due_schedules(now)?)))
     } else if kind == atoms::due() {
         let now: i64 = arg.decode()?;
         Box::new(move |s| Ok(Answer::Ids(s.due(now)?)))
@@ -485,6 +504,31 @@ fn read_of(op: Term<'_>) -> NifResult<Read> {
         return Err(rustler::Error::BadArg);
     };
     Ok(read)
+}
+
+/// A schedule whose time has come, with the task to submit.
+fn due_term(env: Env<'_>, due: Due) -> Term<'_> {
+    let now = agent_store::now_ms();
+    let id = uuid::Uuid::now_v7().to_string();
+    let mut spec = due.schedule.task.clone().unwrap_or_default();
+    spec.labels.insert("schedule".to_owned(), due.schedule.id.clone());
+    let mut header = agent_core::header::header(&spec, &id, &due.request_id(), &due.tenant, now);
+    header.content_hash = agent_core::hash::content_hash(&spec).to_vec();
+    let overlap = match due.schedule.overlap() {
+        pb::OverlapPolicy::Queue => atoms::queue(),
+        pb::OverlapPolicy::CancelOld => atoms::cancel_old(),
+        pb::OverlapPolicy::Allow => atoms::allow(),
+        pb::OverlapPolicy::Skip | pb::OverlapPolicy::Unspecified => atoms::skip(),
+    };
+    Map::new(env)
+        .put(atoms::tenant(), due.tenant)
+        .put(atoms::schedule_id(), due.schedule.id)
+        .put(atoms::tick_ms(), due.tick_ms)
+        .put(atoms::overlap(), overlap)
+        .put(atoms::last_task(), due.last_task)
+        .put(atoms::header(), header_term(env, &header))
+        .put(atoms::payload(), ResourceArc::new(Payload { header, task: Arc::from(Box::new(spec)), answers: Vec::new() }))
+        .end()
 }
 
 fn ms(t: Option<&prost_types::Timestamp>) -> i64 {

@@ -7,6 +7,7 @@ use agent_proto::agents::v1 as pb;
 use crate::journal::Entry;
 use crate::op::{WriteOp, Written};
 use crate::record::Record;
+use crate::schedule::Due;
 
 /// Told the outcome of a write.
 pub type Done = Box<dyn FnOnce(Result<Written, AgentError>) + Send>;
@@ -37,6 +38,29 @@ pub trait Store: Send + Sync {
     fn due(&self, now_ms: i64) -> Result<Vec<String>, AgentError>;
     /// All entries of a task's journal.
     fn journal(&self, id: &str) -> Result<Vec<Entry>, AgentError>;
+    /// One schedule.
+    fn schedule(&self, tenant: &str, id: &str) -> Result<pb::Schedule, AgentError>;
+    /// Up to `limit` schedules of a tenant behind an id.
+    fn schedules(&self, tenant: &str, after: &str, limit: i64) -> Result<Vec<pb::Schedule>, AgentError>;
+    /// Schedules of all tenants whose time has come.
+    fn due_schedules(&self, now_ms: i64) -> Result<Vec<Due>, AgentError>;
+    /// A value that has not expired.
+    fn memory(&self, tenant: &str, namespace: &str, key: &str, now_ms: i64) -> Result<Option<pb::MemoryItem>, AgentError>;
+    /// Up to `limit` values behind the token of the request.
+    fn memories(&self, tenant: &str, request: &pb::ListMemoriesRequest, limit: i64, now_ms: i64)
+    -> Result<Vec<pb::MemoryItem>, AgentError>;
+    /// Up to `limit` versions of a value before a version, newest first.
+    fn memory_versions(&self, tenant: &str, namespace: &str, key: &str, before: i64, limit: i64)
+    -> Result<Vec<pb::MemoryItem>, AgentError>;
+    /// Up to `limit` messages behind a number, with their numbers.
+    fn messages(
+        &self,
+        tenant: &str,
+        namespace: &str,
+        conversation: &str,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<(i64, pb::Message)>, AgentError>;
     /// All agents.
     fn agents(&self) -> Result<AgentRows, AgentError>;
     /// Number of this boot, one higher than ever before.
@@ -73,6 +97,10 @@ pub(crate) fn deleted_request(id: String, old_hash: &[u8], hash: &[u8]) -> Resul
 /// An error that waiting does not heal: a node that finds it at its start does not start.
 pub(crate) fn refuse(error: AgentError) -> AgentError {
     error.with("boot", "refused")
+}
+
+pub(crate) fn no_value(key: &str) -> AgentError {
+    AgentError::new(Reason::MemoryNotFound, format!("there is no value \"{}\"", key.chars().take(80).collect::<String>()))
 }
 
 pub(crate) fn not_found(id: &str) -> AgentError {

@@ -12,9 +12,11 @@ pub mod op;
 mod postgres;
 mod questions;
 pub mod record;
+pub mod schedule;
 mod sql;
 mod sqlite;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,15 +24,17 @@ use std::time::{Duration, SystemTime};
 use agent_core::hash::VERSION as HASH_VERSION;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
+use parking_lot::Mutex;
 
 pub use durable::Store;
-use durable::{existing, not_found};
+use durable::{existing, no_value, not_found};
 use filter::Filter;
 use hub::{Behind, Hub, Live};
 use journal::{Decision, Session, Sessions};
 use memory::Memory;
-pub use op::{AttemptInfo, Finish, Metrics, Queued, WriteOp, Written};
+pub use op::{AttemptInfo, Finish, MemoryAnswer, MemoryOp, Metrics, Queued, ScheduleOp, WriteOp, Written};
 use record::{Record, is_terminal};
+use schedule::Due;
 
 /// Shortest suffix that names a task.
 const MIN_SUFFIX: usize = 4;
@@ -98,6 +102,8 @@ pub struct TaskStore {
     memory: Memory,
     durable: Box<dyn Store>,
     sessions: Sessions,
+    /// Forked tasks whose journal was not read yet: theirs is not empty in the first attempt.
+    forks: Mutex<HashSet<String>>,
 }
 
 /// Milliseconds since the epoch.
@@ -118,7 +124,7 @@ impl TaskStore {
     }
 
     fn with(hub: Arc<Hub>, durable: Box<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { hub, memory: Memory::new(), durable, sessions: Sessions::default() })
+        Arc::new(Self { hub, memory: Memory::new(), durable, sessions: Sessions::default(), forks: Mutex::default() })
     }
 
     /// Epoch of this boot.
@@ -154,6 +160,11 @@ impl TaskStore {
         }
         if let WriteOp::Finish { id, .. } | WriteOp::Requeue { id, .. } | WriteOp::Park { id, .. } | WriteOp::Delete { id, .. } = &op {
             self.sessions.close(id);
+        }
+        if let WriteOp::Submit { header, .. } = &op
+            && !header.fork_of.is_empty()
+        {
+            self.forks.lock().insert(header.task_id.clone());
         }
         if self.durable.write(op, Box::new(done)) { Enqueued::Queued } else { Enqueued::Busy }
     }
@@ -214,7 +225,11 @@ impl TaskStore {
                 self.hub.forget(&id);
                 Ok(Written::Ok)
             }
-            WriteOp::PutAgent { .. } | WriteOp::DeleteAgent { .. } | WriteOp::Recover => Ok(Written::Ok),
+            WriteOp::PutAgent { .. }
+            | WriteOp::DeleteAgent { .. }
+            | WriteOp::Memory { .. }
+            | WriteOp::Schedule { .. }
+            | WriteOp::Recover => Ok(Written::Ok),
         }
     }
 
@@ -236,7 +251,7 @@ impl TaskStore {
     /// first, for which the disk must be read ([`Self::read_session`]).
     pub fn session(&self, id: &str, fence: i64, attempt: i64) -> Option<Arc<Session>> {
         match self.sessions.get(id, fence) {
-            None if attempt <= 1 => Some(self.sessions.open(id, Session::new(fence, Vec::new()))),
+            None if attempt <= 1 && !self.forks.lock().contains(id) => Some(self.sessions.open(id, Session::new(fence, Vec::new()))),
             known => known,
         }
     }
@@ -245,7 +260,11 @@ impl TaskStore {
     pub fn read_session(&self, id: &str, fence: i64) -> Result<Arc<Session>, AgentError> {
         match self.sessions.get(id, fence) {
             Some(known) => Ok(known),
-            None => Ok(self.sessions.open(id, Session::new(fence, self.durable.journal(id)?))),
+            None => {
+                let session = Session::new(fence, self.durable.journal(id)?);
+                self.forks.lock().remove(id);
+                Ok(self.sessions.open(id, session))
+            }
         }
     }
 
@@ -276,7 +295,14 @@ impl TaskStore {
         let id = self.find(tenant, id)?;
         match self.memory.get(tenant, &id) {
             Some(record) => Ok(record),
-            None => self.durable.get(tenant, &id)?.ok_or_else(|| not_found(&id)),
+            None => match self.durable.get(tenant, &id)? {
+                Some(record) => Ok(record),
+                None if self.durable.was_deleted(tenant, &id)? => Err(AgentError::new(
+                    Reason::TaskNotFound,
+                    format!("task {id} was deleted; its request_id is known for a day after its end"),
+                )),
+                None => Err(not_found(&id)),
+            },
         }
     }
 
@@ -412,10 +438,76 @@ impl TaskStore {
         self.durable.due(now)
     }
 
+    /// One schedule. Errors: SCHEDULE_NOT_FOUND.
+    pub fn schedule(&self, tenant: &str, id: &str) -> Result<pb::Schedule, AgentError> {
+        self.durable.schedule(tenant, id)
+    }
+
+    /// A page of schedules, by id, and the token of the next.
+    pub fn schedules(&self, tenant: &str, after: &str, size: usize) -> Result<(Vec<pb::Schedule>, String), AgentError> {
+        Ok(cut(self.durable.schedules(tenant, after, one_more(size))?, size, |schedule| schedule.id.clone()))
+    }
+
+    /// Schedules of all tenants whose time has come.
+    pub fn due_schedules(&self, now: i64) -> Result<Vec<Due>, AgentError> {
+        self.durable.due_schedules(now)
+    }
+
+    /// A value in the memory of agents. Errors: MEMORY_NOT_FOUND, also once it has expired.
+    pub fn memory(&self, tenant: &str, namespace: &str, key: &str) -> Result<pb::MemoryItem, AgentError> {
+        self.durable.memory(tenant, namespace, key, now_ms())?.ok_or_else(|| no_value(key))
+    }
+
+    /// A page of values, by key, and the token of the next.
+    pub fn memories(&self, tenant: &str, r: &pb::ListMemoriesRequest, size: usize) -> Result<(Vec<pb::MemoryItem>, String), AgentError> {
+        let found = self.durable.memories(tenant, r, one_more(size), now_ms())?;
+        Ok(cut(found, size, |item| item.key.clone()))
+    }
+
+    /// A page of versions of a value, newest first, and the token of the next.
+    pub fn memory_versions(
+        &self,
+        tenant: &str,
+        r: &pb::ListMemoryVersionsRequest,
+        size: usize,
+    ) -> Result<(Vec<pb::MemoryItem>, String), AgentError> {
+        let before = number_token(&r.page_token)?.unwrap_or(i64::MAX);
+        let found = self.durable.memory_versions(tenant, &r.namespace, &r.key, before, one_more(size))?;
+        Ok(cut(found, size, |item| item.version.to_string()))
+    }
+
+    /// A page of a conversation, oldest first, and the token of the next.
+    pub fn messages(&self, tenant: &str, r: &pb::ListMessagesRequest, size: usize) -> Result<(Vec<pb::Message>, String), AgentError> {
+        let after = number_token(&r.page_token)?.unwrap_or(0);
+        let found = self.durable.messages(tenant, &r.namespace, &r.conversation_id, after, one_more(size))?;
+        let (page, token) = cut(found, size, |(n, _)| n.to_string());
+        Ok((page.into_iter().map(|(_, message)| message).collect(), token))
+    }
+
     /// Agents made through the API.
     pub fn agents(&self) -> Result<Vec<(String, String, Vec<u8>)>, AgentError> {
         self.durable.agents()
     }
+}
+
+/// What is asked of the disk to know whether there is a next page.
+fn one_more(size: usize) -> i64 {
+    i64::try_from(size).map_or(i64::MAX, |n| n + 1)
+}
+
+/// The page, and the token that its last item gives if there are more.
+fn cut<T>(mut found: Vec<T>, size: usize, token: impl Fn(&T) -> String) -> (Vec<T>, String) {
+    let more = found.len() > size;
+    found.truncate(size);
+    let token = found.last().filter(|_| more).map(token).unwrap_or_default();
+    (found, token)
+}
+
+fn number_token(token: &str) -> Result<Option<i64>, AgentError> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    token.parse().map(Some).map_err(|_| AgentError::new(Reason::PageTokenInvalid, "the page token is not one of ours"))
 }
 
 #[cfg(test)]

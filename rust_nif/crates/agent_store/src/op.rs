@@ -1,7 +1,9 @@
 //! What can be written to the store, and what comes back.
 
 use agent_core::header::TaskHeader;
+use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
+use prost::Message;
 
 use crate::journal::{Change, Decision, Key, Replay};
 
@@ -48,11 +50,85 @@ pub struct AttemptInfo {
     pub unjournaled_tools: Vec<String>,
 }
 
+/// A write to the memory of agents. Names and sizes were checked by whoever asks.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum MemoryOp {
+    Put(pb::PutMemoryRequest),
+    Delete(pb::DeleteMemoryRequest),
+    Batch(pb::BatchMemoryRequest),
+    Append(pb::AppendMessagesRequest),
+}
+
+impl MemoryOp {
+    fn size(&self) -> usize {
+        match self {
+            MemoryOp::Put(r) => r.encoded_len(),
+            MemoryOp::Delete(r) => r.encoded_len(),
+            MemoryOp::Batch(r) => r.encoded_len(),
+            MemoryOp::Append(r) => r.encoded_len(),
+        }
+    }
+}
+
+/// What such a write gave: the value, or numbers (versions, or the length of a conversation).
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum MemoryAnswer {
+    Item(Box<pb::MemoryItem>),
+    Numbers(Vec<i64>),
+}
+
+impl MemoryAnswer {
+    /// As it is kept for a repeated request.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        match self {
+            MemoryAnswer::Item(item) => [vec![1], item.encode_to_vec()].concat(),
+            MemoryAnswer::Numbers(numbers) => std::iter::once(2).chain(numbers.iter().flat_map(|n| n.to_le_bytes())).collect(),
+        }
+    }
+
+    /// The same back.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, AgentError> {
+        match bytes.split_first() {
+            Some((1, item)) => pb::MemoryItem::decode(item).ok().map(|item| MemoryAnswer::Item(Box::new(item))),
+            Some((2, numbers)) => Some(MemoryAnswer::Numbers(numbers.as_chunks::<8>().0.iter().map(|n| i64::from_le_bytes(*n)).collect())),
+            _ => None,
+        }
+        .ok_or_else(|| AgentError::new(Reason::StoreCorrupt, "a kept answer cannot be read"))
+    }
+}
+
+/// A write of a schedule. Names were checked by whoever asks.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub enum ScheduleOp {
+    /// With its id. The same one again is no error.
+    Create(Box<pb::Schedule>),
+    Pause {
+        id: String,
+    },
+    Resume {
+        id: String,
+    },
+    Delete {
+        id: String,
+    },
+    /// A time has fired, or was left out: then there is no task.
+    Fired {
+        id: String,
+        tick_ms: i64,
+        task_id: Option<String>,
+    },
+}
+
 /// A write. Everything on a task checks its fence in the same transaction.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum WriteOp {
     Submit { header: Box<TaskHeader>, spec: Box<pb::AgentTask>, run: bool },
+    Memory { tenant: String, op: Box<MemoryOp> },
+    Schedule { tenant: String, op: ScheduleOp },
     Claim { id: String },
     Attempt { id: String, fence: i64, info: AttemptInfo },
     Route { id: String, fence: i64, route: pb::Route },
@@ -91,7 +167,11 @@ impl WriteOp {
             | WriteOp::CancelRequest { id, .. }
             | WriteOp::Fence { id, .. }
             | WriteOp::Delete { id, .. } => Some(id),
-            WriteOp::PutAgent { .. } | WriteOp::DeleteAgent { .. } | WriteOp::Recover => None,
+            WriteOp::PutAgent { .. }
+            | WriteOp::DeleteAgent { .. }
+            | WriteOp::Memory { .. }
+            | WriteOp::Schedule { .. }
+            | WriteOp::Recover => None,
         }
     }
 
@@ -109,13 +189,17 @@ impl WriteOp {
             WriteOp::Park { inputs, .. } => inputs.iter().map(prost::Message::encoded_len).sum(),
             WriteOp::Signal { signal, .. } => prost::Message::encoded_len(signal.as_ref()),
             WriteOp::PutAgent { data, .. } => data.len(),
+            WriteOp::Memory { op, .. } => op.size(),
             _ => 0,
         }
     }
 
     /// Whether it may use the part of the queue that is reserved for ending what runs.
     pub fn is_urgent(&self) -> bool {
-        !matches!(self, WriteOp::Submit { .. } | WriteOp::Claim { .. } | WriteOp::PutAgent { .. } | WriteOp::Signal { .. })
+        !matches!(
+            self,
+            WriteOp::Submit { .. } | WriteOp::Claim { .. } | WriteOp::PutAgent { .. } | WriteOp::Signal { .. } | WriteOp::Memory { .. }
+        )
     }
 }
 
@@ -165,4 +249,6 @@ pub enum Written {
     },
     Fenced(i64),
     Recovered(Vec<Queued>),
+    Memory(MemoryAnswer),
+    Schedule(Box<pb::Schedule>),
 }

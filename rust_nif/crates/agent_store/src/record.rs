@@ -64,6 +64,7 @@ impl Record {
             request_id: header.request_id.clone(),
             spec: Some(spec),
             retry_of: header.retry_of.clone(),
+            fork_of: header.fork_of.clone(),
             parent_task_id: header.parent_task_id.clone(),
             create_time: Some(timestamp(now_ms)),
             durability: if header.ephemeral { pb::Durability::Ephemeral } else { pb::Durability::Durable } as i32,
@@ -168,7 +169,11 @@ impl Record {
         let mut events = Vec::new();
         let ran_ms = self.ran_ms();
         self.begin(epoch, now_ms, &mut events);
-        let spec = Box::new(self.task.spec.clone().unwrap_or_default());
+        let mut spec = Box::new(self.task.spec.clone().unwrap_or_default());
+        if !self.task.remembered.is_empty() {
+            let context = spec.context.get_or_insert_default();
+            context.conversation_history.splice(0..0, self.task.remembered.iter().cloned());
+        }
         Ok((
             events,
             Written::Claimed {

@@ -386,6 +386,11 @@ fn journal(store: &TaskStore, id: &str, fence: i64, key: journal::Key, change: j
 }
 
 fn lose(store: &TaskStore, id: &str, fence: i64) {
+    lose_only(store, id, fence);
+    write(store, WriteOp::Claim { id: id.into() }).unwrap();
+}
+
+fn lose_only(store: &TaskStore, id: &str, fence: i64) {
     let requeue = WriteOp::Requeue {
         id: id.into(),
         fence,
@@ -396,7 +401,6 @@ fn lose(store: &TaskStore, id: &str, fence: i64) {
         events: Vec::new(),
     };
     write(store, requeue).unwrap();
-    write(store, WriteOp::Claim { id: id.into() }).unwrap();
 }
 
 #[test]
@@ -507,4 +511,252 @@ fn an_ephemeral_task_is_forgotten_without_another_one_ending() {
     assert!(store.get("t", &id).is_ok());
     store.due(now_ms() + 61_000).unwrap();
     assert_eq!(store.get("t", &id).unwrap_err().reason, Reason::TaskNotFound);
+}
+
+fn put(store: &TaskStore, r: pb::PutMemoryRequest) -> Result<pb::MemoryItem, AgentError> {
+    match write(store, WriteOp::Memory { tenant: "t".into(), op: Box::new(MemoryOp::Put(r)) })? {
+        Written::Memory(MemoryAnswer::Item(item)) => Ok(*item),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn number(n: f64) -> Option<prost_types::Value> {
+    Some(prost_types::Value { kind: Some(prost_types::value::Kind::NumberValue(n)) })
+}
+
+fn value(key: &str, n: f64) -> pb::PutMemoryRequest {
+    pb::PutMemoryRequest { namespace: "users/42".into(), key: key.into(), value: number(n), ..Default::default() }
+}
+
+#[test]
+fn of_many_writers_that_saw_the_same_version_one_wins() {
+    for place in places("memory") {
+        let store = place.open();
+        assert_eq!(put(&store, pb::PutMemoryRequest { expected_version: Some(0), ..value("count", 0.0) }).unwrap().version, 1);
+        let add = |store: &TaskStore| loop {
+            let seen = store.memory("t", "users/42", "count").unwrap();
+            let Some(prost_types::value::Kind::NumberValue(n)) = seen.value.unwrap().kind else { panic!("no number") };
+            match put(store, pb::PutMemoryRequest { expected_version: Some(seen.version), ..value("count", n + 1.0) }) {
+                Ok(_) => return,
+                Err(e) => assert_eq!(e.reason, Reason::VersionConflict),
+            }
+        };
+        std::thread::scope(|s| (0..8).for_each(|_| drop(s.spawn(|| (0..10).for_each(|_| add(&store))))));
+        let end = store.memory("t", "users/42", "count").unwrap();
+        assert_eq!((end.version, end.value), (81, number(80.0)));
+        assert_eq!(store.memory("other", "users/42", "count").unwrap_err().reason, Reason::MemoryNotFound);
+        place.stop(&store);
+    }
+}
+
+#[test]
+fn a_value_is_listed_versioned_deleted_and_gone_when_its_time_is_over() {
+    for place in places("values") {
+        let store = place.open();
+        let first = pb::PutMemoryRequest { request_id: "r1".into(), ..value("a", 1.0) };
+        let item = put(&store, first.clone()).unwrap();
+        assert_eq!(put(&store, first.clone()).unwrap(), item, "the first answer again");
+        assert_eq!(put(&store, pb::PutMemoryRequest { value: number(9.0), ..first }).unwrap_err().reason, Reason::RequestIdReused);
+        put(&store, value("a", 2.0)).unwrap();
+        put(&store, value("ab", 3.0)).unwrap();
+        put(&store, value("b", 4.0)).unwrap();
+        let list = |prefix: &str, token: String| {
+            let r =
+                pb::ListMemoriesRequest { namespace: "users/42".into(), prefix: prefix.into(), page_token: token, ..Default::default() };
+            let (items, token) = store.memories("t", &r, 2).unwrap();
+            (items.into_iter().map(|i| i.key).collect::<Vec<_>>(), token)
+        };
+        let (page, token) = list("", String::new());
+        assert_eq!((page, list("", token)), (vec!["a".into(), "ab".into()], (vec!["b".into()], String::new())));
+        assert_eq!(list("a", String::new()).0, ["a", "ab"]);
+
+        // All or none.
+        let delete = pb::DeleteMemoryRequest { key: "a".into(), expected_version: Some(1), ..Default::default() };
+        let operations = vec![
+            pb::MemoryOperation { operation: Some(pb::memory_operation::Operation::Put(value("c", 5.0))) },
+            pb::MemoryOperation { operation: Some(pb::memory_operation::Operation::Delete(delete)) },
+        ];
+        let batch = pb::BatchMemoryRequest { namespace: "users/42".into(), operations, ..Default::default() };
+        let refused = write(&store, WriteOp::Memory { tenant: "t".into(), op: Box::new(MemoryOp::Batch(batch)) }).unwrap_err();
+        assert_eq!((refused.reason, refused.metadata["current_version"].as_str()), (Reason::VersionConflict, "2"));
+        assert!(store.memory("t", "users/42", "c").is_err());
+
+        let gone = pb::DeleteMemoryRequest { namespace: "users/42".into(), key: "a".into(), ..Default::default() };
+        write(&store, WriteOp::Memory { tenant: "t".into(), op: Box::new(MemoryOp::Delete(gone)) }).unwrap();
+        assert!(store.memory("t", "users/42", "a").is_err());
+        let again = put(&store, pb::PutMemoryRequest { expected_version: Some(0), ..value("a", 6.0) }).unwrap();
+        assert_eq!(again.version, 4, "a number is never given twice");
+        let r = pb::ListMemoryVersionsRequest { namespace: "users/42".into(), key: "a".into(), ..Default::default() };
+        let versions = store.memory_versions("t", &r, 10).unwrap().0;
+        assert_eq!(
+            versions.iter().map(|v| (v.version, v.value.is_some())).collect::<Vec<_>>(),
+            [(4, true), (3, false), (2, true), (1, true)]
+        );
+
+        let short = pb::PutMemoryRequest { ttl: Some(agent_core::header::duration(1)), ..value("short", 1.0) };
+        put(&store, short).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while store.memory("t", "users/42", "short").is_ok() {
+            assert!(std::time::Instant::now() < deadline, "it lives for 1 ms");
+        }
+        place.stop(&store);
+    }
+}
+
+#[test]
+fn a_namespace_goes_on_with_its_conversation_and_every_attempt_sees_the_same() {
+    for place in places("conversation") {
+        let store = place.open();
+        let start = |text: &str| {
+            let id = uuid::Uuid::now_v7().to_string();
+            let context = pb::TaskContext { memory_namespace: "chat/1".into(), ..Default::default() };
+            let spec = pb::AgentTask { description: text.into(), context: Some(context), ..Default::default() };
+            let header = Box::new(header(&spec, &id, &id, "t", now_ms()));
+            // It is claimed, whoever has a slot: what it remembers comes with the claim.
+            let written = write(&store, WriteOp::Submit { header, spec: Box::new(spec), run: true }).unwrap();
+            assert!(matches!(written, Written::Created { fence: 0, .. }));
+            id
+        };
+        let claim = |id: &str| match write(&store, WriteOp::Claim { id: id.into() }).unwrap() {
+            Written::Claimed { spec, .. } => {
+                let history = spec.context.unwrap().conversation_history;
+                history.into_iter().map(|m| (m.role(), text_of(&m))).collect::<Vec<_>>()
+            }
+            other => panic!("{other:?}"),
+        };
+        let first = start("hello");
+        assert!(claim(&first).is_empty());
+        let second = start("and now?");
+        write(&store, finish(&first, 1)).unwrap();
+        let said = vec![(pb::Role::User, "hello".to_owned()), (pb::Role::Assistant, "done".to_owned())];
+        assert_eq!(claim(&second), said);
+        // Another task ends meanwhile; the next attempt asks what the first one asked.
+        let third = start("me too");
+        claim(&third);
+        write(&store, finish(&third, 1)).unwrap();
+        lose_only(&store, &second, 1);
+        assert_eq!(claim(&second), said);
+        write(&store, finish(&second, 2)).unwrap();
+        let r = pb::ListMessagesRequest { namespace: "chat/1".into(), conversation_id: "default".into(), ..Default::default() };
+        let (all, token) = store.messages("t", &r, 4).unwrap();
+        assert_eq!(all.iter().map(text_of).collect::<Vec<_>>(), ["hello", "done", "me too", "done"]);
+        let rest = store.messages("t", &pb::ListMessagesRequest { page_token: token, ..r }, 4).unwrap();
+        assert_eq!((rest.0.iter().map(text_of).collect::<Vec<_>>(), rest.1.as_str()), (vec!["and now?".to_owned(), "done".to_owned()], ""));
+        place.stop(&store);
+    }
+}
+
+fn text_of(m: &pb::Message) -> String {
+    m.content
+        .iter()
+        .map(|p| match &p.part {
+            Some(pb::content_part::Part::Text(text)) => text.as_str(),
+            _ => "",
+        })
+        .collect()
+}
+
+#[test]
+fn a_request_id_is_known_after_its_task_was_deleted() {
+    for place in places("tombstone") {
+        let store = place.open();
+        let (id, _) = submit(&store, false, Some("r"), "x", true);
+        write(&store, finish(&id, 1)).unwrap();
+        write(&store, WriteOp::Delete { tenant: "t".into(), id: id.clone() }).unwrap();
+        let gone = store.get("t", &id).unwrap_err();
+        assert!(gone.reason == Reason::TaskNotFound && gone.message.contains("was deleted"), "{}", gone.message);
+        assert!(matches!(submit(&store, false, Some("r"), "x", true).1, Ok(Written::Existing { id: same }) if same == id));
+        assert_eq!(submit(&store, false, Some("r"), "y", true).1.unwrap_err().reason, Reason::RequestIdReused);
+        place.stop(&store);
+    }
+}
+
+#[test]
+fn a_fork_begins_with_the_answers_that_stood_at_an_event() {
+    use journal::{Change, Kind, Lookup};
+    for place in places("fork") {
+        let store = place.open();
+        let (id, _) = submit(&store, false, None, "x", true);
+        journal(&store, &id, 1, key(1, Kind::Chat), Change::Answer(vec![1])).unwrap();
+        let Ok(Written::Sequence(middle)) = write(&store, text(&id, 1, "half")) else { panic!("no number") };
+        write(&store, text(&id, 1, "whole")).unwrap();
+        journal(&store, &id, 1, key(2, Kind::Chat), Change::Answer(vec![2])).unwrap();
+        for (after, answered) in [(0, [true, true]), (middle, [true, false])] {
+            let fork = uuid::Uuid::now_v7().to_string();
+            let spec = pb::AgentTask { description: "x".into(), ..Default::default() };
+            let mut h = header(&spec, &fork, &fork, "t", now_ms());
+            (h.fork_of, h.fork_after) = (id.clone(), after);
+            write(&store, WriteOp::Submit { header: Box::new(h), spec: Box::new(spec), run: true }).unwrap();
+            assert_eq!(store.get("t", &fork).unwrap().fork_of, id);
+            assert!(store.session(&fork, 1, 1).is_none(), "the disk must be read");
+            let session = store.read_session(&fork, 1).unwrap();
+            let known = [1, 2].map(|n| matches!(session.ask(key(n, Kind::Chat).question), Lookup::Recorded(_)));
+            assert_eq!(known, answered);
+            assert!(store.session(&fork, 1, 1).is_some());
+        }
+        place.stop(&store);
+    }
+}
+
+#[test]
+fn a_schedule_is_due_until_its_time_was_answered() {
+    for place in places("schedule") {
+        let store = place.open();
+        let op = |op| match write(&store, WriteOp::Schedule { tenant: "t".into(), op }) {
+            Ok(Written::Schedule(schedule)) => Ok(*schedule),
+            Ok(other) => panic!("{other:?}"),
+            Err(e) => Err(e),
+        };
+        let every = |ms| pb::Schedule {
+            id: "s".into(),
+            when: Some(pb::schedule::When::Interval(agent_core::header::duration(ms))),
+            task: Some(pb::AgentTask { description: "x".into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let made = op(ScheduleOp::Create(Box::new(every(60_000)))).unwrap();
+        assert_eq!((made.state.as_str(), made.next_times.len()), ("active", 5));
+        assert_eq!(op(ScheduleOp::Create(Box::new(every(60_000)))).unwrap().create_time, made.create_time, "the same one again");
+        assert_eq!(op(ScheduleOp::Create(Box::new(every(61_000)))).unwrap_err().reason, Reason::RequestIdReused);
+        let first = agent_core::header::timestamp_ms(&made.next_times[0]);
+        assert!(store.due_schedules(first - 1).unwrap().is_empty());
+        let due = store.due_schedules(first).unwrap();
+        assert_eq!((due.len(), due[0].tick_ms), (1, first));
+        let fired = || ScheduleOp::Fired { id: "s".into(), tick_ms: first, task_id: Some("task".into()) };
+        op(fired()).unwrap();
+        let after = op(fired()).unwrap();
+        assert_eq!((after.fired, after.last_task_id.as_str()), (1, "task"), "said twice, counted once");
+        assert!(store.due_schedules(first).unwrap().is_empty());
+        op(ScheduleOp::Pause { id: "s".into() }).unwrap();
+        assert!(store.due_schedules(first + 120_000).unwrap().is_empty());
+        let resumed = op(ScheduleOp::Resume { id: "s".into() }).unwrap();
+        assert_eq!(agent_core::header::timestamp_ms(&resumed.next_times[0]), first + 60_000);
+        assert_eq!(store.schedules("t", "", 10).unwrap().0.len(), 1);
+        op(ScheduleOp::Delete { id: "s".into() }).unwrap();
+        assert_eq!(store.schedule("t", "s").unwrap_err().reason, Reason::ScheduleNotFound);
+        place.stop(&store);
+    }
+}
+
+#[test]
+fn a_file_of_every_earlier_version_opens_with_what_it_holds() {
+    for version in 1..crate::sql::schema::SCHEMA {
+        let place = file("migration");
+        {
+            let db = rusqlite::Connection::open(place.dir.join("s.db")).unwrap();
+            db.pragma_update(None, "auto_vacuum", 2).unwrap();
+            for migration in &crate::sql::schema::MIGRATIONS[..version as usize] {
+                db.execute_batch(migration).unwrap();
+            }
+            db.pragma_update(None, "user_version", version).unwrap();
+            let task = pb::Task { id: uuid::Uuid::now_v7().to_string(), state: pb::TaskState::Queued as i32, ..Default::default() };
+            let columns =
+                "id, rid, tenant, state, fence, epoch, not_before, create_ms, lost, sequence, text_offset, hash_version, data, attempts";
+            let sql = format!("INSERT INTO task({columns}) VALUES(?1, 'r', 't', 1, 0, 0, 0, 5, 0, 1, 0, 1, ?2, x'')");
+            db.execute(&sql, rusqlite::params![task.id, prost::Message::encode_to_vec(&task)]).unwrap();
+        }
+        let store = place.open();
+        let Ok(Written::Recovered(queued)) = write(&store, WriteOp::Recover) else { panic!("no recovery") };
+        assert_eq!((queued.len(), store.schema()), (1, crate::sql::schema::SCHEMA), "from version {version}");
+        place.stop(&store);
+    }
 }

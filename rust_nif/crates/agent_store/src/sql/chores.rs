@@ -68,12 +68,12 @@ fn forget(db: &mut dyn WriterDb, keep: Retention, now_ms: i64) -> Result<Vec<Str
     Ok(old.into_iter().map(|r| r.task.id).collect())
 }
 
-/// Values of a table whose time is over. Versions of a value go with it.
+/// Values of a table whose time is over. Of a value's versions only the numbers stay, so that none is given twice.
 fn expire(db: &mut dyn Db, table: &str, column: &str, now_ms: i64) -> Result<(), AgentError> {
     let over = format!("{column} > 0 AND {column} <= ?1");
     if table == "memory" {
         let sql = format!(
-            "DELETE FROM memory_version WHERE EXISTS (SELECT 1 FROM memory WHERE memory.tenant = memory_version.tenant
+            "UPDATE memory_version SET data = NULL WHERE EXISTS (SELECT 1 FROM memory WHERE memory.tenant = memory_version.tenant
                 AND memory.namespace = memory_version.namespace AND memory.key = memory_version.key AND {over})"
         );
         if super::one(db, &format!("SELECT key FROM memory WHERE {over} LIMIT 1"), &[now_ms.into()], |_| Ok(()))?.is_some() {

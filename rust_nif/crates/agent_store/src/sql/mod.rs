@@ -4,7 +4,9 @@
 
 pub(crate) mod chores;
 pub(crate) mod journal;
+pub(crate) mod memory;
 pub(crate) mod reads;
+pub(crate) mod schedules;
 pub(crate) mod schema;
 pub(crate) mod store;
 pub(crate) mod tasks;

@@ -7,13 +7,14 @@ use agent_proto::agents::v1 as pb;
 
 use super::schema::SCHEMA;
 use super::writer::Writer;
-use super::{Db, Opened, ReadPool, reads};
+use super::{Db, Opened, ReadPool, memory, reads, schedules};
 use crate::Retention;
 use crate::durable::{AgentRows, Done, Store};
 use crate::hub::Hub;
 use crate::journal::Entry;
 use crate::op::WriteOp;
 use crate::record::Record;
+use crate::schedule::Due;
 
 /// One database.
 pub(crate) struct SqlStore {
@@ -83,6 +84,54 @@ impl Store for SqlStore {
 
     fn journal(&self, id: &str) -> Result<Vec<Entry>, AgentError> {
         self.read(|db| reads::entries(db, id))
+    }
+
+    fn schedule(&self, tenant: &str, id: &str) -> Result<pb::Schedule, AgentError> {
+        self.read(|db| schedules::get(db, tenant, id))
+    }
+
+    fn schedules(&self, tenant: &str, after: &str, limit: i64) -> Result<Vec<pb::Schedule>, AgentError> {
+        self.read(|db| schedules::list(db, tenant, after, limit))
+    }
+
+    fn due_schedules(&self, now_ms: i64) -> Result<Vec<Due>, AgentError> {
+        self.read(|db| schedules::due_now(db, now_ms))
+    }
+
+    fn memory(&self, tenant: &str, namespace: &str, key: &str, now_ms: i64) -> Result<Option<pb::MemoryItem>, AgentError> {
+        self.read(|db| memory::get(db, tenant, namespace, key, now_ms))
+    }
+
+    fn memories(
+        &self,
+        tenant: &str,
+        request: &pb::ListMemoriesRequest,
+        limit: i64,
+        now_ms: i64,
+    ) -> Result<Vec<pb::MemoryItem>, AgentError> {
+        self.read(|db| memory::list(db, tenant, request, limit, now_ms))
+    }
+
+    fn memory_versions(
+        &self,
+        tenant: &str,
+        namespace: &str,
+        key: &str,
+        before: i64,
+        limit: i64,
+    ) -> Result<Vec<pb::MemoryItem>, AgentError> {
+        self.read(|db| memory::versions(db, tenant, namespace, key, before, limit))
+    }
+
+    fn messages(
+        &self,
+        tenant: &str,
+        namespace: &str,
+        conversation: &str,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<(i64, pb::Message)>, AgentError> {
+        self.read(|db| memory::messages(db, tenant, namespace, conversation, after, limit))
     }
 
     fn agents(&self) -> Result<AgentRows, AgentError> {

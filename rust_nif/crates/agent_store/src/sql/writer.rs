@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::chores::Chores;
 use super::tasks::{Known, load, record_of, select_open};
-use super::{Mended, Param, WriterDb, all, journal, tasks};
+use super::{Mended, Param, WriterDb, all, journal, memory, schedules, tasks};
 use crate::Retention;
 use crate::durable::{Done, deleted_request, existing, not_found};
 use crate::hub::Hub;
@@ -37,6 +37,13 @@ const QUEUE_BYTES: usize = 256 * 1024 * 1024;
 const CACHE_TASKS: usize = 20_000;
 /// Tasks that one recovery gives back.
 const RECOVER_TASKS: i64 = 10_000;
+
+/// The conversation of a namespace that its tasks go on with.
+const CONVERSATION: &str = "default";
+/// Messages of it that a task is given at most, the newest ones.
+const REMEMBERED_MESSAGES: i64 = 40;
+/// Their bytes.
+const REMEMBERED_BYTES: usize = 64 * 1024;
 
 /// Events to publish once they are stored: task, events, whether it has ended.
 type Publish = Vec<(String, Vec<pb::TaskEvent>, bool)>;
@@ -147,6 +154,15 @@ fn away() -> AgentError {
 
 fn ambiguous() -> AgentError {
     AgentError::new(Reason::CommitAmbiguous, "the commit failed; read back, or send again with the same request_id")
+}
+
+fn namespace(spec: &pb::AgentTask) -> &str {
+    spec.context.as_ref().map_or("", |context| &context.memory_namespace)
+}
+
+fn message(role: pb::Role, text: String) -> pb::Message {
+    let part = pb::ContentPart { part: Some(pb::content_part::Part::Text(text)) };
+    pb::Message { role: role as i32, content: vec![part], ..Default::default() }
 }
 
 struct Thread {
@@ -303,19 +319,32 @@ impl Thread {
                         return same.map(|written| (written, Vec::new()));
                     }
                 }
+                // What its conversation holds is read when it is claimed.
+                let run = run && namespace(&spec).is_empty();
                 let (record, events, written) = Record::submitted(&header, *spec, run, epoch, now);
                 tasks::insert(&mut *self.db, &record, &events)?;
+                if !header.fork_of.is_empty() {
+                    journal::copy(&mut *self.db, &header.fork_of, &header.task_id, header.fork_after)?;
+                }
                 let id = header.task_id;
                 self.cache.insert(id.clone(), record);
                 Ok((written, vec![(id, events, false)]))
             }
-            WriteOp::Claim { id } => self.change(&id, |r| r.claim(epoch, now)),
+            WriteOp::Claim { id } => {
+                self.remember(&id)?;
+                self.change(&id, |r| r.claim(epoch, now))
+            }
             WriteOp::Attempt { id, fence, info } => self.change(&id, |r| r.attempt(fence, info)),
             WriteOp::Route { id, fence, route } => self.change(&id, |r| r.route(fence, route)),
             WriteOp::Events { id, fence, events } => self.change(&id, |r| r.events(fence, events, now)),
             WriteOp::Finish { id, fence, mut finish } => {
                 let answers = std::mem::take(&mut finish.journal);
+                let said = finish.result.as_ref().filter(|_| finish.state == pb::TaskState::Succeeded).map(|r| r.output.clone());
+                let turn = said.map(|said| self.turn(&id, said)).transpose()?.flatten();
                 let done = self.change(&id, |r| r.finish(fence, *finish, now))?;
+                if let Some((tenant, namespace, turn)) = turn {
+                    memory::append(&mut *self.db, &tenant, &namespace, CONVERSATION, &turn)?;
+                }
                 for (key, answer) in answers {
                     journal::change(&mut *self.db, &id, fence, i64::MAX, &key, &Change::Answer(answer))?;
                 }
@@ -351,6 +380,14 @@ impl Thread {
             WriteOp::DeleteAgent { tenant, id } => {
                 self.sql("DELETE FROM agent WHERE tenant = ?1 AND id = ?2", &[(&tenant).into(), (&id).into()])
             }
+            WriteOp::Memory { tenant, op } => {
+                let answer = memory::write(&mut *self.db, &tenant, &op, now)?;
+                Ok((Written::Memory(answer), Vec::new()))
+            }
+            WriteOp::Schedule { tenant, op } => {
+                let schedule = schedules::write(&mut *self.db, &tenant, op, now)?;
+                Ok((Written::Schedule(Box::new(schedule)), Vec::new()))
+            }
             WriteOp::Recover => self.recover(now),
         }
     }
@@ -368,6 +405,31 @@ impl Thread {
         }
         let record = self.cache.get(id).ok_or_else(|| not_found(id))?;
         record.running(fence).map(|()| record.sequence)
+    }
+
+    /// Before its first attempt a task is given what its namespace remembers; later ones see the same, so that they ask the same.
+    fn remember(&mut self, id: &str) -> Result<(), AgentError> {
+        let Some(mut record) = self.cache.remove(id).map_or_else(|| load(&mut *self.db, id), |known| Ok(Some(known)))? else {
+            return Ok(());
+        };
+        let namespace = record.task.spec.as_ref().map(namespace).unwrap_or_default();
+        if record.task.attempts == 0 && !namespace.is_empty() {
+            let window = memory::window(&mut *self.db, &record.tenant, namespace, CONVERSATION, REMEMBERED_MESSAGES, REMEMBERED_BYTES)?;
+            record.task.remembered = window;
+        }
+        self.cache.insert(id.to_owned(), record);
+        Ok(())
+    }
+
+    /// What a task that ends well adds to the conversation of its namespace: tenant, namespace, question and answer.
+    fn turn(&mut self, id: &str, said: String) -> Result<Option<(String, String, Vec<pb::Message>)>, AgentError> {
+        let Some(record) = self.cache.remove(id).map_or_else(|| load(&mut *self.db, id), |known| Ok(Some(known)))? else { return Ok(None) };
+        let turn = record.task.spec.as_ref().filter(|spec| !namespace(spec).is_empty()).map(|spec| {
+            let turn = vec![message(pb::Role::User, spec.description.clone()), message(pb::Role::Assistant, said)];
+            (record.tenant.clone(), namespace(spec).to_owned(), turn)
+        });
+        self.cache.insert(id.to_owned(), record);
+        Ok(turn)
     }
 
     fn change(&mut self, id: &str, f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>) -> Outcome {
