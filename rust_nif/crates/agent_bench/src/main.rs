@@ -67,6 +67,9 @@ bare_service! {
     list_attempts(ListAttemptsRequest) -> ListAttemptsResponse;
     cancel_task(CancelTaskRequest) -> CancelTaskResponse;
     retry_task(RetryTaskRequest) -> Task;
+    cancel_tasks(CancelTasksRequest) -> CancelTasksResponse;
+    retry_tasks(RetryTasksRequest) -> RetryTasksResponse;
+    fork_task(ForkTaskRequest) -> Task;
     signal_task(SignalTaskRequest) -> Task;
     batch_submit_tasks(BatchSubmitTasksRequest) -> BatchSubmitTasksResponse;
     delete_task(DeleteTaskRequest) -> DeleteTaskResponse;
