@@ -1,7 +1,7 @@
 %% @doc Sees to it that every RUNNING row has a live coordinator.
 %%
 %% It monitors every coordinator; one that crashed is followed by a process that closes its attempt as lost and queues the
-%% task again. At its start it asks the store to recover (attempts of earlier epochs are closed, queued tasks come back),
+%% task again. At its start it has the store close the attempts of earlier epochs, and puts what is queued into the run queue,
 %% and every 5 s it compares the RUNNING rows of this epoch with the coordinators, so that nothing depends on a message.
 -module(task_recovery).
 -behaviour(gen_server).
@@ -19,10 +19,16 @@
 -define(SWEEP_MS, 5000).
 %% The store may not be up yet when the engine starts, in ms.
 -define(RECOVER_RETRY_MS, 250).
+%% Between two looks whether the queue has room for more of the backlog, in ms.
+-define(REFILL_MS, 100).
+%% Tasks in the queue below which it has; a page of the store is as long.
+-define(LOW_WATER, 5000).
 
 -record(state, {
     watched = #{} :: #{reference() => binary()},
     recovered = false :: boolean(),
+    %% The last task of the backlog that was put into the queue.
+    behind = <<>> :: binary() | done,
     drift = #{} :: map()
 }).
 
@@ -68,6 +74,10 @@ handle_info({'DOWN', Mon, process, Pid, Reason}, S = #state{watched = Watched}) 
     end;
 handle_info(recover, S = #state{recovered = false}) ->
     {noreply, recover(S)};
+handle_info(refill, S) ->
+    S1 = refill(S),
+    _ = case S1#state.behind of done -> ok; _ -> erlang:send_after(?REFILL_MS, self(), refill) end,
+    {noreply, S1};
 handle_info(sweep, S) ->
     _ = erlang:send_after(?SWEEP_MS, self(), sweep),
     {noreply, sweep(S)};
@@ -113,21 +123,43 @@ kind(_) -> other.
 
 %% ---- start
 
+%% Attempts of earlier epochs are closed in portions; what is queued is begun meanwhile.
 -spec recover(#state{}) -> #state{}.
 recover(S) ->
     case agent_store:write(recover) of
-        {ok, Queued} when is_list(Queued) ->
-            lists:foreach(fun enqueue/1, Queued),
+        {ok, more} ->
+            self() ! recover,
+            refill(S);
+        {ok, done} ->
+            %% From the beginning: what was closed last may be the oldest.
+            self() ! refill,
             %% What an engine before us (in the same node) left running has no row: it is closed now.
-            sweep(S#state{recovered = true});
+            sweep(S#state{recovered = true, behind = <<>>});
         _ ->
             _ = erlang:send_after(?RECOVER_RETRY_MS, self(), recover),
             S
     end.
 
--spec enqueue(map()) -> ok.
-enqueue(#{task_id := Id} = Task) ->
-    Header = maps:get(header, Task, Task),
+%% ---- refill
+
+%% The queue keeps a window of the QUEUED rows. What was queued before this start is read page by page, as the window has room.
+-spec refill(#state{}) -> #state{}.
+refill(S = #state{behind = done}) ->
+    S;
+refill(S = #state{behind = Behind, recovered = Recovered}) ->
+    #{queued := Waiting} = run_queue:counts(),
+    case Waiting < ?LOW_WATER andalso agent_store:read({queued, Behind}) of
+        {ok, []} when Recovered -> S#state{behind = done};
+        {ok, []} -> S;
+        {ok, Queued} ->
+            lists:foreach(fun enqueue/1, Queued),
+            {Last, _} = lists:last(Queued),
+            S#state{behind = Last};
+        _ -> S
+    end.
+
+-spec enqueue({binary(), map()}) -> ok.
+enqueue({Id, Header}) ->
     case ets:member(engine_tables:tasks(), Id) of
         true ->
             ok;
@@ -136,7 +168,7 @@ enqueue(#{task_id := Id} = Task) ->
                         {ok, _, #{executor := E}} -> E;
                         {error, _} -> <<"native">>    % its coordinator records why
                     end,
-            run_queue:enqueue(#{task_id => Id, tenant => maps:get(tenant, Header, maps:get(tenant, Task, <<"default">>)),
+            run_queue:enqueue(#{task_id => Id, tenant => maps:get(tenant, Header, <<"default">>),
                                 priority => maps:get(priority, Header, 4), class => Class,
                                 create_ms => maps:get(create_ms, Header, 0),
                                 agent_id => maps:get(agent_id, Header, <<>>),

@@ -19,7 +19,7 @@ rustler::atoms! {
     decision, occurrence, replay, framework_version, start_ms, end_ms, attempts, cancel_requested, waiting_for, number, started, template,
     max_tokens, store, journal, replayed, in_doubt, diverged, withdrawn, provider_calls_replayed, inputs, park, signal, signal_task,
     // values
-    auto, native, hybrid, durable, ephemeral, queued, running, waiting, succeeded, failed, cancelled, timed_out, lost, fenced,
+    more, auto, native, hybrid, durable, ephemeral, queued, running, waiting, succeeded, failed, cancelled, timed_out, lost, fenced,
     namespace, descendants, unconfirmed, none_needed, stopped, starting, created, existing, claimed, requeued, once, safe, journaled,
     stop, length, content_filter, refusal, pause, other,
     // operations

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use agent_core::header::TaskHeader;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use agent_store::journal::Change;
@@ -170,17 +171,7 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
         Written::State { state, fence } => Map::new(env).put(atoms::state(), terms::state_atom(state)).put(atoms::fence(), fence).end(),
         Written::Fenced(fence) => (atoms::ok(), fence).encode(env),
         Written::Memory(_) | Written::Schedule(_) => atoms::ok().encode(env),
-        Written::Recovered(queued) => queued
-            .iter()
-            .map(|q| {
-                Map::new(env)
-                    .put(atoms::task_id(), &q.header.task_id)
-                    .put(atoms::header(), header_term(env, &q.header))
-                    .put(atoms::lost_count(), q.lost)
-                    .end()
-            })
-            .collect::<Vec<_>>()
-            .encode(env),
+        Written::Recovered { more } => (if more { atoms::more() } else { atoms::done() }).encode(env),
     }
 }
 
@@ -452,6 +443,7 @@ enum Answer {
     Running(Vec<(String, i64)>),
     Ids(Vec<String>),
     Schedules(Vec<Due>),
+    Queued(Vec<TaskHeader>),
 }
 
 impl Answer {
@@ -463,6 +455,7 @@ impl Answer {
             Answer::Agents(all) => all.iter().map(|(t, id, data)| (t, id, Bin(data)).encode(env)).collect::<Vec<_>>().encode(env),
             Answer::Running(all) => all.encode(env),
             Answer::Ids(all) => all.encode(env),
+            Answer::Queued(all) => all.iter().map(|h| (&h.task_id, header_term(env, h)).encode(env)).collect::<Vec<_>>().encode(env),
             Answer::Schedules(all) => all.into_iter().map(|due| due_term(env, due)).collect::<Vec<_>>().encode(env),
         }
     }
@@ -494,6 +487,9 @@ fn read_of(op: Term<'_>) -> NifResult<Read> {
         Box::new(|s| Ok(Answer::Agents(s.agents()?)))
     } else if kind == atoms::running() {
         Box::new(|s| Ok(Answer::Running(s.running()?)))
+    } else if kind == atoms::queued() {
+        let after = str_of(arg)?;
+        Box::new(move |s| Ok(Answer::Queued(s.queued(&after)?)))
     } else if kind == atoms::due_schedules() {
         let now: i64 = arg.decode()?;
         Box::new(move |s| Ok(Answer::Schedules(s.due_schedules(now)?)))

@@ -34,6 +34,8 @@ pub trait Store: Send + Sync {
     fn events(&self, id: &str, after: i64, limit: usize) -> Result<Vec<pb::TaskEvent>, AgentError>;
     /// Running tasks of this boot, with their fences.
     fn running(&self) -> Result<Vec<(String, i64)>, AgentError>;
+    /// Up to `limit` queued tasks behind an id, oldest first.
+    fn queued(&self, after: &str, limit: usize) -> Result<Vec<Record>, AgentError>;
     /// Waiting tasks whose time has come, longest overdue first.
     fn due(&self, now_ms: i64) -> Result<Vec<String>, AgentError>;
     /// All entries of a task's journal.

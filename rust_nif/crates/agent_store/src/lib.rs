@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use agent_core::hash::VERSION as HASH_VERSION;
+use agent_core::header::TaskHeader;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use parking_lot::Mutex;
@@ -32,7 +33,7 @@ use filter::Filter;
 use hub::{Behind, Hub, Live};
 use journal::{Decision, Session, Sessions};
 use memory::Memory;
-pub use op::{AttemptInfo, Finish, MemoryAnswer, MemoryOp, Metrics, Queued, ScheduleOp, WriteOp, Written};
+pub use op::{AttemptInfo, Finish, MemoryAnswer, MemoryOp, Metrics, ScheduleOp, WriteOp, Written};
 use record::{Record, is_terminal};
 use schedule::Due;
 
@@ -42,6 +43,8 @@ const MIN_SUFFIX: usize = 4;
 const EVENT_PAGE: usize = 500;
 /// Tasks read from the disk at once for a listing.
 const PAGE: usize = 500;
+/// Queued tasks read from the disk at once.
+pub const QUEUED_PAGE: usize = 5000;
 /// Tasks that one call of ListTasks looks at.
 const LIST_SCAN: usize = 20_000;
 
@@ -428,6 +431,11 @@ impl TaskStore {
         let mut all = self.durable.running()?;
         all.extend(self.memory.running());
         Ok(all)
+    }
+
+    /// Headers of queued tasks behind an id, oldest first, at most a page ([`QUEUED_PAGE`]).
+    pub fn queued(&self, after: &str) -> Result<Vec<TaskHeader>, AgentError> {
+        Ok(self.durable.queued(after, QUEUED_PAGE)?.iter().map(Record::header).collect())
     }
 
     /// Waiting tasks whose time has come. Asked once a second, so ephemeral tasks whose time is over are forgotten here as well.

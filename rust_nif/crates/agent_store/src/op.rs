@@ -203,14 +203,6 @@ impl WriteOp {
     }
 }
 
-/// A task that the recovery found waiting for a start.
-#[derive(Clone, Debug)]
-#[allow(missing_docs)]
-pub struct Queued {
-    pub header: TaskHeader,
-    pub lost: i64,
-}
-
 /// What a write gave.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
@@ -248,7 +240,10 @@ pub enum Written {
         fence: i64,
     },
     Fenced(i64),
-    Recovered(Vec<Queued>),
+    /// Whether there may be more to close.
+    Recovered {
+        more: bool,
+    },
     Memory(MemoryAnswer),
     Schedule(Box<pb::Schedule>),
 }

@@ -5,7 +5,7 @@ use agent_proto::agents::v1 as pb;
 use prost::Message;
 
 use super::schema::OPEN;
-use super::tasks::{record_of, select};
+use super::tasks::{record_of, select, select_open};
 use super::{Db, all, journal, one};
 use crate::durable::AgentRows;
 use crate::journal::Entry;
@@ -54,6 +54,12 @@ pub(super) fn events(db: &mut dyn Db, id: &str, after: i64, limit: usize) -> Res
 pub(super) fn running(db: &mut dyn Db, epoch: i64) -> Result<Vec<(String, i64)>, AgentError> {
     let sql = format!("SELECT id, fence FROM task WHERE {OPEN} AND state = 2 AND epoch = ?1");
     all(db, &sql, &[epoch.into()], |r| Ok((r.text(0)?, r.int(1)?)))
+}
+
+/// Queued tasks behind an id, oldest first.
+pub(super) fn queued(db: &mut dyn Db, after: &str, limit: usize) -> Result<Vec<Record>, AgentError> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    all(db, &select_open("state = 1 AND id > ?1 ORDER BY id LIMIT ?2"), &[after.into(), limit.into()], record_of)
 }
 
 pub(super) fn due(db: &mut dyn Db, now_ms: i64) -> Result<Vec<String>, AgentError> {

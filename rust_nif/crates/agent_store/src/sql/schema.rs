@@ -33,6 +33,8 @@ pub(crate) const MIGRATIONS: [&str; SCHEMA as usize] = [
     UPDATE task SET end_ms = create_ms WHERE state NOT IN (1, 2, 3);
     CREATE INDEX task_ended ON task(end_ms) WHERE end_ms > 0;",
     "ALTER TABLE journal ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE task ADD COLUMN asked INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX task_asked ON task(id) WHERE asked = 1;
     CREATE TABLE tombstone(
         tenant TEXT NOT NULL, request_id TEXT NOT NULL, task_id TEXT NOT NULL, hash BLOB NOT NULL, until_ms INTEGER NOT NULL,
         PRIMARY KEY(tenant, request_id)

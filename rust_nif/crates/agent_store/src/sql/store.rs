@@ -78,6 +78,10 @@ impl Store for SqlStore {
         self.read(|db| reads::running(db, self.epoch))
     }
 
+    fn queued(&self, after: &str, limit: usize) -> Result<Vec<Record>, AgentError> {
+        self.read(|db| reads::queued(db, after, limit))
+    }
+
     fn due(&self, now_ms: i64) -> Result<Vec<String>, AgentError> {
         self.read(|db| reads::due(db, now_ms))
     }

@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::schema::OPEN;
 use super::{Db, Row, all, journal, one};
-use crate::record::Record;
+use crate::record::{Record, is_terminal};
 
 const COLUMNS: &str = "tenant, lost, epoch, not_before, sequence, text_offset, hash, data, attempts";
 /// A request id is known for so long after the end of its task, though the task itself is forgotten, in ms.
@@ -67,7 +67,7 @@ pub(super) fn insert(db: &mut dyn Db, r: &Record, events: &[pb::TaskEvent]) -> R
     let rid: String = r.task.id.chars().rev().collect();
     let request = (!r.hash.is_empty()).then_some(&r.task.request_id);
     db.execute(
-        "INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,0)",
+        "INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,0,0)",
         &[
             (&r.task.id).into(),
             (&rid).into(),
@@ -101,7 +101,7 @@ pub(super) fn update(db: &mut dyn Db, r: &Record, old_fence: i64, numbers_only: 
     }
     db.execute(
         "UPDATE task SET state = ?3, fence = ?4, epoch = ?5, not_before = ?6, lost = ?7, sequence = ?8, text_offset = ?9, data = ?10,
-            attempts = ?11, end_ms = ?12 WHERE id = ?1 AND fence = ?2",
+            attempts = ?11, end_ms = ?12, asked = ?13 WHERE id = ?1 AND fence = ?2",
         &[
             id,
             old_fence.into(),
@@ -115,6 +115,7 @@ pub(super) fn update(db: &mut dyn Db, r: &Record, old_fence: i64, numbers_only: 
             (&r.task.encode_to_vec()).into(),
             (&attempts_blob(r)).into(),
             end_ms(r).into(),
+            i64::from(r.task.cancel_requested && !is_terminal(r.task.state())).into(),
         ],
     )
 }

@@ -14,13 +14,13 @@ use agent_proto::agents::v1 as pb;
 use parking_lot::Mutex;
 
 use super::chores::Chores;
-use super::tasks::{Known, load, record_of, select_open};
+use super::tasks::{Known, load, record_of, select, select_open};
 use super::{Mended, Param, WriterDb, all, journal, memory, schedules, tasks};
 use crate::Retention;
 use crate::durable::{Done, deleted_request, existing, not_found};
 use crate::hub::Hub;
 use crate::journal::Change;
-use crate::op::{Queued, WriteOp, Written};
+use crate::op::{WriteOp, Written};
 use crate::record::{Record, is_terminal};
 
 /// Items of one commit at most.
@@ -35,8 +35,8 @@ const RESERVED_ITEMS: usize = QUEUE_ITEMS / 10;
 const QUEUE_BYTES: usize = 256 * 1024 * 1024;
 /// Running and queued tasks whose rows the writer remembers.
 const CACHE_TASKS: usize = 20_000;
-/// Tasks that one recovery gives back.
-const RECOVER_TASKS: i64 = 10_000;
+/// Attempts that one recovery closes.
+const RECOVER_TASKS: i64 = 1000;
 
 /// The conversation of a namespace that its tasks go on with.
 const CONVERSATION: &str = "default";
@@ -463,13 +463,17 @@ impl Thread {
         Ok((Written::Ok, Vec::new()))
     }
 
+    /// Ends attempts of earlier epochs, and open tasks whose cancel was asked for then; so many at once that others are not kept waiting.
     fn recover(&mut self, now: i64) -> Outcome {
-        let epoch = self.epoch;
-        let lost = all(&mut *self.db, &select_open("state = 2 AND epoch < ?1"), &[epoch.into()], record_of)?;
-        let waiting = all(&mut *self.db, &select_open("state = 3"), &[], record_of)?;
-        let asked = waiting.into_iter().chain(self.queued()?).filter(|r| r.task.cancel_requested);
-        let mut publish = Vec::with_capacity(lost.len());
-        for mut record in lost.into_iter().chain(asked) {
+        let params = [self.epoch.into(), RECOVER_TASKS.into()];
+        let asked = select("asked = 1 AND (state IN (1, 3) OR epoch < ?1) LIMIT ?2");
+        let mut found = all(&mut *self.db, &asked, &params, record_of)?;
+        if found.is_empty() {
+            found = all(&mut *self.db, &select_open("state = 2 AND epoch < ?1 LIMIT ?2"), &params, record_of)?;
+        }
+        let more = !found.is_empty();
+        let mut publish = Vec::with_capacity(found.len());
+        for mut record in found {
             let fence = record.task.fencing_token;
             let events = record.recover(now);
             tasks::update(&mut *self.db, &record, fence, false)?;
@@ -478,11 +482,6 @@ impl Thread {
             let ended = is_terminal(record.task.state());
             publish.push((record.task.id, events, ended));
         }
-        let queued = self.queued()?;
-        Ok((Written::Recovered(queued.iter().map(|r| Queued { header: r.header(), lost: r.lost }).collect()), publish))
-    }
-
-    fn queued(&mut self) -> Result<Vec<Record>, AgentError> {
-        all(&mut *self.db, &select_open("state = 1 ORDER BY id LIMIT ?1"), &[RECOVER_TASKS.into()], record_of)
+        Ok((Written::Recovered { more }, publish))
     }
 }
