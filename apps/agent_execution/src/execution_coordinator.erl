@@ -95,7 +95,8 @@ submit(#{header := Header, payload := Payload, agent := Agent, route := #{execut
             case ets:insert_new(engine_tables:tasks(), Row) of
                 true ->
                     Task = #task{header = Header, payload = Payload, agent = Agent, route = Route, row = Row},
-                    submitted(agent_store:write({submit, Header, Payload, #{run => Slot =/= none, memory_namespace => maps:get(memory_namespace, Agent, <<>>)}}), From, Task);
+                    Options = #{run => Slot =/= none, memory_namespace => maps:get(memory_namespace, Agent, <<>>)},
+                    submitted(agent_store:write({submit, Header, Payload, Options}), From, Task);
                 false ->
                     %% The id is under way already: ids are made by the engine, so this is one submit sent twice.
                     free(Row),

@@ -14,7 +14,7 @@ start(Dir, Extra) ->
                "broken" => "echo?fail=503", "refused" => "echo?fail=401",
                "tool" => "echo?tool=calculate&args={\\\"expression\\\":\\\"6*7\\\"}",
                "drip" => "echo?tokens=40&each=20ms"},
-    Native = io_lib:format("{\"server\":{\"address\":\"127.0.0.1:0\",\"tls\":null},\"store\":{\"path\":\"~s\"},"
+    Native = io_lib:format("{\"server\":{\"address\":\"127.0.0.1:0\",\"tls\":null},\"store\":{\"location\":{\"file\":\"~s\"}},"
                            "\"providers\":{\"echo\":{\"dialect\":\"echo\",\"models\":[],\"concurrency\":1024}},"
                            "\"models\":{~s},\"tenants\":{}}",
                            [filename:join(Dir, "test.db"),

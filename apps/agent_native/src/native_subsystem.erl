@@ -98,15 +98,13 @@ handle_event(state_timeout, retry, starting, _) ->
     {keep_state_and_data, [{next_event, internal, start}]};
 handle_event(info, {agent_native, Ref, ready, Info}, starting, S = #sub{ref = Ref, name = Name, module = Module, handle = Handle}) ->
     persistent_term:put({?MODULE, Name}, Handle),
+    persistent_term:put({?MODULE, was_up, Name}, true),
     ok = Module:up(Handle, Info),
     ?LOG_NOTICE(#{msg => subsystem_up, subsystem => Name, info => Info}, #{domain => [agent, native]}),
     {next_state, up, S#sub{info = Info, backoff = ?BACKOFF_MIN_MS, why = <<>>}};
-%% What waiting does not heal ends a node that never was up: whoever starts it must see why.
 handle_event(info, {agent_native, Ref, error, #{metadata := #{<<"boot">> := <<"refused">>}} = Error}, starting,
-             S = #sub{ref = Ref, name = Name, info = Info}) when map_size(Info) =:= 0 ->
-    ?LOG_ERROR(#{msg => boot_refused, subsystem => Name, reason => message(Error)}, #{domain => [agent, native]}),
-    ok = init:stop(1),
-    {keep_state, S#sub{why = message(Error)}};
+             S = #sub{ref = Ref, name = Name}) ->
+    refused(persistent_term:get({?MODULE, was_up, Name}, false), message(Error), S);
 handle_event(info, {agent_native, Ref, error, Error}, starting, S = #sub{ref = Ref}) ->
     retry(message(Error), S);
 handle_event(info, {agent_native, Ref, ended, #{reason := Why}}, _, S = #sub{ref = Ref, name = Name}) ->
@@ -124,6 +122,15 @@ handle_event(info, {'EXIT', _, Reason}, _, S) ->
     {stop, Reason, S};
 handle_event(_, _, _, _) ->
     keep_state_and_data.
+
+%% What waiting does not heal ends a node that never was up: whoever starts it must see why. Later it may be our own file, on its way out.
+-spec refused(WasUp :: boolean(), binary(), #sub{}) -> gen_statem:event_handler_result(starting).
+refused(true, Why, S) ->
+    retry(Why, S);
+refused(false, Why, S = #sub{name = Name}) ->
+    ?LOG_ERROR(#{msg => boot_refused, subsystem => Name, reason => Why}, #{domain => [agent, native]}),
+    ok = init:stop(1),
+    {keep_state, S#sub{why = Why}}.
 
 -spec retry(binary(), #sub{}) -> gen_statem:event_handler_result(starting).
 retry(Why, S = #sub{name = Name, backoff = Backoff, why = Before, runtime = Monitor}) ->
