@@ -207,17 +207,24 @@ class KillableNode:
         }  # fmt: skip
         self.folder = folder
 
-    def start(self) -> None:
-        """Until it serves."""
+    def start(self, *, may_die: bool = False, **environment: str) -> None:
+        """Until it serves, or, where that is meant, has ended."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(program(), env=self._environment, stdout=log, stderr=log, start_new_session=True)
-        eventually(lambda: serving(Target(self.address)), within_s=60)
+            self._process = subprocess.Popen(
+                program(), env={**self._environment, **environment}, stdout=log, stderr=log, start_new_session=True
+            )
+        eventually(lambda: serving(Target(self.address)) or (may_die and not self.running()), within_s=60)
 
     def kill(self) -> None:
         """kill -9 of the virtual machine; the start script ends with it."""
         assert self._process is not None
         os.kill(beam(self._process.pid), signal.SIGKILL)
         self._process.wait(timeout=20)
+
+    def kill_if_running(self) -> None:
+        """The same for one that may have ended by itself."""
+        if self.running():
+            self.kill()
 
     def running(self) -> bool:
         """Whether its start script has not ended."""
@@ -240,9 +247,10 @@ def killable(tmp_path: Path, bad_provider: str) -> Iterator[Callable[..., Killab
     """Makes a node of the test's own: `killable(more_config)`."""
     made: list[KillableNode] = []
 
-    def make(more: str = "", **environment: str) -> KillableNode:
+    def make(more: str = "", *, starts: bool = True, **environment: str) -> KillableNode:
         made.append(KillableNode(tmp_path / f"node{len(made)}", config(bad_provider) + more, **environment))
-        made[-1].start()
+        if starts:
+            made[-1].start()
         return made[-1]
 
     yield make

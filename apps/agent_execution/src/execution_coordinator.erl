@@ -88,7 +88,8 @@ submit(#{header := Header, payload := Payload, agent := Agent, route := #{execut
     Row = #row{task_id = Id, pid = self(), state = submitting, tenant = Tenant, executor = Class,
                agent_id = maps:get(id, Agent, <<>>), agent_type = maps:get(agent_type, Agent, <<>>),
                since_ms = Now, create_ms = maps:get(create_ms, Header, Now), slot = Slot},
-    case Slot =:= none andalso run_queue:room(Class) of
+    %% What waits for its time is a row of the store and takes no room.
+    case Slot =:= none andalso not Later andalso run_queue:room(Class) of
         {error, Error} ->
             reply(From, {error, Error});
         _ ->

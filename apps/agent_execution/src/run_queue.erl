@@ -32,6 +32,8 @@
 -define(MAX_RUNNING, 1000).
 %% Workers of a framework, unless configured; as in the pool.
 -define(MAX_PER_FRAMEWORK, 4).
+%% What is due later than this is not kept in memory, in ms.
+-define(HORIZON_MS, 60000).
 %% A timer of the VM is set for at most so long, in ms; the poll of the store sees the rest.
 -define(MAX_TIMER_MS, 3600000).
 
@@ -108,11 +110,18 @@ room(_Class) ->
             ok
     end.
 
-%% @doc A committed task waits from now on; with `not_before_ms' it comes into the order then.
+%% @doc A committed task waits from now on; with `not_before_ms' it comes into the order then. One whose time is further away than the
+%% horizon is left to the store: a million of them cost no memory, and the poll finds them when they are due.
 -spec enqueue(item()) -> ok.
-enqueue(Item) ->
-    true = ets:insert(engine_tables:tasks(), row(Item)),
-    gen_server:cast(?MODULE, {enqueue, Item}).
+enqueue(#{task_id := Id} = Item) ->
+    case maps:get(not_before_ms, Item, 0) - erlang:system_time(millisecond) > ?HORIZON_MS of
+        true ->
+            true = ets:delete(engine_tables:tasks(), Id),
+            ok;
+        false ->
+            true = ets:insert(engine_tables:tasks(), row(Item)),
+            gen_server:cast(?MODULE, {enqueue, Item})
+    end.
 
 %% @doc Takes a waiting task out; `error' if it does not wait here (any more).
 -spec remove(TaskId :: binary()) -> ok | error.

@@ -4,6 +4,7 @@
 //! task's life stands in [`record`], which both back ends use.
 
 mod durable;
+mod fault;
 pub mod filter;
 mod hub;
 pub mod journal;

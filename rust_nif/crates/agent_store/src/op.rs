@@ -175,6 +175,32 @@ impl WriteOp {
         }
     }
 
+    /// Its name, as in `docs/native_messages.md`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            WriteOp::Submit { .. } => "submit",
+            WriteOp::Memory { .. } => "memory",
+            WriteOp::Schedule { .. } => "schedule",
+            WriteOp::Claim { .. } => "claim",
+            WriteOp::Attempt { .. } => "attempt",
+            WriteOp::Route { .. } => "route",
+            WriteOp::Events { .. } => "events",
+            WriteOp::Finish { .. } => "finish",
+            WriteOp::Journal { .. } => "journal",
+            WriteOp::ToolBegin { .. } => "tool_begin",
+            WriteOp::Requeue { .. } => "requeue",
+            WriteOp::Park { .. } => "park",
+            WriteOp::Signal { .. } => "signal",
+            WriteOp::Wake { .. } => "wake",
+            WriteOp::CancelRequest { .. } => "cancel_request",
+            WriteOp::Fence { .. } => "fence",
+            WriteOp::Delete { .. } => "delete",
+            WriteOp::PutAgent { .. } => "put_agent",
+            WriteOp::DeleteAgent { .. } => "delete_agent",
+            WriteOp::Recover => "recover",
+        }
+    }
+
     /// Bytes of content that it holds while it waits, roughly.
     pub fn size(&self) -> usize {
         let events = |all: &[pb::task_event::Event]| all.iter().map(pb::task_event::Event::encoded_len).sum::<usize>();

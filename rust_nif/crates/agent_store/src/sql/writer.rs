@@ -18,6 +18,7 @@ use super::tasks::{Known, load, record_of, select, select_open};
 use super::{Mended, Param, WriterDb, all, journal, memory, schedules, tasks};
 use crate::Retention;
 use crate::durable::{Done, deleted_request, existing, not_found};
+use crate::fault;
 use crate::hub::Hub;
 use crate::journal::Change;
 use crate::op::{WriteOp, Written};
@@ -231,6 +232,7 @@ impl Thread {
     /// Writes a batch and answers it.
     fn batch(&mut self, ops: Vec<WriteOp>, done: Vec<Done>) -> Result<(), AgentError> {
         let kept = if self.db.comes_back() { ops.clone() } else { Vec::new() };
+        let names: Vec<&'static str> = ops.iter().map(WriteOp::name).collect();
         let mut results = Vec::with_capacity(ops.len());
         let mut written = self.transaction(ops, &mut results);
         while let Err(e) = written {
@@ -246,6 +248,9 @@ impl Thread {
                     return Err(e);
                 }
             }
+        }
+        for name in names {
+            fault::point("after", name);
         }
         for (result, done) in results.into_iter().zip(done) {
             done(result.map(|(written, publish)| {
@@ -267,7 +272,9 @@ impl Thread {
     fn transaction(&mut self, ops: Vec<WriteOp>, results: &mut Vec<Outcome>) -> Result<(), AgentError> {
         self.db.begin()?;
         for op in ops {
+            let name = op.name();
             let result = self.item(op);
+            fault::point("before", name);
             if self.db.lost() {
                 return Err(result.err().unwrap_or_else(away));
             }

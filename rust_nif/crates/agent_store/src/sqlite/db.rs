@@ -9,6 +9,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags};
 
 use super::unavailable;
+use crate::fault;
 use crate::sql::{Db, Mended, Param, ReadPool, Row, WriterDb};
 
 /// Beyond this the log is moved although there is work, in bytes.
@@ -99,6 +100,7 @@ impl FileWriter {
     /// Readers are not waited for: what they still need stays in the log until the next time.
     fn checkpoint(&mut self) -> Result<(), AgentError> {
         self.dirty = false;
+        fault::point("checkpoint", "");
         self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(|e| unavailable(&e))
     }
 }

@@ -10,6 +10,7 @@ use agent_core::{AgentError, Reason};
 use rusqlite::Connection;
 
 use crate::durable::refuse;
+use crate::fault;
 use crate::sql::{Opened, schema};
 use db::{FileReaders, FileWriter, remembering};
 
@@ -84,6 +85,7 @@ fn connect(path: &Path) -> Result<(Connection, i64), AgentError> {
         let tx = db.transaction()?;
         for migration in missing {
             tx.execute_batch(migration)?;
+            fault::point("migrate", "");
         }
         tx.pragma_update(None, "user_version", schema::SCHEMA)?;
         let epoch = tx.query_row("UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value", [], |r| r.get(0))?;
