@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 ROOT = Path(__file__).resolve().parent.parent
 UNPACKED = ROOT / "_build" / "postgresql"
@@ -95,21 +95,26 @@ class Postgres:
             "max_connections": "60",
             "shared_buffers": "32MB",
         }
+        with (self.folder / "log").open("ab") as log:
+            self._launch(options, log)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        assert self._process is not None
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("PostgreSQL did not start: " + (self.folder / "log").read_text()[-2000:])
+            time.sleep(0.05)
+
+    def _launch(self, options: dict[str, str], log: IO[bytes]) -> None:
         self._process = subprocess.Popen(
             [str(self._bin / "postgres"), "-D", str(self.data), *(a for k, v in options.items() for a in ("-c", f"{k}={v}"))],
             env=self._environment(),
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=(self.folder / "log").open("ab"),
+            stderr=log,
             start_new_session=True,
             **self._as_nobody(),  # type: ignore[call-overload]
         )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("PostgreSQL did not start: " + (self.folder / "log").read_text()[-2000:])
-            time.sleep(0.05)
 
     def _ready(self) -> bool:
         pidfile = self.data / "postmaster.pid"

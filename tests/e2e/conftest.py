@@ -221,6 +221,18 @@ class KillableNode:
         os.kill(beam(self._process.pid), signal.SIGKILL)
         self._process.wait(timeout=20)
 
+    def start_in_vain(self, **environment: str) -> None:
+        """A node that cannot serve; until its store has said why."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                program(), env={**self._environment, **environment}, stdout=log, stderr=log, start_new_session=True
+            )
+        eventually(lambda: not self.running() or "subsystem_not_up" in self.log(), within_s=60)
+
+    def log(self) -> str:
+        """What it wrote."""
+        return self._log.read_text(errors="replace")
+
     def kill_if_running(self) -> None:
         """The same for one that may have ended by itself."""
         if self.running():

@@ -75,7 +75,7 @@ def test_any_method_can_be_called_and_a_wrong_one_has_a_suggestion(node: LocalNo
     assert 'Did you mean "TaskService.GetTask"' in wrong.stderr
 
 
-@pytest.mark.parametrize("arguments", [["get", "00000000"], ["run", "x", "--agent", "nobody"], ["memory", "list", "x"]])
+@pytest.mark.parametrize("arguments", [["get", "00000000"], ["run", "x", "--agent", "nobody"], ["memory", "search", "x", "y"]])
 def test_a_refusal_is_on_stderr_with_its_reason(node: LocalNode, arguments: list[str]) -> None:
     done = cli(node, *arguments)
     assert (done.returncode, done.stdout) == (4, "")

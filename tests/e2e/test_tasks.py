@@ -155,7 +155,7 @@ def test_a_bad_provider_gives_a_typed_error(client: Client, model: str, wanted: 
 
 def test_what_has_not_come_says_so(client: Client) -> None:
     with pytest.raises(SingularityError) as error:
-        client.memory.get("n", "k")
+        client.memory.search("n", "k")
     assert reason(error) == "CAPABILITY_PENDING"
 
 
@@ -224,7 +224,6 @@ def test_time_in_which_nothing_runs_is_not_counted_as_duration(client: Client) -
         ("task.requirements.max_cost_micros", {"max_cost_micros": 5}),
         ("task.execution_hints.heartbeat_timeout", {"heartbeat_timeout": "5s"}),
         ("task.execution_hints.cache", {"cache": "use"}),
-        ("task.context.memory_namespace", {"memory_namespace": "x"}),
     ],
 )
 def test_a_wish_that_cannot_be_kept_is_refused(client: Client, field: str, options: Any) -> None:

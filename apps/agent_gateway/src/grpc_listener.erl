@@ -8,7 +8,7 @@
 -export([address/0]).
 
 %% native_subsystem
--export([start/2, stop/1, up/2, down/1]).
+-export([start/2, stop/1, up/2, down/1, needs/0]).
 
 %% @doc Starts the watcher.
 -spec start_link() -> gen_statem:start_ret().
@@ -42,6 +42,11 @@ start(Runtime, Ref) ->
         _ ->
             {error, agent_error:new(store_unavailable, <<"the store and the providers are not up yet">>)}
     end.
+
+%% @doc It holds the handles of both: requests would go on asking a store that has ended.
+-spec needs() -> [module()].
+needs() ->
+    [store_watcher, providers_watcher].
 
 %% @doc Stops serving.
 -spec stop(reference()) -> ok | {error, native_down}.

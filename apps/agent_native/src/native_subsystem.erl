@@ -30,6 +30,9 @@
 -callback stop(reference()) -> ok | {error, native_down}.
 -callback up(reference(), map()) -> ok.
 -callback down(name()) -> ok.
+%% Watchers of subsystems whose handles it holds: it ends with any of them, and starts again with the new handle.
+-callback needs() -> [module()].
+-optional_callbacks([needs/0]).
 
 -record(sub, {
     name :: name(),
@@ -37,6 +40,7 @@
     ref = none :: none | reference(),
     handle = none :: none | reference(),
     runtime = none :: none | reference(),
+    needs = [] :: [reference()],
     backoff = ?BACKOFF_MIN_MS :: pos_integer(),
     info = #{} :: map(),
     why = <<>> :: binary()
@@ -88,10 +92,11 @@ handle_event(internal, start, starting, S = #sub{module = Module}) ->
             retry(<<"the native runtime is not there">>, S);
         {ok, Runtime} ->
             Ref = make_ref(),
-            Monitor = monitor(process, native_runtime),
+            %% Watched before their handles are taken: one that ends meanwhile is heard of.
+            S1 = S#sub{runtime = monitor(process, native_runtime), needs = [monitor(process, M) || M <- needs(Module)]},
             case Module:start(Runtime, Ref) of
-                {ok, Handle} -> {keep_state, S#sub{ref = Ref, handle = Handle, runtime = Monitor}};
-                {error, Error} -> retry(message(Error), S#sub{runtime = Monitor})
+                {ok, Handle} -> {keep_state, S1#sub{ref = Ref, handle = Handle}};
+                {error, Error} -> retry(message(Error), S1)
             end
     end;
 handle_event(state_timeout, retry, starting, _) ->
@@ -112,6 +117,11 @@ handle_event(info, {agent_native, Ref, ended, #{reason := Why}}, _, S = #sub{ref
     {stop, {subsystem_ended, Why}, withdraw(S)};
 handle_event(info, {'DOWN', Monitor, process, _, _}, _, S = #sub{runtime = Monitor}) ->
     {stop, {shutdown, native_runtime_down}, withdraw(S)};
+handle_event(info, {'DOWN', Monitor, process, _, _}, State, S = #sub{needs = Needs}) ->
+    case lists:member(Monitor, Needs) of
+        true when State =:= up; S#sub.handle =/= none -> {stop, {shutdown, needed_subsystem_down}, withdraw(S)};
+        _ -> keep_state_and_data
+    end;
 handle_event({call, From}, info, State, #sub{info = Info, why = Why}) ->
     {keep_state_and_data, [{reply, From, #{state => State, info => Info, why => Why}}]};
 handle_event({call, From}, await, up, _) ->
@@ -133,11 +143,19 @@ refused(false, Why, S = #sub{name = Name}) ->
     {keep_state, S#sub{why = Why}}.
 
 -spec retry(binary(), #sub{}) -> gen_statem:event_handler_result(starting).
-retry(Why, S = #sub{name = Name, backoff = Backoff, why = Before, runtime = Monitor}) ->
-    _ = [demonitor(Monitor, [flush]) || Monitor =/= none],
+retry(Why, S = #sub{name = Name, backoff = Backoff, why = Before, runtime = Monitor, needs = Needs}) ->
+    _ = [demonitor(M, [flush]) || M <- [Monitor | Needs], M =/= none],
     _ = [?LOG_WARNING(#{msg => subsystem_not_up, subsystem => Name, reason => Why}, #{domain => [agent, native]}) || Why =/= Before],
-    {keep_state, S#sub{backoff = min(Backoff * 2, ?BACKOFF_MAX_MS), why = Why, ref = none, handle = none, runtime = none},
+    {keep_state, S#sub{backoff = min(Backoff * 2, ?BACKOFF_MAX_MS), why = Why, ref = none, handle = none, runtime = none,
+                       needs = []},
      [{state_timeout, Backoff, retry}]}.
+
+-spec needs(module()) -> [module()].
+needs(Module) ->
+    case erlang:function_exported(Module, needs, 0) of
+        true -> Module:needs();
+        false -> []
+    end.
 
 -spec withdraw(#sub{}) -> #sub{}.
 withdraw(S = #sub{name = Name, module = Module}) ->

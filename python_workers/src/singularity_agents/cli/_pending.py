@@ -18,7 +18,6 @@ _WITHOUT_METHOD = {
     "plan": "plans of several steps",
     "route": "routing as a dry run",
     "worker": "workers on other machines",
-    "store": "checks and backups of the store",
 }
 
 
