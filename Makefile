@@ -40,6 +40,7 @@ release:
 ## make bench        the benchmarks: a table, and _build/bench/results.json
 bench:
 	@scripts/setup
+	@scripts/unpack_postgres
 	@scripts/release --quiet
 	@$(DEV) scripts/bench.py
 

@@ -6,8 +6,10 @@ Noise on shared machines is large: read ratios first, absolutes second.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -18,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from singularity_agents import Client
-from singularity_agents._local_node import LocalNode, free_port
+from singularity_agents._local_node import LocalNode, free_port, program, serving
+from singularity_agents._transport import Target
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "_build" / "bench"
@@ -27,6 +30,7 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "guard")]
 
 import demo  # noqa: E402
 import harness  # noqa: E402
+from postgres_server import NoPostgres, Postgres  # noqa: E402
 
 RUNS = 3
 SECONDS = 4
@@ -287,6 +291,141 @@ def langchain(node: LocalNode) -> None:
     )
 
 
+def fsync_ms(folder: Path) -> float:
+    """Median of what one small write costs until it is on the disk, in ms."""
+    times = []
+    with (folder / "fsync-probe").open("wb") as file:
+        for _ in range(300):
+            began = time.perf_counter()
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fdatasync(file.fileno())
+            times.append((time.perf_counter() - began) * 1000)
+    (folder / "fsync-probe").unlink()
+    return statistics.median(times)
+
+
+def durable(node: LocalNode) -> None:
+    """Tasks on the disk: journaled and metered like any."""
+    folder = node.log.parent
+    options = ("--durable", "--agent", "echo")
+    syncs, many, alone = [fsync_ms(folder)], [], []
+    for _ in range(RUNS):
+        many.append(load(node.address, *options, "--in-flight", "64", "--seconds", str(SECONDS))["per_second"])
+        alone.append(load(node.address, *options, "--in-flight", "1", "--seconds", "3")["p50_us"] / 1000)
+        syncs.append(fsync_ms(folder))
+    sync = statistics.median(syncs)
+    record("fsync", sync, "ms", wanted="of a 4 KiB write in the data folder")
+    record("durable_native", statistics.median(many), "/s", wanted="must 5,000/s, aim 8,000/s")
+    record(
+        "durable_latency_c1",
+        statistics.median(alone),
+        "ms",
+        baseline=2 * sync + 1,
+        wanted="p50: must 2 fsyncs + 1 ms (the baseline)",
+    )
+    trivial = ("--durable", "--agent", "trivial", "--in-flight", "16", "--seconds", str(SECONDS))
+    record(
+        "durable_worker_trivial",
+        median(lambda: load(node.address, *trivial)["per_second"]),
+        "/s",
+        wanted="must 1,500/s, aim 3,000/s",
+    )
+    journaled(folder / "data" / "singularity.db")
+
+
+def journaled(file: Path) -> None:
+    """Every native task left the row of its call and its whole list of events."""
+    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as db:
+        incomplete = db.execute(
+            "SELECT count(*) FROM (SELECT id FROM task WHERE state = 4 ORDER BY id DESC LIMIT 2000) t WHERE"
+            " (SELECT count(*) FROM event e WHERE e.task_id = t.id) <> (SELECT sequence FROM task WHERE id = t.id)"
+        ).fetchone()[0]
+        calls = db.execute("SELECT count(*) FROM journal WHERE answer IS NOT NULL").fetchone()[0]
+        trivial = db.execute(
+            "SELECT count(*) FROM task t WHERE NOT EXISTS (SELECT 1 FROM journal j WHERE j.task_id = t.id)"
+        ).fetchone()[0]
+        tasks = db.execute("SELECT count(*) FROM task WHERE state = 4").fetchone()[0]
+    assert incomplete == 0, f"{incomplete} tasks lack events"
+    assert calls >= tasks - trivial > 0, f"{calls} calls of {tasks} tasks"
+
+
+def on_postgres() -> None:
+    """The same on a server, with what its own disk costs."""
+    try:
+        server = Postgres()
+    except NoPostgres as missing:
+        print(f"not measured on PostgreSQL: {missing}")
+        return
+    with server, LocalNode(CONFIG, environment={"SINGULARITY_STORE_URL": server.database("bench")}) as node:
+        options = ("--durable", "--agent", "echo")
+        many = median(lambda: load(node.address, *options, "--in-flight", "64", "--seconds", str(SECONDS))["per_second"])
+        record("durable_native_postgres", many, "/s")
+        alone = median(lambda: load(node.address, *options, "--in-flight", "1", "--seconds", "3")["p50_us"] / 1000)
+        record("durable_latency_c1_postgres", alone, "ms")
+        record("fsync_postgres", fsync_ms(server.folder), "ms", wanted="in the server's folder")
+
+
+def recovery() -> None:
+    """From the start of a node on what a killed one left: 100,000 running attempts."""
+    with tempfile.TemporaryDirectory(prefix="sgy-bench-") as name:
+        folder = Path(name)
+        (folder / "data").mkdir()
+        made = subprocess.run(
+            [str(TOOL), "backlog", "--file", str(folder / "data" / "singularity.db"), "--tasks", "100000"],
+            capture_output=True, text=True, check=True, timeout=300,
+        )  # fmt: skip
+        last = json.loads(made.stdout)["last"]
+        address = f"127.0.0.1:{free_port()}"
+        (folder / "singularity.toml").write_text(f'[server]\naddress = "{address}"\n{CONFIG}')
+        environment = {
+            **os.environ, "SINGULARITY_CONFIG": str(folder / "singularity.toml"), "SINGULARITY_DATA_DIR": str(folder / "data"),
+            "SINGULARITY_STATE_DIR": str(folder / "state"), "SINGULARITY_DIST_PORT": str(free_port()),
+        }  # fmt: skip
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(program(), env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            while not serving(Target(address)):
+                time.sleep(0.01)
+            served = time.perf_counter()
+            with Client(address) as client:
+                while not client.list("state=SUCCEEDED", order_by="create_time asc", limit=1):
+                    time.sleep(0.01)
+                record("recovery_first_runs", time.perf_counter() - served, "s", wanted="must 1 s")
+                while client.get(last).state == "RUNNING" and client.get(last).attempts == 1:
+                    time.sleep(0.05)
+                record("recovery_100k", time.perf_counter() - served, "s", wanted="all closed and QUEUED: must 20 s, aim 10 s")
+        finally:
+            process.terminate()
+            process.wait(120)
+
+
+def parked() -> None:
+    """Tasks that wait for their time are rows: memory and disk of many of them."""
+    tasks = int(os.environ.get("SINGULARITY_BENCH_PARKED", "200000"))
+    with LocalNode(CONFIG) as node:
+        beam, database = beam_below(node), node.log.parent / "data" / "singularity.db"
+        before = rss_mib(beam)
+        done = subprocess.run(
+            [str(TOOL), "park", "--address", node.address, "--tasks", str(tasks)],
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        record("park_rate", json.loads(done.stdout)["per_second"], "/s")
+        time.sleep(2)
+        record("parked_million", rss_mib(beam) - before, "MiB", wanted=f"{tasks} parked; must 200 MiB for a million")
+        disk = sum(f.stat().st_size for f in database.parent.iterdir() if f.name.startswith(database.name))
+        record("parked_disk", disk / tasks / 1024, "KiB", wanted="of each, log included: must 1 KiB")
+
+
+def rss_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+
 def beam_below(node: LocalNode) -> int:
     """The node's virtual machine: the listener on its port."""
     port = int(node.address.rsplit(":", 1)[1])
@@ -295,9 +434,7 @@ def beam_below(node: LocalNode) -> int:
 
 
 def idle(node: LocalNode) -> None:
-    beam = beam_below(node)
-    kib = int(next(line for line in Path(f"/proc/{beam}/status").read_text().splitlines() if line.startswith("VmRSS")).split()[1])
-    record("idle_rss", kib / 1024, "MiB", wanted="beam.smp: must 150 MiB, aim 100 MiB")
+    record("idle_rss", rss_mib(beam_below(node)), "MiB", wanted="beam.smp: must 150 MiB, aim 100 MiB")
 
 
 def main() -> int:
@@ -310,8 +447,12 @@ def main() -> int:
         idle(node)
         grpc(node)
         workers(node)
+        durable(node)
         langchain(node)
     respawn()
+    on_postgres()
+    recovery()
+    parked()
     (OUT / "results.json").write_text(json.dumps(results, indent=1))
     print(f"written to {OUT.relative_to(ROOT) / 'results.json'}")
     return 0

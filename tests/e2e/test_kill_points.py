@@ -56,6 +56,10 @@ def forget(data: Path) -> None:
             file.unlink()
 
 
+#: Questions that more than one call of the work asks.
+UNDISTURBED = {"step 1": 2}
+
+
 class Work:
     """Tasks of every kind, sent until they are acknowledged; each has a request id of its own."""
 
@@ -115,7 +119,6 @@ def test_nothing_acknowledged_is_lost_wherever_the_node_ends(
     node.kill_if_running()
     if power_cut:
         forget(node.folder / "data")
-    before = dict(counting.counts)
     acknowledged = dict(work.acknowledged)
 
     node.start()
@@ -133,10 +136,10 @@ def test_nothing_acknowledged_is_lost_wherever_the_node_ends(
             assert len(ends) == 1
             sequences = [e.sequence for e in client.watch(task)]
             assert sequences == list(range(1, len(sequences) + 1))
-    # At most what was under way, two calls of `steps` at once, was asked again.
-    repeated = {text: n for text, n in counting.counts.items() if n > 1}
-    assert all(n <= 3 if text.startswith("what") else n <= 2 for text, n in repeated.items()), repeated
-    assert len(repeated) <= (2 if point.startswith("before:journal") else 3), (repeated, before)
+    # What was under way may be asked once more: one call of each task, two of `steps`. What was recorded is not.
+    repeated = {text: n - UNDISTURBED.get(text, 1) for text, n in counting.counts.items()}
+    assert all(0 <= n <= UNDISTURBED.get(text, 1) for text, n in repeated.items()), counting.counts
+    assert sum(repeated.values()) <= 4, counting.counts
     if not LONG:
         assert reached, f"{point} was never reached"
 

@@ -4,9 +4,12 @@
 //! agent_bench bare --address HOST:PORT --threads N          serves ExecuteTask with a canned answer until its stdin ends
 //! agent_bench load --address HOST:PORT --in-flight N --seconds S [--bytes B] [--agent NAME] [--model NAME] [--framework NAME]
 //! agent_bench cancel --address HOST:PORT --agent NAME --runs N
+//! agent_bench backlog --file FILE --tasks N | park --address HOST:PORT --tasks N
 //! ```
 //! `load` prints one line of JSON: requests per second and latencies in microseconds. Both sides of a comparison use this client, these
 //! messages and these sizes.
+
+mod durable;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,7 +36,9 @@ fn main() -> Result<(), Failure> {
         Some("bare") => runtime.block_on(bare(&option(&args, "--address", "127.0.0.1:50190"))),
         Some("load") => runtime.block_on(load(&args)),
         Some("cancel") => runtime.block_on(cancel(&args)),
-        _ => Err("usage: agent_bench bare|load|cancel …".into()),
+        Some("backlog") => durable::backlog(&args),
+        Some("park") => runtime.block_on(durable::park(&args)),
+        _ => Err("usage: agent_bench bare|load|cancel|backlog|park …".into()),
     }
 }
 
