@@ -50,13 +50,14 @@ def test_workers_that_die_all_the_time_cost_no_task(killable: Callable[..., Kill
         try:
             model = "echo?latency=20ms"
             with ThreadPoolExecutor(8) as pool:
-                ids = list(pool.map(lambda n: client.submit(f"task {n}", agent_type="shout", model=model).id, range(TASKS)))
+                ids: list[str] = []
+                while len(ids) < TASKS or len(killed) < 4:
+                    ids += pool.map(lambda n: client.submit(f"task {n}", agent_type="shout", model=model).id, range(100))
                 states = Counter(pool.map(lambda i: client.wait(i).state, ids))
         finally:
             done.set()
             killer.join()
-        assert states == {"SUCCEEDED": TASKS}
-        assert len(killed) > 3
+        assert states == {"SUCCEEDED": len(ids)}
         attempts = Counter(client.get(i).attempts for i in random.Random(8).sample(ids, 100))
         assert set(attempts) <= {1, 2, 3, 4}
 

@@ -16,7 +16,7 @@ use crate::sql::{Db, Mended, Param, ReadPool, Row, WriterDb};
 /// A statement that changes something, and a commit, answer within this.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A statement that reads.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
 /// A server that was away for so long is given up: the store ends, and is started anew.
 const GIVE_UP: Duration = Duration::from_secs(600);
 /// Between two tries to reach it; the second half of it is chance.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use agent_core::AgentError;
 
-use super::{Db, WriterDb, tasks};
+use super::{WriterDb, memory, tasks};
 use crate::Retention;
 
 /// A writer without work for so long looks after its chores.
@@ -62,23 +62,7 @@ fn forget(db: &mut dyn WriterDb, keep: Retention, now_ms: i64) -> Result<Vec<Str
     for record in &old {
         tasks::forget(db, record, now_ms)?;
     }
-    for (table, column) in [("tombstone", "until_ms"), ("answered", "until_ms"), ("memory", "expire_ms")] {
-        expire(db, table, column, now_ms)?;
-    }
+    tasks::forget_tombstones(db, now_ms)?;
+    memory::expire(db, now_ms)?;
     Ok(old.into_iter().map(|r| r.task.id).collect())
-}
-
-/// Values of a table whose time is over. Of a value's versions only the numbers stay, so that none is given twice.
-fn expire(db: &mut dyn Db, table: &str, column: &str, now_ms: i64) -> Result<(), AgentError> {
-    let over = format!("{column} > 0 AND {column} <= ?1");
-    if table == "memory" {
-        let sql = format!(
-            "UPDATE memory_version SET data = NULL WHERE EXISTS (SELECT 1 FROM memory WHERE memory.tenant = memory_version.tenant
-                AND memory.namespace = memory_version.namespace AND memory.key = memory_version.key AND {over})"
-        );
-        if super::one(db, &format!("SELECT key FROM memory WHERE {over} LIMIT 1"), &[now_ms.into()], |_| Ok(()))?.is_some() {
-            db.execute(&sql, &[now_ms.into()])?;
-        }
-    }
-    db.execute(&format!("DELETE FROM {table} WHERE {over}"), &[now_ms.into()]).map(|_| ())
 }

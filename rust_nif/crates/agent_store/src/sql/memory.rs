@@ -155,6 +155,17 @@ fn delete(db: &mut dyn Db, at: Place<'_>, expected: Option<i64>, now_ms: i64) ->
     Ok(current.version)
 }
 
+/// Forgets values and answers whose time is over. Of a value's versions the numbers stay, so that none is given twice.
+pub(super) fn expire(db: &mut dyn Db, now_ms: i64) -> Result<(), AgentError> {
+    let over = "SELECT tenant, namespace, key FROM memory WHERE expire_ms > 0 AND expire_ms <= ?1";
+    for (tenant, namespace, key) in all(db, over, &[now_ms.into()], |r| Ok((r.text(0)?, r.text(1)?, r.text(2)?)))? {
+        let place = [(&tenant).into(), (&namespace).into(), (&key).into()];
+        db.execute("UPDATE memory_version SET data = NULL WHERE tenant = ?1 AND namespace = ?2 AND key = ?3", &place)?;
+        db.execute("DELETE FROM memory WHERE tenant = ?1 AND namespace = ?2 AND key = ?3", &place)?;
+    }
+    db.execute("DELETE FROM answered WHERE until_ms <= ?1", &[now_ms.into()]).map(|_| ())
+}
+
 /// Values of a namespace whose keys begin so, behind a key.
 pub(super) fn list(
     db: &mut dyn Db,

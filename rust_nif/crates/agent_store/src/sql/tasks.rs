@@ -146,6 +146,11 @@ pub(super) fn forget(db: &mut dyn Db, r: &Record, now_ms: i64) -> Result<(), Age
     db.execute("DELETE FROM task WHERE id = ?1", &[id.into()]).map(|_| ())
 }
 
+/// Forgets request ids whose time is over.
+pub(super) fn forget_tombstones(db: &mut dyn Db, now_ms: i64) -> Result<(), AgentError> {
+    db.execute("DELETE FROM tombstone WHERE until_ms <= ?1", &[now_ms.into()]).map(|_| ())
+}
+
 /// The oldest of the ended tasks whose time is over: those that succeeded before the first time, others before the second.
 pub(super) fn old(db: &mut dyn Db, succeeded_before: i64, other_before: i64, limit: i64) -> Result<Vec<Record>, AgentError> {
     let condition = "end_ms > 0 AND ((state = 4 AND end_ms < ?1) OR (state <> 4 AND end_ms < ?2)) ORDER BY end_ms LIMIT ?3";
