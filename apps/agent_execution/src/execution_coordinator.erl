@@ -44,6 +44,8 @@
     payload = <<>> :: term(),
     agent = #{} :: map(),
     route = #{} :: map(),
+    %% The submit has recorded it.
+    route_known = false :: boolean(),
     row :: #row{},
     core :: execution_core:core() | undefined,
     batch = execution_events:new() :: execution_events:batch(),
@@ -96,7 +98,8 @@ submit(#{header := Header, payload := Payload, agent := Agent, route := #{execut
             case ets:insert_new(engine_tables:tasks(), Row) of
                 true ->
                     Task = #task{header = Header, payload = Payload, agent = Agent, route = Route, row = Row},
-                    Options = #{run => Slot =/= none, memory_namespace => maps:get(memory_namespace, Agent, <<>>)},
+                    Options = #{run => Slot =/= none, memory_namespace => maps:get(memory_namespace, Agent, <<>>),
+                                route => explained(Route, Header)},
                     submitted(agent_store:write({submit, Header, Payload, Options}), From, Task);
                 false ->
                     %% The id is under way already: ids are made by the engine, so this is one submit sent twice.
@@ -108,7 +111,7 @@ submit(#{header := Header, payload := Payload, agent := Agent, route := #{execut
 -spec submitted({ok, term()} | {error, agent_error:t()} | {unknown, term()}, {pid(), reference()}, #task{}) -> ok.
 submitted({ok, {created, #{attempt := Attempt, fence := Fence}}}, From, T = #task{row = #row{task_id = Id}}) when Attempt > 0 ->
     reply(From, {ok, Id}),
-    run(Attempt, Fence, 0, T);
+    run(Attempt, Fence, 0, T#task{route_known = true});
 submitted({ok, {created, _}}, From, T = #task{row = #row{task_id = Id} = Row}) ->
     free(Row),
     run_queue:enqueue(item(0, T)),
@@ -243,7 +246,7 @@ run(Attempt, Fence, Used, T = #task{header = Header, route = Route, row = Row = 
     Row1 = Row#row{state = running, attempt = Attempt, fence = Fence, since_ms = Now},
     task_recovery:watch(self(), Id),
     put_row(Row1),
-    routed(Id, Fence, Route, Header),
+    _ = [agent_store:cast({route, Id, Fence, Said}) || not T#task.route_known, Said <- [explained(Route, Header)], Said =/= undefined],
     Total = deadline(Now - T#task.ran_ms, maps:get(max_duration_ms, Header, 0)),
     Mine = deadline(Now, maps:get(max_attempt_duration_ms, Header, 0)),
     T1 = T#task{row = Row1, core = execution_core:new(Header, #{executor => Executor, used => Used}), started_ms = Now,
@@ -253,9 +256,9 @@ run(Attempt, Fence, Used, T = #task{header = Header, route = Route, row = Row = 
     gen_statem:enter_loop(?MODULE, [], ready, T1, [{next_event, internal, start} | Clocks]).
 
 %% Where nothing was chosen there is nothing to explain; an ephemeral task is spared the write.
--spec routed(binary(), pos_integer(), map(), map()) -> ok.
-routed(_, _, #{candidates := [_]}, #{durability := ephemeral}) -> ok;
-routed(Id, Fence, Route, _) -> _ = agent_store:cast({route, Id, Fence, Route}), ok.
+-spec explained(map(), map()) -> undefined | map().
+explained(#{candidates := [_]}, #{durability := ephemeral}) -> undefined;
+explained(Route, _) -> Route.
 
 -spec deadline(integer(), non_neg_integer()) -> non_neg_integer().
 deadline(_, 0) -> 0;

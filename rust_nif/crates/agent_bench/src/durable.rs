@@ -27,7 +27,7 @@ pub(crate) fn backlog(args: &[String]) -> Result<(), Failure> {
         let spec = pb::AgentTask { description: "x".into(), agent_id: option(args, "--agent", "echo"), ..Default::default() };
         let header = header(&spec, &id, &id, "default", agent_store::now_ms());
         loop {
-            let op = WriteOp::Submit { header: Box::new(header.clone()), spec: Box::new(spec.clone()), run: true };
+            let op = WriteOp::Submit { header: Box::new(header.clone()), spec: Box::new(spec.clone()), run: true, route: None };
             let (tx, written) = (tx.clone(), written.clone());
             let done = move |result: Result<_, _>| {
                 if result.is_ok() && written.fetch_add(1, Ordering::Relaxed) + 1 == tasks {

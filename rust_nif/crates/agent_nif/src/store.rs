@@ -200,7 +200,8 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
                 context.memory_namespace = namespace;
             }
         }
-        WriteOp::Submit { header: Box::new(payload.header.clone()), spec, run }
+        let route = get::<Term<'_>>(at(3)?, atoms::route()).filter(|t| t.is_map()).map(|t| Box::new(route_of(t)));
+        WriteOp::Submit { header: Box::new(payload.header.clone()), spec, run, route }
     } else if kind == atoms::claim() {
         WriteOp::Claim { id: id()? }
     } else if kind == atoms::attempt() {

@@ -99,11 +99,13 @@ impl Hub {
         self.shard(id).lock().get(id).cloned()
     }
 
-    /// Adds events; the end wakes everybody, and the entry is dropped unless `keep`.
+    /// Adds events; the end wakes everybody, and the entry is dropped unless `keep`. So is that of a task that waits and nobody watches:
+    /// there may be a million of them, and who watches one later reads it from the store.
     pub(crate) fn publish(&self, id: &str, events: Vec<pb::TaskEvent>, ended: bool, keep: bool) {
         if events.is_empty() && !ended {
             return;
         }
+        let waits = events.last().is_some_and(is_waiting);
         let live = {
             let mut shard = self.shard(id).lock();
             let live = shard.entry(id.to_owned()).or_default().clone();
@@ -113,12 +115,23 @@ impl Hub {
             live
         };
         live.publish(events, ended);
+        if waits && !keep {
+            let mut shard = self.shard(id).lock();
+            // Ours and the map's: a watcher has one of its own, taken under this lock.
+            if shard.get(id).is_some_and(|entry| Arc::ptr_eq(entry, &live) && Arc::strong_count(entry) == 2) {
+                shard.remove(id);
+            }
+        }
     }
 
     /// Forgets a task.
     pub(crate) fn forget(&self, id: &str) {
         self.shard(id).lock().remove(id);
     }
+}
+
+fn is_waiting(event: &pb::TaskEvent) -> bool {
+    matches!(&event.event, Some(pb::task_event::Event::StateChanged(to)) if to.state() == pb::TaskState::Waiting)
 }
 
 /// Shard of an id: its last characters are random (UUIDv7).

@@ -186,14 +186,15 @@ impl TaskStore {
         let now = now_ms();
         let epoch = self.durable.epoch();
         match op {
-            WriteOp::Submit { header, spec, run } => {
+            WriteOp::Submit { header, spec, run, route } => {
                 if !header.content_hash.is_empty() {
                     debug_assert_eq!(header.hash_version, HASH_VERSION);
                     if let Some(old) = self.memory.find_request(&header.tenant, &header.request_id) {
                         return existing(&old, &header.content_hash, &spec);
                     }
                 }
-                let (record, events, written) = Record::submitted(&header, *spec, run, epoch, now);
+                let (mut record, events, written) = Record::submitted(&header, *spec, run, epoch, now);
+                record.task.route = route.filter(|_| run).map(|route| *route);
                 self.memory.insert(Box::new(record));
                 self.hub.publish(&header.task_id, events, false, true);
                 Ok(written)

@@ -126,7 +126,7 @@ pub enum ScheduleOp {
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum WriteOp {
-    Submit { header: Box<TaskHeader>, spec: Box<pb::AgentTask>, run: bool },
+    Submit { header: Box<TaskHeader>, spec: Box<pb::AgentTask>, run: bool, route: Option<Box<pb::Route>> },
     Memory { tenant: String, op: Box<MemoryOp> },
     Schedule { tenant: String, op: ScheduleOp },
     Claim { id: String },
@@ -199,6 +199,12 @@ impl WriteOp {
             WriteOp::DeleteAgent { .. } => "delete_agent",
             WriteOp::Recover => "recover",
         }
+    }
+
+    /// Whether it may have written something when it is refused: then its part of the transaction must be taken back. All others are
+    /// refused before their first write.
+    pub(crate) fn may_fail_halfway(&self) -> bool {
+        matches!(self, WriteOp::Memory { .. } | WriteOp::Schedule { .. } | WriteOp::Recover)
     }
 
     /// Bytes of content that it holds while it waits, roughly.

@@ -84,7 +84,7 @@ fn submit(store: &TaskStore, ephemeral: bool, request: Option<&str>, text: &str,
     if request.is_some() {
         h.content_hash = agent_core::hash::content_hash(&spec).to_vec();
     }
-    let written = write(store, WriteOp::Submit { header: Box::new(h), spec: Box::new(spec), run });
+    let written = write(store, WriteOp::Submit { header: Box::new(h), spec: Box::new(spec), run, route: None });
     (id, written)
 }
 
@@ -626,7 +626,7 @@ fn a_namespace_goes_on_with_its_conversation_and_every_attempt_sees_the_same() {
             let spec = pb::AgentTask { description: text.into(), context: Some(context), ..Default::default() };
             let header = Box::new(header(&spec, &id, &id, "t", now_ms()));
             // It is claimed, whoever has a slot: what it remembers comes with the claim.
-            let written = write(&store, WriteOp::Submit { header, spec: Box::new(spec), run: true }).unwrap();
+            let written = write(&store, WriteOp::Submit { header, spec: Box::new(spec), run: true, route: None }).unwrap();
             assert!(matches!(written, Written::Created { fence: 0, .. }));
             id
         };
@@ -699,7 +699,7 @@ fn a_fork_begins_with_the_answers_that_stood_at_an_event() {
             let spec = pb::AgentTask { description: "x".into(), ..Default::default() };
             let mut h = header(&spec, &fork, &fork, "t", now_ms());
             (h.fork_of, h.fork_after) = (id.clone(), after);
-            write(&store, WriteOp::Submit { header: Box::new(h), spec: Box::new(spec), run: true }).unwrap();
+            write(&store, WriteOp::Submit { header: Box::new(h), spec: Box::new(spec), run: true, route: None }).unwrap();
             assert_eq!(store.get("t", &fork).unwrap().fork_of, id);
             assert!(store.session(&fork, 1, 1).is_none(), "the disk must be read");
             let session = store.read_session(&fork, 1).unwrap();
@@ -785,7 +785,7 @@ fn a_long_backlog_is_recovered_in_portions_and_read_in_pages() {
             let spec = pb::AgentTask { description: "x".into(), ..Default::default() };
             let header = Box::new(header(&spec, &id, &id, "t", now_ms()));
             let tx = tx.clone();
-            store.write(WriteOp::Submit { header, spec: Box::new(spec), run: true }, move |r| tx.send(r.is_ok()).unwrap());
+            store.write(WriteOp::Submit { header, spec: Box::new(spec), run: true, route: None }, move |r| tx.send(r.is_ok()).unwrap());
         }
         assert!(rx.iter().take(count).all(|ok| ok));
         let (asked, _) = submit(&store, false, None, "x", false);
@@ -800,4 +800,32 @@ fn a_long_backlog_is_recovered_in_portions_and_read_in_pages() {
         assert_eq!(store.attempts("t", &rest[0].task_id).unwrap()[0].cause, "NODE_LOST");
         place.stop(&store);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_waits_unwatched_takes_no_memory_and_is_watched_all_the_same() {
+    let place = file("unwatched");
+    let store = place.open();
+    let (id, _) = submit(&store, false, None, "x", true);
+    let requeue = |fence| WriteOp::Requeue {
+        id: id.clone(),
+        fence,
+        outcome: "lost".into(),
+        cause: "WORKER_CRASHED".into(),
+        counts: true,
+        not_before_ms: now_ms() + 3_600_000,
+        events: Vec::new(),
+    };
+    assert!(store.hub.get(&id).is_some());
+    write(&store, requeue(1)).unwrap();
+    assert!(store.hub.get(&id).is_none());
+    let seen = store.next_events("t", &id, 0).await.unwrap().len() as i64;
+    let watcher = tokio::spawn({
+        let (store, id) = (store.clone(), id.clone());
+        async move { store.next_events("t", &id, seen).await.unwrap() }
+    });
+    write(&store, WriteOp::Wake { id: id.clone() }).unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(20), watcher).await.unwrap().unwrap();
+    assert_eq!(next[0].sequence, seen + 1);
+    place.stop(&store);
 }

@@ -15,7 +15,7 @@ const DUE: i64 = 100;
 const COLUMNS: &str = "SELECT tenant, data, state FROM schedule";
 
 fn row_of(row: &dyn Row) -> Result<(String, pb::Schedule, State), AgentError> {
-    let bad = || AgentError::new(Reason::StoreCorrupt, "a schedule's row cannot be read");
+    let bad = || AgentError::new(Reason::StoreCorrupt, "a schedule's row cannot be read").with("table", "schedule");
     let schedule = pb::Schedule::decode(row.blob(1)?.as_slice()).map_err(|_| bad())?;
     Ok((row.text(0)?, schedule, serde_json::from_slice(&row.blob(2)?).map_err(|_| bad())?))
 }

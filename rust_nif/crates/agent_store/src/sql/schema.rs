@@ -35,6 +35,8 @@ pub(crate) const MIGRATIONS: [&str; SCHEMA as usize] = [
     "ALTER TABLE journal ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE task ADD COLUMN asked INTEGER NOT NULL DEFAULT 0;
     CREATE INDEX task_asked ON task(id) WHERE asked = 1;
+    DROP INDEX task_suffix;
+    ALTER TABLE task DROP COLUMN rid;
     CREATE TABLE tombstone(
         tenant TEXT NOT NULL, request_id TEXT NOT NULL, task_id TEXT NOT NULL, hash BLOB NOT NULL, until_ms INTEGER NOT NULL,
         PRIMARY KEY(tenant, request_id)

@@ -13,7 +13,8 @@ const COLUMNS: &str = "tenant, lost, epoch, not_before, sequence, text_offset, h
 const REQUEST_ID_MS: i64 = 24 * 60 * 60 * 1000;
 
 pub(super) fn record_of(row: &dyn Row) -> Result<Record, AgentError> {
-    let bad = |e: prost::DecodeError| AgentError::new(Reason::StoreCorrupt, format!("a task's row cannot be read: {e}"));
+    let bad =
+        |e: prost::DecodeError| AgentError::new(Reason::StoreCorrupt, format!("a task's row cannot be read: {e}")).with("table", "task");
     Ok(Record {
         tenant: row.text(0)?,
         lost: row.int(1)?,
@@ -64,13 +65,11 @@ pub(super) fn find_request(db: &mut dyn Db, tenant: &str, request_id: &str) -> R
 
 pub(super) fn insert(db: &mut dyn Db, r: &Record, events: &[pb::TaskEvent]) -> Result<(), AgentError> {
     let created = r.task.create_time.as_ref().map_or(0, agent_core::header::timestamp_ms);
-    let rid: String = r.task.id.chars().rev().collect();
     let request = (!r.hash.is_empty()).then_some(&r.task.request_id);
     db.execute(
-        "INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,0,0)",
+        "INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,0,0)",
         &[
             (&r.task.id).into(),
-            (&rid).into(),
             (&r.tenant).into(),
             request.into(),
             r.task.state.into(),

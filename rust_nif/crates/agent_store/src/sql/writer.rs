@@ -153,6 +153,12 @@ fn away() -> AgentError {
     AgentError::new(Reason::StoreUnavailable, "the database does not answer; the store waits for it").retry_after(1000)
 }
 
+/// Whether an error came from the database, not from a rule.
+fn is_fault(e: &AgentError) -> bool {
+    // One row that cannot be read names its table, and harms its own task alone.
+    matches!(e.reason, Reason::StoreUnavailable | Reason::DiskLow | Reason::StoreCorrupt) && !e.metadata.contains_key("table")
+}
+
 fn ambiguous() -> AgentError {
     AgentError::new(Reason::CommitAmbiguous, "the commit failed; read back, or send again with the same request_id")
 }
@@ -275,7 +281,8 @@ impl Thread {
             let name = op.name();
             let result = self.item(op);
             fault::point("before", name);
-            if self.db.lost() {
+            // A fault of the database is no fault of the item: nothing of this batch may count.
+            if self.db.lost() || (!self.db.comes_back() && result.as_ref().is_err_and(is_fault)) {
                 return Err(result.err().unwrap_or_else(away));
             }
             results.push(result);
@@ -296,18 +303,25 @@ impl Thread {
         }
     }
 
-    /// One item in its savepoint: it fails alone.
+    /// One item: it fails alone. Where a server ends the whole transaction for a statement's fault, each has a savepoint.
     fn item(&mut self, op: WriteOp) -> Outcome {
-        self.db.batch("SAVEPOINT item")?;
+        let guarded = self.db.comes_back() || op.may_fail_halfway();
+        if guarded {
+            self.db.batch("SAVEPOINT item")?;
+        }
         let id = op.task_id().map(str::to_owned);
         let result = self.apply(op);
         if result.is_err() {
             if let Some(id) = id {
                 self.cache.remove(&id);
             }
-            self.db.batch("ROLLBACK TO SAVEPOINT item")?;
+            if guarded {
+                self.db.batch("ROLLBACK TO SAVEPOINT item")?;
+            }
         }
-        self.db.batch("RELEASE SAVEPOINT item")?;
+        if guarded {
+            self.db.batch("RELEASE SAVEPOINT item")?;
+        }
         result
     }
 
@@ -315,7 +329,7 @@ impl Thread {
         let now = (self.clock)();
         let epoch = self.epoch;
         match op {
-            WriteOp::Submit { header, spec, run } => {
+            WriteOp::Submit { header, spec, run, route } => {
                 if !header.content_hash.is_empty() {
                     let known = tasks::find_request(&mut *self.db, &header.tenant, &header.request_id)?;
                     let same = known.map(|known| match known {
@@ -328,7 +342,8 @@ impl Thread {
                 }
                 // What its conversation holds is read when it is claimed.
                 let run = run && namespace(&spec).is_empty();
-                let (record, events, written) = Record::submitted(&header, *spec, run, epoch, now);
+                let (mut record, events, written) = Record::submitted(&header, *spec, run, epoch, now);
+                record.task.route = route.filter(|_| run).map(|route| *route);
                 tasks::insert(&mut *self.db, &record, &events)?;
                 if !header.fork_of.is_empty() {
                     journal::copy(&mut *self.db, &header.fork_of, &header.task_id, header.fork_after)?;
