@@ -402,7 +402,7 @@ def recovery() -> None:
 
 def parked() -> None:
     """Tasks that wait for their time are rows: memory and disk of many of them."""
-    tasks = int(os.environ.get("SINGULARITY_BENCH_PARKED", "200000"))
+    tasks = int(os.environ.get("SINGULARITY_BENCH_PARKED", "1000000"))
     with LocalNode(CONFIG) as node:
         beam, database = beam_below(node), node.log.parent / "data" / "singularity.db"
         before = rss_mib(beam)
