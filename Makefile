@@ -22,7 +22,7 @@ test:
 	@scripts/setup
 	@scripts/test
 
-## make test-faults  the long forms of the fault tests
+## make test-faults  the long forms of the fault tests (about half an hour)
 test-faults:
 	@scripts/setup
 	@SINGULARITY_LONG_TESTS=1 scripts/test guard e2e

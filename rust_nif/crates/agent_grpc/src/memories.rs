@@ -8,6 +8,7 @@ use pb::memory_operation::Operation;
 use prost::Message;
 use tonic::{Request, Status};
 
+use crate::tasks::bad_request_id;
 use crate::{Reply, Shared, ok, page_size, to_status, unexpected};
 
 /// Of a key or the id of a conversation, in bytes.
@@ -91,9 +92,7 @@ impl pb::memory_service_server::MemoryService for Memories {
     async fn put_memory(&self, request: Request<pb::PutMemoryRequest>) -> Reply<pb::MemoryItem> {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
-        check(
-            value("", &r).into_iter().chain([namespace_violation("namespace", &r.namespace), bytes("request_id", r.request_id.len(), 128)]),
-        )?;
+        check(value("", &r).into_iter().chain([namespace_violation("namespace", &r.namespace), bad_request_id(&r.request_id)]))?;
         match self.write(tenant, MemoryOp::Put(r)).await? {
             MemoryAnswer::Item(item) => ok(*item),
             MemoryAnswer::Numbers(_) => Err(unexpected()),
@@ -128,7 +127,12 @@ impl pb::memory_service_server::MemoryService for Memories {
         let r = request.into_inner();
         let n = r.operations.len();
         let count = (n == 0 || n > MAX_AT_ONCE).then(|| violation("operations", format!("{n} operations, must be 1 to {MAX_AT_ONCE}")));
-        let whole = [namespace_violation("namespace", &r.namespace), count, bytes("operations", r.encoded_len(), MAX_BYTES)];
+        let whole = [
+            namespace_violation("namespace", &r.namespace),
+            count,
+            bytes("operations", r.encoded_len(), MAX_BYTES),
+            bad_request_id(&r.request_id),
+        ];
         check(whole.into_iter().chain(r.operations.iter().enumerate().flat_map(|(i, o)| operation(i, &r.namespace, o))))?;
         match self.write(tenant, MemoryOp::Batch(r)).await? {
             MemoryAnswer::Numbers(versions) => ok(pb::BatchMemoryResponse { versions }),
@@ -166,6 +170,7 @@ impl pb::memory_service_server::MemoryService for Memories {
             name("conversation_id", &r.conversation_id),
             count,
             bytes("messages", r.encoded_len(), MAX_BYTES),
+            bad_request_id(&r.request_id),
         ];
         check(whole.into_iter().chain(roles))?;
         ok(pb::AppendMessagesResponse { length: self.number(tenant, MemoryOp::Append(r)).await? })

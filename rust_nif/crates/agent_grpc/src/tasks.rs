@@ -41,7 +41,7 @@ pub(crate) fn prepare(
     let now = now_ms();
     let Some(task) = task else { return Err(AgentError::field("task", "is missing")) };
     let mut violations = validate_task(&task, now);
-    violations.extend(too_long("request_id", request_id.len(), MAX_REQUEST_ID));
+    violations.extend(bad_request_id(request_id));
     if let Some((capability, field)) = pending(&task) {
         return Err(AgentError::pending(capability).with("field", field));
     }
@@ -65,6 +65,13 @@ pub(crate) fn grace_ms(grace: Option<&prost_types::Duration>) -> Result<i64, Sta
     Ok(ms)
 }
 
+/// No database keeps a NUL in a text.
+pub(crate) fn bad_request_id(id: &str) -> Option<pb::FieldViolation> {
+    let zero =
+        id.contains('\0').then(|| pb::FieldViolation { field: "request_id".into(), description: "must not contain a zero byte".into() });
+    too_long("request_id", id.len(), MAX_REQUEST_ID).or(zero)
+}
+
 fn too_long(field: &str, length: usize, most: usize) -> Option<pb::FieldViolation> {
     (length > most).then(|| pb::FieldViolation { field: field.into(), description: format!("{length} bytes, must be at most {most}") })
 }
@@ -75,7 +82,7 @@ fn signal_violations(signal: &pb::SignalTaskRequest) -> Vec<pb::FieldViolation> 
         .then(|| pb::FieldViolation { field: "signal".into(), description: "is missing: approve, input, tool_result or payload".into() });
     let limits = [
         too_long("input_id", signal.input_id.len(), MAX_INPUT_ID),
-        too_long("request_id", signal.request_id.len(), MAX_REQUEST_ID),
+        bad_request_id(&signal.request_id),
         too_long("comment", signal.comment.len(), MAX_COMMENT),
         too_long("signal", prost::Message::encoded_len(signal), MAX_SIGNAL),
     ];
