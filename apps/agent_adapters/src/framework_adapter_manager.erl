@@ -29,7 +29,9 @@
     zygotes = #{} :: #{binary() => #zygote{}},
     %% Starts that wait for their zygote.
     starts = #{} :: #{binary() => [{binary(), framework_adapter_leases:key(), map()}]},
-    owners = #{} :: #{reference() => reference()}
+    owners = #{} :: #{reference() => reference()},
+    %% Leases that their worker has not confirmed: one that ends before gives its request back.
+    granted = #{} :: #{binary() => {framework_adapter_leases:key(), map()}}
 }).
 
 %% @doc Starts the manager.
@@ -78,16 +80,14 @@ handle_cast({lease, Ref, #{framework := F, agent := Agent, tenant := Tenant, tas
     Request = #{ref => Ref, owner => Owner, task_id => TaskId, agent => Agent},
     case usable(F, M) of
         ok ->
-            Key = {F, maps:get(id, Agent, <<>>), maps:get(version, Agent, 0), Tenant},
-            Mon = monitor(process, Owner),
-            M1 = M#manager{owners = (M#manager.owners)#{Ref => Mon}},
-            {noreply, run(framework_adapter_leases:request(Key, Request, M#manager.leases), M1)};
+            {noreply, request({F, maps:get(id, Agent, <<>>), maps:get(version, Agent, 0), Tenant}, Request, M)};
         {error, Error} ->
             Owner ! {adapter, Ref, {refused, Error}},
             {noreply, M}
     end;
-handle_cast({cancel, Ref}, M = #manager{leases = Leases}) ->
-    {noreply, forget_owner(Ref, M#manager{leases = framework_adapter_leases:cancel(Ref, Leases)})}.
+handle_cast({cancel, Ref}, M = #manager{leases = Leases, granted = Granted}) ->
+    Others = maps:filter(fun(_, {_, #{ref := R}}) -> R =/= Ref end, Granted),
+    {noreply, forget_owner(Ref, M#manager{leases = framework_adapter_leases:cancel(Ref, Leases), granted = Others})}.
 
 -spec handle_info(term(), #manager{}) -> {noreply, #manager{}}.
 handle_info({worker, Id, {ready, View}}, M) ->
@@ -96,6 +96,8 @@ handle_info({worker, Id, {ready, View}}, M) ->
 handle_info({worker, Id, {idle, View}}, M) ->
     view(Id, View#{state => idle, task_id => <<>>}),
     {noreply, run(framework_adapter_leases:idle(Id, M#manager.leases), M)};
+handle_info({worker, Id, leased}, M = #manager{granted = Granted}) ->
+    {noreply, M#manager{granted = maps:remove(Id, Granted)}};
 handle_info({worker, Id, {busy, TaskId}}, M) ->
     view(Id, #{state => busy, task_id => TaskId, since_ms => erlang:system_time(millisecond)}),
     {noreply, M};
@@ -119,15 +121,20 @@ handle_info(_, M) ->
 
 %% ---- leases
 
+-spec request(framework_adapter_leases:key(), map(), #manager{}) -> #manager{}.
+request(Key, #{ref := Ref, owner := Owner} = Request, M = #manager{owners = Owners, leases = Leases}) ->
+    run(framework_adapter_leases:request(Key, Request, Leases), M#manager{owners = Owners#{Ref => monitor(process, Owner)}}).
+
 -spec run({[framework_adapter_leases:effect()], framework_adapter_leases:leases()}, #manager{}) -> #manager{}.
 run({Effects, Leases}, M) ->
     lists:foldl(fun effect/2, M#manager{leases = Leases}, Effects).
 
 -spec effect(framework_adapter_leases:effect(), #manager{}) -> #manager{}.
-effect({grant, Id, #{ref := Ref, owner := Owner}}, M = #manager{pids = Pids}) ->
+effect({grant, Id, #{ref := Ref, owner := Owner} = Request}, M = #manager{pids = Pids, leases = Leases, granted = Granted}) ->
     {Pid, _} = maps:get(Id, Pids),
+    {Id, Key, _} = lists:keyfind(Id, 1, framework_adapter_leases:workers(Leases)),
     framework_adapter_worker:lease(Pid, Ref, Owner),
-    forget_owner(Ref, M);
+    forget_owner(Ref, M#manager{granted = Granted#{Id => {Key, Request}}});
 effect({stop, Id}, M = #manager{pids = Pids}) ->
     case Pids of
         #{Id := {Pid, _}} -> framework_adapter_worker:stop(Pid);
@@ -172,7 +179,12 @@ worker_down(Id, Reason, M = #manager{pids = Pids, leases = Leases}) ->
               _ -> normal
           end,
     count_restart(Id, Reason, Leases),
-    run(framework_adapter_leases:ended(Id, How, Leases), M1).
+    M2 = run(framework_adapter_leases:ended(Id, How, Leases), M1),
+    %% It was killed while the lease was on its way: the task knows of no worker yet, and waits for another one.
+    case maps:take(Id, M2#manager.granted) of
+        {{Key, Request}, Granted} -> request(Key, Request, M2#manager{granted = Granted});
+        error -> M2
+    end.
 
 -spec count_restart(binary(), term(), framework_adapter_leases:leases()) -> ok.
 count_restart(_, {shutdown, Normal}, _) when Normal =:= stopped; Normal =:= recycled ->

@@ -190,7 +190,8 @@ handle_event(info, {agent_native, Ref, Event, Props}, _, W = #worker{calls = Cal
     end;
 
 %% the owner
-handle_event(cast, {lease, Ref, Owner}, idle, W = #worker{lease = none}) ->
+handle_event(cast, {lease, Ref, Owner}, idle, W = #worker{lease = none, spec = #{id := Id, manager := Manager}}) ->
+    Manager ! {worker, Id, leased},
     Lease = #lease{ref = Ref, owner = Owner, monitor = monitor(process, Owner)},
     Owner ! {adapter, Ref, {leased, self(), lease_info(W)}},
     {keep_state, W#worker{lease = Lease}};
