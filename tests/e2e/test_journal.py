@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +18,13 @@ from singularity_agents.testing import ScriptedModel, ToolCall
 @pytest.fixture
 def node(killable: Callable[[str], KillableNode], counting: CountingModel) -> KillableNode:
     return killable(openai_provider("counting", counting.model.base_url, "counted"))
+
+
+def recorded(node: KillableNode) -> int:
+    """Answers in the journal."""
+    file = node.folder / "data" / "singularity.db"
+    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as db:
+        return int(db.execute("SELECT count(*) FROM journal WHERE answer IS NOT NULL").fetchone()[0])
 
 
 def kill_worker(client: Client, task_id: str) -> None:
@@ -90,7 +99,15 @@ def test_an_agent_of_a_framework_resumes_without_knowing_of_it(node: KillableNod
 def test_a_native_agent_resumes_on_a_new_node(node: KillableNode, counting: CountingModel) -> None:
     with Client(node.address, max_retries=0) as client:
         killed: list[bool] = []
-        script = ScriptedModel(ToolCall("now"), lambda asked: (node.kill(), killed.append(True), "late")[2], "the answer")
+
+        def dies(_asked: object) -> str:
+            # The tool's result is not waited for before the next question leaves; it is recorded before that one's answer.
+            eventually(lambda: recorded(node) == 2)
+            node.kill()
+            killed.append(True)
+            return "late"
+
+        script = ScriptedModel(ToolCall("now"), dies, "the answer")
         counting.model._answers = script._answers
         task_id = client.submit("what time is it", method="native", model="counted", tools=["now"]).id
         eventually(lambda: killed)
