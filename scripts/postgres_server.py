@@ -210,6 +210,8 @@ def _until_ready(connection) -> None:  # type: ignore[no-untyped-def]
 
 
 def main() -> int:
+    # Held back, so that they are waited for and the server is ended.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     with Postgres() as server:
         print(server.url("postgres"), flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
