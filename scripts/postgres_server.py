@@ -87,13 +87,14 @@ class Postgres:
             raise RuntimeError(f"{command[0]}: {done.stderr[-2000:]}")
         return str(done.stdout)
 
-    def start(self) -> None:
-        """Starts the server; it answers when this returns."""
+    def start(self, **more: str) -> None:
+        """Starts the server, with more of its settings; it answers when this returns."""
         options = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.folder),
             "max_connections": "60",
             "shared_buffers": "32MB",
+            **more,
         }
         with (self.folder / "log").open("ab") as log:
             self._launch(options, log)
@@ -150,13 +151,22 @@ class Postgres:
 
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(START_TIMEOUT_S)
-            connection.connect(str(self.folder / ".s.PGSQL.5432"))
+            connection.connect(str(next(self.folder.glob(".s.PGSQL.*[0-9]"))))
             _query(connection, database, statement)
 
     def database(self, name: str) -> str:
         """Makes an empty database; gives its URL."""
         self.sql(f'CREATE DATABASE "{name}"')
         return self.url(name)
+
+    def start_with_tls(self, port: int, certificate: Path, key: Path) -> None:
+        """The same over TCP on loopback, with TLS."""
+        for source, name in ((certificate, "server.crt"), (key, "server.key")):
+            (self.data / name).write_bytes(source.read_bytes())
+            (self.data / name).chmod(0o600)
+            if os.geteuid() == 0:
+                os.chown(self.data / name, NOBODY, NOBODY)
+        self.start(listen_addresses="127.0.0.1", port=str(port), ssl="on")
 
     def url(self, name: str) -> str:
         return f"postgres://singularity@{str(self.folder).replace('/', '%2F')}/{name}"

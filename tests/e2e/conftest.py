@@ -97,6 +97,7 @@ def config(bad: str) -> str:
             "asks_people",
             "slow_once",
             "slow_journaled",
+            "asks_later",
         )
     )
     return f"""
@@ -209,11 +210,14 @@ class KillableNode:
 
     def start(self, *, may_die: bool = False, **environment: str) -> None:
         """Until it serves, or, where that is meant, has ended."""
+        self._launch(environment)
+        eventually(lambda: serving(Target(self.address)) or (may_die and not self.running()), within_s=60)
+
+    def _launch(self, environment: dict[str, str]) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 program(), env={**self._environment, **environment}, stdout=log, stderr=log, start_new_session=True
             )
-        eventually(lambda: serving(Target(self.address)) or (may_die and not self.running()), within_s=60)
 
     def kill(self) -> None:
         """kill -9 of the virtual machine; the start script ends with it."""
@@ -223,10 +227,7 @@ class KillableNode:
 
     def start_in_vain(self, **environment: str) -> None:
         """A node that cannot serve; until its store has said why."""
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                program(), env={**self._environment, **environment}, stdout=log, stderr=log, start_new_session=True
-            )
+        self._launch(environment)
         eventually(lambda: not self.running() or "subsystem_not_up" in self.log(), within_s=60)
 
     def log(self) -> str:
@@ -268,6 +269,26 @@ def killable(tmp_path: Path, bad_provider: str) -> Iterator[Callable[..., Killab
     yield make
     for node in made:
         node.stop()
+
+
+#: Erlang makes test certificates without another tool: authority, certificate and key of a server with the name in the file "host".
+CERTIFICATES = """
+    Rsa = [{digest, sha256}, {key, {rsa, 2048, 65537}}],
+    #{server_config := S, client_config := C} = public_key:pkix_test_data(#{
+        server_chain => #{root => Rsa, intermediates => [], peer => Rsa},
+        client_chain => #{root => Rsa, intermediates => [], peer => Rsa}}),
+    Pem = fun(Type, Ders) -> public_key:pem_encode([{Type, D, not_encrypted} || D <- Ders]) end,
+    {KeyType, Key} = proplists:get_value(key, S),
+    ok = file:write_file("cert.pem", Pem('Certificate', [proplists:get_value(cert, S)])),
+    ok = file:write_file("key.pem", Pem(KeyType, [Key])),
+    ok = file:write_file("ca.pem", Pem('Certificate', proplists:get_value(cacerts, C))),
+    ok = file:write_file("host", net_adm:localhost()), halt().
+"""
+
+
+def make_certificates(folder: Path) -> None:
+    """Writes cert.pem, key.pem, ca.pem and host."""
+    subprocess.run(["erl", "-noshell", "-eval", CERTIFICATES], cwd=folder, check=True, timeout=60, capture_output=True)
 
 
 def beam(pid: int) -> int:

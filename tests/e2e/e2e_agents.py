@@ -143,6 +143,14 @@ async def steps(task: Any, engine: Any) -> str:
     return f"{first} {' '.join(pair)} {await engine.chat('step 4')} {said}"
 
 
+@agent("asks_later")
+async def asks_later(task: Any, engine: Any) -> str:
+    """Asks its model when the file of its description is there."""
+    while not Path(task.description).exists():
+        await asyncio.sleep(0.05)
+    return str(await engine.chat("late"))
+
+
 @agent("own_client")
 def own_client(task: Any, engine: Any) -> str:
     """A user's own client of OpenAI's wire, with what the environment says and a model that the engine does not have."""

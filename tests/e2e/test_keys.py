@@ -9,32 +9,18 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import eventually
+from conftest import eventually, make_certificates
 
 from singularity_agents._local_node import LocalNode, free_port, program
 
 KEY = "a-key-that-is-long-enough"
 LIST = "/singularity.agents.v1.TaskService/ListTasks"
 
-#: Erlang makes test certificates without another tool: authority, certificate and key of a server named "localhost".
-CERTIFICATES = """
-    Rsa = [{digest, sha256}, {key, {rsa, 2048, 65537}}],
-    #{server_config := S, client_config := C} = public_key:pkix_test_data(#{
-        server_chain => #{root => Rsa, intermediates => [], peer => Rsa},
-        client_chain => #{root => Rsa, intermediates => [], peer => Rsa}}),
-    Pem = fun(Type, Ders) -> public_key:pem_encode([{Type, D, not_encrypted} || D <- Ders]) end,
-    {KeyType, Key} = proplists:get_value(key, S),
-    ok = file:write_file("cert.pem", Pem('Certificate', [proplists:get_value(cert, S)])),
-    ok = file:write_file("key.pem", Pem(KeyType, [Key])),
-    ok = file:write_file("ca.pem", Pem('Certificate', proplists:get_value(cacerts, C))),
-    ok = file:write_file("host", net_adm:localhost()), halt().
-"""
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keys")
-    subprocess.run(["erl", "-noshell", "-eval", CERTIFICATES], cwd=folder, check=True, timeout=60, capture_output=True)
+    make_certificates(folder)
     (folder / "acme.key").write_text(KEY + "\n")
     return folder
 

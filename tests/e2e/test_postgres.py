@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import CountingModel, KillableNode, eventually, openai_provider
+from conftest import CountingModel, KillableNode, eventually, make_certificates, openai_provider
 from postgres_server import Postgres
 
 from singularity_agents import Client, SingularityError
 from singularity_agents._local_node import free_port, program
 
 #: Seconds for which the server is away; longer than the store waits for one answer.
+#: Longer than it takes until no model is asked any more: 8 s.
+GATE_CLOSED_S = 9.0
 AWAY_S = 40.0 if os.environ.get("SINGULARITY_LONG_TESTS") else 7.0
 
 
@@ -128,6 +130,63 @@ def test_a_killed_node_goes_on_where_it_was(node: KillableNode, counting: Counti
     with Client(node.address, timeout="60s") as client:
         assert client.get(done.task_id).state == "SUCCEEDED"
         assert eventually(lambda: client.get(task.id) if client.get(task.id).state == "SUCCEEDED" else None).attempts == 2
+
+
+@pytest.mark.timeout(180)
+def test_what_was_paid_for_while_the_server_was_away_outlives_the_node(
+    node: KillableNode, counting: CountingModel, postgres: Postgres
+) -> None:
+    submitted = threading.Event()
+    counting.on_first["paid"] = lambda: (submitted.wait(30), postgres.signal(signal.SIGSTOP))
+    with Client(node.address, max_retries=0, timeout="60s") as client:
+        task = client.submit("paid", agent_type="assistant", framework="native", model="counted")
+        submitted.set()
+        spool = node.folder / "data" / "spool"
+        eventually(lambda: spool.exists() and spool.stat().st_size > 0, within_s=30)
+    node.kill()
+    postgres.signal(signal.SIGCONT)
+    node.start()
+    with Client(node.address, timeout="60s") as client:
+        found = eventually(lambda: client.get(task.id) if client.get(task.id).state == "SUCCEEDED" else None)
+        assert (found.result.output, found.attempts) == ("paid", 1), "its end was recorded too"
+    assert counting.counts["paid"] == 1
+    eventually(lambda: not spool.exists())
+
+
+@pytest.mark.timeout(180)
+def test_no_model_is_asked_while_the_server_has_been_away_for_long(
+    node: KillableNode, counting: CountingModel, postgres: Postgres, tmp_path: Path
+) -> None:
+    with Client(node.address, max_retries=0, timeout="60s") as client:
+        later = client.submit(str(tmp_path / "now"), agent_type="asks_later", model="counted")
+        eventually(lambda: client.get(later.id).state == "RUNNING")
+        postgres.signal(signal.SIGSTOP)
+        with pytest.raises(SingularityError):
+            client.submit("finds that the server is away", framework="native", model="counted", timeout="1s")
+        time.sleep(GATE_CLOSED_S)  # How long it is away is what is tested.
+        (tmp_path / "now").touch()
+        time.sleep(1)
+        assert counting.counts["late"] == 0
+        postgres.signal(signal.SIGCONT)
+        assert eventually(lambda: client.get(later.id).state == "SUCCEEDED", within_s=60)
+        assert counting.counts["late"] == 1
+
+
+def test_the_server_proves_who_it_is(killable: Callable[..., KillableNode], postgres: Postgres, tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    postgres.database("tasks")
+    postgres.stop()
+    port = free_port()
+    postgres.start_with_tls(port, tmp_path / "cert.pem", tmp_path / "key.pem")
+    host = (tmp_path / "host").read_text()
+    url = f"postgres://singularity@{host}:{port}/tasks?hostaddr=127.0.0.1"
+    trusting = killable(f'[store]\nca = "{tmp_path / "ca.pem"}"\n', SINGULARITY_STORE_URL=url)
+    with Client(trusting.address) as client:
+        assert client.execute("hello", framework="native", model="echo").output
+    trusting.stop()
+    wary = killable(starts=False, SINGULARITY_STORE_URL=url)
+    wary.start_in_vain()
+    assert "UnknownIssuer" in wary.log()
 
 
 def test_a_second_node_is_refused_and_the_first_goes_on(node: KillableNode, tmp_path: Path, url: str) -> None:

@@ -285,13 +285,16 @@ fn off_loopback(root: &Node, tenants: &BTreeMap<String, Vec<String>>, faults: &m
     }
 }
 
-/// What the store is to open: `{"file": path}` or `{"server": url}`.
+/// What the store is to open: `{"file": path}` or `{"server": {"url", "spool", "ca"}}`.
 fn store_location(root: &Node, faults: &mut Vec<String>) -> serde_json::Value {
-    let url = root.get("store").and_then(|s| s.get("url")).and_then(Node::str).unwrap_or_default();
+    let option = |name| root.get("store").and_then(|s| s.get(name)).and_then(Node::str);
+    let url = option("url").unwrap_or_default();
     let dir = root.get("server").and_then(|s| s.get("data_dir")).and_then(Node::str).unwrap_or("data");
     match url.split_once(':') {
         Some(("sqlite", file)) if !file.is_empty() => serde_json::json!({ "file": Path::new(dir).join(file) }),
-        Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => serde_json::json!({ "server": url }),
+        Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
+            serde_json::json!({ "server": { "url": url, "spool": Path::new(dir).join("spool"), "ca": option("ca") } })
+        }
         _ => {
             faults.push("[store] url: expected \"sqlite:FILE\" or \"postgres://user@host/database\"".to_owned());
             serde_json::Value::Null

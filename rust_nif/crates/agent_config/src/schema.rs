@@ -112,6 +112,7 @@ pub(crate) const ROOT: &[Field] = &[
         "store",
         Kind::Table(&[
             d("url", Kind::Text, "\"sqlite:singularity.db\""),
+            f("ca", Kind::Text),
             d("keep_succeeded", Kind::Duration, "\"168h\""),
             d("keep_other", Kind::Duration, "\"720h\""),
         ]),

@@ -5,6 +5,7 @@
 //! caller records ([`Recordable`]): whoever is given an answer first waits for that commit.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent_core::{AgentError, hash};
 use agent_proto::agents::v1 as pb;
@@ -17,6 +18,9 @@ use rustler::{Atom, Encoder, Env, Resource, ResourceArc, Term};
 use crate::atoms;
 use crate::store::StoreHandle;
 use crate::terms::{Map, get, int, text};
+
+/// Between two looks at a closed gate.
+const GATE_LOOK: Duration = Duration::from_millis(100);
 
 /// An answer that waits to be recorded.
 pub(crate) struct Recordable {
@@ -88,6 +92,18 @@ impl Journal {
         let answer = if let Asked::Recorded(r) = asked { Some(r.encode_to_vec()) } else { None };
         if let Some(session) = &self.session {
             session.take_back(self.question, answer);
+        }
+    }
+
+    /// Whether a call may begin now.
+    pub(crate) fn may_begin(&self) -> bool {
+        self.store.gate_is_open()
+    }
+
+    /// Waits until a call may begin: not while the database has been away for long. The call's own deadline ends the waiting.
+    pub(crate) async fn gate(&self) {
+        while !self.store.gate_is_open() {
+            tokio::time::sleep(GATE_LOOK).await;
         }
     }
 

@@ -94,7 +94,7 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
     let journal = Journal::of(options, || journal::chat(&request));
     // Whether nothing is recorded can be said at once in a task's first attempt, and once its entries were read in a later one.
     let mut asked = journal.as_ref().and_then(Journal::ask_now::<pb::ChatResponse>);
-    if inline && !streams && (journal.is_none() || asked.is_some()) {
+    if inline && !streams && journal.as_ref().is_none_or(|journal| asked.is_some() && journal.may_begin()) {
         let (response, note) = match asked.take() {
             Some(Asked::Recorded(response)) => (Some(response), Note::Replayed),
             live => match (handle.providers.chat_now(&request), live) {
@@ -168,6 +168,7 @@ async fn journaled<R: Message + Default>(
         None => None,
     };
     let Some((journal, live)) = journal.zip(live) else { return Ok((call.await?, Note::None)) };
+    journal.gate().await;
     journal.leaves(live);
     match call.await {
         Ok(answer) => {

@@ -1,5 +1,7 @@
 //! What every durable back end does. The tests of the facade hold for each as they stand.
 
+use std::time::Duration;
+
 use agent_core::hash::differing_field;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
@@ -71,6 +73,8 @@ pub trait Store: Send + Sync {
     fn schema(&self) -> i64;
     /// Version of the database program.
     fn version(&self) -> String;
+    /// For how long the database has not done what it was asked for.
+    fn silent_for(&self) -> Duration;
     /// Ends after what waits.
     fn stop(&self);
     /// For tests of the node: what writes panics.

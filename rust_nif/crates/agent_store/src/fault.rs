@@ -22,6 +22,24 @@ fn wanted() -> Option<&'static (String, u32)> {
         .as_ref()
 }
 
+/// The operations of a batch, gathered only if a test wants one of them.
+#[derive(Default)]
+pub(crate) struct Names(Vec<&'static str>);
+
+impl Names {
+    /// One more.
+    pub(crate) fn add(&mut self, op: &'static str) {
+        if wanted().is_some() {
+            self.0.push(op);
+        }
+    }
+
+    /// Passes the point of each.
+    pub(crate) fn point(&self, when: &str) {
+        self.0.iter().for_each(|op| point(when, op));
+    }
+}
+
 /// Ends the process if the test wants that here.
 pub(crate) fn point(when: &str, op: &str) {
     let Some((name, nth)) = wanted() else { return };

@@ -24,6 +24,17 @@ pub enum Kind {
     Tool = 3,
 }
 
+impl Kind {
+    /// By its number.
+    pub(crate) fn of(number: i64) -> Self {
+        match number {
+            1 => Kind::Chat,
+            2 => Kind::Embed,
+            _ => Kind::Tool,
+        }
+    }
+}
+
 /// A question: its kind and the SHA-256 of its canonical form.
 pub type Question = (Kind, [u8; 32]);
 

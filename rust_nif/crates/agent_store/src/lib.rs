@@ -14,6 +14,7 @@ mod postgres;
 mod questions;
 pub mod record;
 pub mod schedule;
+mod spool;
 mod sql;
 mod sqlite;
 
@@ -46,6 +47,9 @@ const EVENT_PAGE: usize = 500;
 const PAGE: usize = 500;
 /// Queued tasks read from the disk at once.
 pub const QUEUED_PAGE: usize = 5000;
+/// A database that was silent for so long closes the gate: no model call begins until it is back. Long enough for a server that is
+/// restarted, and shorter than what another node would wait for before it takes over.
+const GATE_CLOSES: Duration = Duration::from_secs(8);
 /// Tasks that one call of ListTasks looks at.
 const LIST_SCAN: usize = 20_000;
 
@@ -96,8 +100,15 @@ impl Default for Retention {
 pub enum Location {
     /// A file of SQLite; its folder is made.
     File(PathBuf),
-    /// A URL of PostgreSQL. It may hold a password.
-    Server(String),
+    /// A database of PostgreSQL.
+    Server {
+        /// Its URL. It may hold a password.
+        url: String,
+        /// A file for what must not be lost while the server is away.
+        spool: PathBuf,
+        /// Certificates of the authorities that are trusted to vouch for the server, in a PEM file; those of the system if there is none.
+        ca: Option<PathBuf>,
+    },
 }
 
 /// The store of one node.
@@ -121,7 +132,7 @@ impl TaskStore {
         let hub = Arc::new(Hub::new());
         let opened = match location {
             Location::File(path) => sqlite::open(path)?,
-            Location::Server(url) => postgres::open(url)?,
+            Location::Server { url, spool, ca } => postgres::open(url, spool, ca.as_deref())?,
         };
         let durable = Box::new(sql::store::SqlStore::start(opened, retention, hub.clone(), on_end)?);
         Ok(Self::with(hub, durable))
@@ -144,6 +155,11 @@ impl TaskStore {
     /// Name and version of the database program.
     pub fn database_version(&self) -> String {
         self.durable.version()
+    }
+
+    /// Whether model calls may begin; not while the database has been away for so long that their answers would pile up.
+    pub fn gate_is_open(&self) -> bool {
+        self.durable.silent_for() < GATE_CLOSES
     }
 
     /// Ends the writer after what waits; the file may be opened again once `on_end` has heard of it.
@@ -193,8 +209,7 @@ impl TaskStore {
                         return existing(&old, &header.content_hash, &spec);
                     }
                 }
-                let (mut record, events, written) = Record::submitted(&header, *spec, run, epoch, now);
-                record.task.route = route.filter(|_| run).map(|route| *route);
+                let (record, events, written) = Record::submitted(&header, *spec, run, route, epoch, now);
                 self.memory.insert(Box::new(record));
                 self.hub.publish(&header.task_id, events, false, true);
                 Ok(written)

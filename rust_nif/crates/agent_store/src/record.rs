@@ -57,8 +57,15 @@ fn wrong_state(state: S, wanted: &str) -> AgentError {
 }
 
 impl Record {
-    /// A submitted task.
-    pub fn submitted(header: &TaskHeader, spec: pb::AgentTask, run: bool, epoch: i64, now_ms: i64) -> (Self, Vec<pb::TaskEvent>, Written) {
+    /// A submitted task; the route is that of the attempt that begins with it, if it may run.
+    pub fn submitted(
+        header: &TaskHeader,
+        spec: pb::AgentTask,
+        run: bool,
+        route: Option<Box<pb::Route>>,
+        epoch: i64,
+        now_ms: i64,
+    ) -> (Self, Vec<pb::TaskEvent>, Written) {
         let task = pb::Task {
             id: header.task_id.clone(),
             request_id: header.request_id.clone(),
@@ -69,6 +76,7 @@ impl Record {
             create_time: Some(timestamp(now_ms)),
             durability: if header.ephemeral { pb::Durability::Ephemeral } else { pb::Durability::Durable } as i32,
             node: node_name().to_owned(),
+            route: route.filter(|_| run).map(|route| *route),
             ..Default::default()
         };
         let mut r = Self {
@@ -398,7 +406,8 @@ impl Record {
     }
 }
 
-fn metrics(m: &Metrics) -> pb::ExecutionMetrics {
+/// The meter as clients see it.
+pub(crate) fn metrics(m: &Metrics) -> pb::ExecutionMetrics {
     pb::ExecutionMetrics {
         queue_time: Some(duration(m.queue_ms)),
         execution_time: Some(duration(m.execution_ms)),
@@ -486,7 +495,7 @@ mod tests {
         #[test]
         fn whatever_is_asked_a_task_ends_once_and_only_its_newest_fence_counts(run in any::<bool>(), steps in steps()) {
             let header = TaskHeader { task_id: "t".into(), ..Default::default() };
-            let (mut r, first, _) = Record::submitted(&header, pb::AgentTask::default(), run, 1, 1);
+            let (mut r, first, _) = Record::submitted(&header, pb::AgentTask::default(), run, None, 1, 1);
             let mut sequence = first.len() as i64;
             for (i, step) in steps.into_iter().enumerate() {
                 let (state, fence, lost) = (r.task.state(), r.task.fencing_token, r.lost);

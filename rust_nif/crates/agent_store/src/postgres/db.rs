@@ -11,7 +11,7 @@ use tokio_postgres::types::{IsNull, ToSql, Type, private::BytesMut};
 use tokio_postgres::{Client, Statement};
 
 use super::{Failed, Server, away, lock, number_of, unavailable};
-use crate::sql::{Db, Mended, Param, ReadPool, Row, WriterDb};
+use crate::sql::{Db, Mended, Param, ReadPool, Row, WriterDb, overtaken};
 
 /// A statement that changes something, and a commit, answer within this.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -120,22 +120,82 @@ impl Db for Connection {
     }
 }
 
-/// The writer's connection.
+/// A value that waits to be sent.
+enum Owned {
+    Int(i64),
+    Text(String),
+    Blob(Vec<u8>),
+    Null,
+}
+
+impl From<&Param<'_>> for Owned {
+    fn from(param: &Param<'_>) -> Self {
+        match param {
+            Param::Int(n) => Owned::Int(*n),
+            Param::Text(text) => Owned::Text((*text).to_owned()),
+            Param::Blob(bytes) => Owned::Blob(bytes.to_vec()),
+            Param::Null => Owned::Null,
+        }
+    }
+}
+
+impl Owned {
+    fn param(&self) -> Param<'_> {
+        match self {
+            Owned::Int(n) => Param::Int(*n),
+            Owned::Text(text) => Param::Text(text),
+            Owned::Blob(bytes) => Param::Blob(bytes),
+            Owned::Null => Param::Null,
+        }
+    }
+}
+
+/// A statement that waits to be sent with others.
+struct Pending {
+    statement: Statement,
+    params: Vec<Owned>,
+    one: bool,
+}
+
+/// The writer's connection. What needs no answer at once is sent together with the next statement that does, so that a batch waits for a
+/// few answers, not for one after each of its statements. Then a fault of one item is seen too late to be taken back alone: the batch is
+/// written again, carefully.
 pub(super) struct ServerWriter {
     db: Connection,
     epoch: i64,
     /// Number of the batch that is written.
     batch: i64,
     failing_since: Option<Instant>,
+    pending: Vec<Pending>,
+    careful: bool,
 }
 
 impl ServerWriter {
     pub(super) fn new(db: Connection, epoch: i64, batch: i64) -> Self {
-        Self { db, epoch, batch, failing_since: None }
+        Self { db, epoch, batch, failing_since: None, pending: Vec::new(), careful: false }
     }
 
     fn overtaken() -> AgentError {
         AgentError::new(Reason::StoreUnavailable, "another node has taken over the database")
+    }
+
+    /// Sends what waits, and then asks; the answers come in the same order.
+    fn flush<T>(
+        &mut self,
+        limit: Duration,
+        question: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, AgentError> {
+        let pending = std::mem::take(&mut self.pending);
+        let params: Vec<Vec<Param<'_>>> = pending.iter().map(|p| p.params.iter().map(Owned::param).collect()).collect();
+        let (rows, answer) = self.db.ask(limit, async |client| {
+            let sent = pending.iter().zip(&params).map(|(p, params)| client.execute_raw(&p.statement, references(params)));
+            // Polled in this order, and so sent in it.
+            futures::future::try_join(futures::future::try_join_all(sent), question(client)).await
+        })?;
+        match rows.iter().zip(&pending).all(|(rows, p)| !p.one || *rows == 1) {
+            true => Ok(answer),
+            false => Err(overtaken()),
+        }
     }
 
     /// A new connection with the lock, and whether the last batch had been committed; None: not yet.
@@ -155,31 +215,52 @@ impl ServerWriter {
 
 impl Db for ServerWriter {
     fn execute(&mut self, sql: &str, params: &[Param<'_>]) -> Result<u64, AgentError> {
-        self.db.execute(sql, params)
+        let statement = self.db.prepared(sql)?;
+        self.flush(WRITE_TIMEOUT, async |client| client.execute_raw(&statement, references(params)).await)
     }
 
     fn each(&mut self, sql: &str, params: &[Param<'_>], row: &mut dyn FnMut(&dyn Row) -> Result<(), AgentError>) -> Result<(), AgentError> {
-        self.db.each(sql, params, row)
+        let statement = self.db.prepared(sql)?;
+        let found =
+            self.flush(READ_TIMEOUT, async |client| client.query_raw(&statement, references(params)).await?.try_collect::<Vec<_>>().await)?;
+        found.iter().try_for_each(|found| row(found))
     }
 
     fn batch(&mut self, sql: &str) -> Result<(), AgentError> {
-        self.db.batch(sql)
+        self.flush(WRITE_TIMEOUT, async |client| client.batch_execute(sql).await)
+    }
+
+    fn send(&mut self, sql: &str, params: &[Param<'_>], one: bool) -> Result<(), AgentError> {
+        let statement = self.db.prepared(sql)?;
+        self.pending.push(Pending { statement, params: params.iter().map(Owned::from).collect(), one });
+        // While each item stands alone, it hears of its own faults.
+        if self.careful { self.flush(WRITE_TIMEOUT, async |_| Ok(())) } else { Ok(()) }
     }
 }
 
 impl WriterDb for ServerWriter {
     fn begin(&mut self) -> Result<(), AgentError> {
         self.batch += 1;
-        self.db.batch("BEGIN")?;
+        self.send("BEGIN", &[], false)?;
         let sql = "UPDATE meta SET value = ?1 WHERE key = 'batch' AND EXISTS (SELECT 1 FROM meta WHERE key = 'epoch' AND value = ?2)";
-        match self.db.execute(sql, &[self.batch.into(), self.epoch.into()])? {
+        let numbers = [self.batch.into(), self.epoch.into()];
+        if !self.careful {
+            return self.send(sql, &numbers, true);
+        }
+        match self.execute(sql, &numbers)? {
             1 => Ok(()),
             _ => Err(Self::overtaken()),
         }
     }
 
     fn commit(&mut self) -> Result<(), AgentError> {
+        // Only when every statement has changed what it should.
+        self.flush(WRITE_TIMEOUT, async |_| Ok(()))?;
         self.db.batch("COMMIT")
+    }
+
+    fn careful(&self) -> bool {
+        self.careful
     }
 
     fn lost(&self) -> bool {
@@ -190,12 +271,17 @@ impl WriterDb for ServerWriter {
         true
     }
 
-    fn mend(&mut self, why: AgentError, closing: &dyn Fn() -> bool) -> Mended {
+    fn mend(&mut self, why: AgentError, waiting: &mut dyn FnMut() -> bool) -> Mended {
+        self.pending.clear();
+        if !self.careful && !self.db.lost() && self.db.batch("ROLLBACK").is_ok() {
+            self.careful = true;
+            return Mended::Again;
+        }
         // The server gives the lock back when it has ended the old connection, and with it whatever was under way there.
         self.db.client = None;
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         loop {
-            if closing() || since.elapsed() > GIVE_UP {
+            if !waiting() || since.elapsed() > GIVE_UP {
                 return Mended::Ended(why);
             }
             match self.again() {
@@ -212,6 +298,7 @@ impl WriterDb for ServerWriter {
 
     fn committed(&mut self) -> Result<(), AgentError> {
         self.failing_since = None;
+        self.careful = false;
         Ok(())
     }
 }

@@ -6,16 +6,23 @@
 
 mod db;
 
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::{AgentError, Reason};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::runtime::{Handle, Runtime};
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::durable::refuse;
+use crate::spool::Spool;
 use crate::sql::{Db, Opened, Param, all, schema};
 use db::{Connection, ServerReaders, ServerWriter};
 
@@ -32,7 +39,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(250);
 /// Where the server is, and what drives the connections to it.
 pub(super) struct Server {
     config: Config,
-    runtime: Option<tokio::runtime::Runtime>,
+    /// None: the way there is trusted.
+    tls: Option<MakeRustlsConnect>,
+    runtime: Option<Runtime>,
 }
 
 impl Drop for Server {
@@ -45,7 +54,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    fn new(url: &str) -> Result<Self, AgentError> {
+    fn new(url: &str, ca: Option<&Path>) -> Result<Self, AgentError> {
         let refused = |why: &str| refuse(AgentError::new(Reason::StoreUnavailable, format!("[store] url: {why}")));
         // The parser's own words could hold the password.
         let mut config = Config::from_str(url).map_err(|_| refused("is no PostgreSQL URL, as in postgres://user@host/database"))?;
@@ -53,9 +62,11 @@ impl Server {
             Host::Tcp(name) => matches!(name.as_str(), "localhost" | "127.0.0.1" | "::1"),
             Host::Unix(_) => true,
         };
-        if config.get_ssl_mode() != SslMode::Disable && !config.get_hosts().iter().all(local) {
-            return Err(refused("TLS to PostgreSQL has not come yet; if the network is trusted, add sslmode=disable"));
+        // Across a network a server proves who it is, unless somebody has said that this network is trusted.
+        if config.get_ssl_mode() == SslMode::Prefer {
+            config.ssl_mode(if config.get_hosts().iter().all(local) { SslMode::Disable } else { SslMode::Require });
         }
+        let tls = (config.get_ssl_mode() != SslMode::Disable).then(|| tls(ca)).transpose().map_err(|why| refused(&why))?;
         config.connect_timeout(CONNECT_TIMEOUT).keepalives_idle(Duration::from_secs(10)).application_name("singularity");
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -63,14 +74,14 @@ impl Server {
             .enable_all()
             .build()
             .map_err(|e| refused(&e.to_string()))?;
-        Ok(Self { config, runtime: Some(runtime) })
+        Ok(Self { config, tls, runtime: Some(runtime) })
     }
 
     /// Waits for an answer, whatever thread it is asked on; a server that is silent for so long counts as away.
     fn wait<T>(&self, limit: Duration, answer: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Failed> {
         let Some(runtime) = &self.runtime else { return Err(Failed::Silent) };
         let block = || runtime.block_on(async { tokio::time::timeout(limit, answer).await });
-        let inside = tokio::runtime::Handle::try_current().is_ok();
+        let inside = Handle::try_current().is_ok();
         match if inside { tokio::task::block_in_place(block) } else { block() } {
             Ok(answer) => answer.map_err(Failed::Said),
             Err(_) => Err(Failed::Silent),
@@ -78,18 +89,52 @@ impl Server {
     }
 
     fn connect(self: &Arc<Self>) -> Result<Connection, AgentError> {
-        let runtime = self.runtime.as_ref().map(tokio::runtime::Runtime::handle);
+        let runtime = self.runtime.as_ref().map(Runtime::handle);
         let connected = self.wait(CONNECT_TIMEOUT * 2, async {
-            let (client, connection) = self.config.connect(NoTls).await?;
-            if let Some(runtime) = runtime {
-                runtime.spawn(connection);
-            }
+            let client = match self.tls.clone() {
+                Some(tls) => driven(runtime, self.config.connect(tls).await?),
+                None => driven(runtime, self.config.connect(NoTls).await?),
+            };
             // A commit that was answered is on stable storage, whatever the server's default is.
             client.batch_execute("SET synchronous_commit = on; SET idle_in_transaction_session_timeout = '60s'").await?;
             Ok(client)
         });
         Ok(Connection::new(self.clone(), connected.map_err(|e| e.error())?))
     }
+}
+
+/// Starts what drives a connection.
+fn driven<S, T>(runtime: Option<&Handle>, (client, connection): (Client, tokio_postgres::Connection<S, T>)) -> Client
+where
+    tokio_postgres::Connection<S, T>: Future + Send + 'static,
+    <tokio_postgres::Connection<S, T> as Future>::Output: Send,
+{
+    if let Some(runtime) = runtime {
+        runtime.spawn(connection);
+    }
+    client
+}
+
+/// TLS that asks the server for a certificate; those of the file, or of the system, may vouch for it.
+fn tls(ca: Option<&Path>) -> Result<MakeRustlsConnect, String> {
+    let mut trusted = RootCertStore::empty();
+    match ca {
+        Some(file) => {
+            let unreadable = |e: &dyn std::fmt::Display| format!("ca {}: {e}", file.display());
+            for certificate in CertificateDer::pem_file_iter(file).map_err(|e| unreadable(&e))? {
+                trusted.add(certificate.map_err(|e| unreadable(&e))?).map_err(|e| unreadable(&e))?;
+            }
+        }
+        None => {
+            trusted.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .with_root_certificates(trusted)
+        .with_no_client_auth();
+    Ok(MakeRustlsConnect::new(config))
 }
 
 /// Why there is no answer.
@@ -115,7 +160,10 @@ fn away(why: &str) -> AgentError {
 
 /// The server's words without their details, which may quote a row.
 fn unavailable(e: &tokio_postgres::Error) -> AgentError {
-    let Some(said) = e.as_db_error() else { return away(&format!("PostgreSQL: {e}")) };
+    let Some(said) = e.as_db_error() else {
+        let cause = std::error::Error::source(e).map_or_else(String::new, |cause| format!(": {cause}"));
+        return away(&format!("PostgreSQL: {e}{cause}"));
+    };
     let reason = match *said.code() {
         SqlState::DISK_FULL => Reason::DiskLow,
         SqlState::DATA_CORRUPTED | SqlState::INDEX_CORRUPTED => Reason::StoreCorrupt,
@@ -125,8 +173,8 @@ fn unavailable(e: &tokio_postgres::Error) -> AgentError {
 }
 
 /// Opens the database and brings its tables up to date; it belongs to one node at a time.
-pub(crate) fn open(url: &str) -> Result<Opened, AgentError> {
-    let server = Arc::new(Server::new(url)?);
+pub(crate) fn open(url: &str, spool: &Path, ca: Option<&Path>) -> Result<Opened, AgentError> {
+    let server = Arc::new(Server::new(url, ca)?);
     let mut db = server.connect()?;
     let number = setting(&mut db, "server_version_num")?.parse().unwrap_or(0);
     if number < OLDEST {
@@ -148,7 +196,13 @@ pub(crate) fn open(url: &str) -> Result<Opened, AgentError> {
     let epoch = number_of(&mut db, "UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value")?;
     let batch = number_of(&mut db, "SELECT value FROM meta WHERE key = 'batch'")?;
     db.batch("COMMIT")?;
-    Ok(Opened { writer: Box::new(ServerWriter::new(db, epoch, batch)), readers: Box::new(ServerReaders::new(server)), epoch, version })
+    Ok(Opened {
+        writer: Box::new(ServerWriter::new(db, epoch, batch)),
+        readers: Arc::new(ServerReaders::new(server)),
+        spool: Some(Spool::new(spool)),
+        epoch,
+        version,
+    })
 }
 
 /// Whether this connection now holds the lock of the one node.
@@ -180,5 +234,5 @@ fn setting(db: &mut Connection, name: &str) -> Result<String, AgentError> {
 /// For tests: an empty database on a server.
 #[cfg(test)]
 pub(crate) fn make_database(url: &str, name: &str) -> Result<(), AgentError> {
-    Arc::new(Server::new(url)?).connect()?.batch(&format!("CREATE DATABASE \"{name}\""))
+    Arc::new(Server::new(url, None)?).connect()?.batch(&format!("CREATE DATABASE \"{name}\""))
 }

@@ -9,11 +9,7 @@ use crate::journal::{Change, Decision, Entry, Key, Kind, Replay, VERSION};
 pub(super) fn entries(db: &mut dyn Db, task: &str) -> Result<Vec<Entry>, AgentError> {
     let sql = "SELECT kind, hash, occurrence, answer FROM journal WHERE task_id = ?1 AND hash_version = ?2";
     all(db, sql, &[task.into(), VERSION.into()], |r| {
-        let kind = match r.int(0)? {
-            1 => Kind::Chat,
-            2 => Kind::Embed,
-            _ => Kind::Tool,
-        };
+        let kind = Kind::of(r.int(0)?);
         let hash = r.blob(1)?.try_into().unwrap_or_default();
         Ok((Key { question: (kind, hash), occurrence: u32::try_from(r.int(2)?).unwrap_or_default() }, r.bytes(3)?))
     })
@@ -31,7 +27,7 @@ pub(super) fn change(db: &mut dyn Db, task: &str, fence: i64, sequence: i64, key
     let answer = match change {
         Change::Withdrawn => {
             let sql = "DELETE FROM journal WHERE task_id = ?1 AND kind = ?2 AND hash = ?3 AND occurrence = ?4 AND answer IS NULL";
-            return db.execute(sql, &[task, kind, hash, occurrence]).map(|_| ());
+            return db.send(sql, &[task, kind, hash, occurrence], false);
         }
         Change::Intent => None,
         Change::Answer(answer) => Some(answer),
@@ -39,7 +35,7 @@ pub(super) fn change(db: &mut dyn Db, task: &str, fence: i64, sequence: i64, key
     let sql = "INSERT INTO journal VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (task_id, kind, hash, occurrence)
         DO UPDATE SET fence = excluded.fence, answer = excluded.answer, sequence = excluded.sequence WHERE journal.answer IS NULL";
     let row = [task, kind, hash, occurrence, VERSION.into(), fence.into(), answer.into(), sequence.into()];
-    db.execute(sql, &row).map(|_| ())
+    db.send(sql, &row, false)
 }
 
 /// A tool is about to run: records the intent unless its result stands, or only somebody else can say whether it ran.

@@ -12,7 +12,11 @@ pub(crate) mod store;
 pub(crate) mod tasks;
 pub(crate) mod writer;
 
-use agent_core::AgentError;
+use std::sync::Arc;
+
+use agent_core::{AgentError, Reason};
+
+use crate::spool::Spool;
 
 /// A value that is given to a statement.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +102,19 @@ pub(crate) trait Db {
     fn each(&mut self, sql: &str, params: &[Param<'_>], row: &mut dyn FnMut(&dyn Row) -> Result<(), AgentError>) -> Result<(), AgentError>;
     /// Statements without parameters.
     fn batch(&mut self, sql: &str) -> Result<(), AgentError>;
+    /// Changes, and does not say how many rows, so that a server may be told of it together with what follows, at the latest with the
+    /// commit. `one`: if it is not exactly one row, somebody else has written, and that is an error; perhaps of the whole batch.
+    fn send(&mut self, sql: &str, params: &[Param<'_>], one: bool) -> Result<(), AgentError> {
+        match self.execute(sql, params)? {
+            rows if one && rows != 1 => Err(overtaken()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Another writer was faster.
+pub(crate) fn overtaken() -> AgentError {
+    AgentError::new(Reason::AttemptFenced, "the row was changed by another writer")
 }
 
 /// All rows, read by a function.
@@ -145,9 +162,13 @@ pub(crate) trait WriterDb: Db + Send {
     fn lost(&self) -> bool;
     /// Whether a lost connection may come back, so that batches are kept until they are committed.
     fn comes_back(&self) -> bool;
-    /// After a batch failed as a whole: waits until the connection is back, or says that it will not be. `closing` tells that nobody waits
-    /// for it any more.
-    fn mend(&mut self, why: AgentError, closing: &dyn Fn() -> bool) -> Mended;
+    /// Whether a fault of one item would end the whole transaction, so that each one needs a savepoint of its own.
+    fn careful(&self) -> bool {
+        false
+    }
+    /// After a batch failed as a whole: waits until the connection is back, or says that it will not be. `waiting` is called between the
+    /// tries, and says whether there is any use in another one.
+    fn mend(&mut self, why: AgentError, waiting: &mut dyn FnMut() -> bool) -> Mended;
     /// A batch was committed.
     fn committed(&mut self) -> Result<(), AgentError> {
         Ok(())
@@ -179,7 +200,9 @@ pub(crate) trait ReadPool: Send + Sync {
 /// What a back end gives once it is open.
 pub(crate) struct Opened {
     pub writer: Box<dyn WriterDb>,
-    pub readers: Box<dyn ReadPool>,
+    pub readers: Arc<dyn ReadPool>,
+    /// Where paid answers are put down while the database is away.
+    pub spool: Option<Spool>,
     pub epoch: i64,
     /// Name and version of the database program.
     pub version: String,

@@ -1,6 +1,7 @@
 //! The durable store over SQL: the writer's queue and the readers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent_core::AgentError;
 use agent_proto::agents::v1 as pb;
@@ -19,7 +20,7 @@ use crate::schedule::Due;
 /// One database.
 pub(crate) struct SqlStore {
     writer: Writer,
-    readers: Box<dyn ReadPool>,
+    readers: Arc<dyn ReadPool>,
     epoch: i64,
     version: String,
 }
@@ -32,8 +33,8 @@ impl SqlStore {
         hub: Arc<Hub>,
         on_end: Box<dyn FnOnce(String) + Send>,
     ) -> Result<Self, AgentError> {
-        let Opened { writer, readers, epoch, version } = opened;
-        let writer = Writer::start(writer, epoch, hub, crate::now_ms, retention, on_end)?;
+        let (readers, epoch, version) = (opened.readers.clone(), opened.epoch, opened.version.clone());
+        let writer = Writer::start(opened, hub, crate::now_ms, retention, on_end)?;
         Ok(Self { writer, readers, epoch, version })
     }
 
@@ -152,6 +153,10 @@ impl Store for SqlStore {
 
     fn version(&self) -> String {
         self.version.clone()
+    }
+
+    fn silent_for(&self) -> Duration {
+        self.writer.silent_for()
     }
 
     fn stop(&self) {

@@ -66,7 +66,7 @@ pub(super) fn find_request(db: &mut dyn Db, tenant: &str, request_id: &str) -> R
 pub(super) fn insert(db: &mut dyn Db, r: &Record, events: &[pb::TaskEvent]) -> Result<(), AgentError> {
     let created = r.task.create_time.as_ref().map_or(0, agent_core::header::timestamp_ms);
     let request = (!r.hash.is_empty()).then_some(&r.task.request_id);
-    db.execute(
+    db.send(
         "INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,0,0)",
         &[
             (&r.task.id).into(),
@@ -85,20 +85,23 @@ pub(super) fn insert(db: &mut dyn Db, r: &Record, events: &[pb::TaskEvent]) -> R
             (&r.task.encode_to_vec()).into(),
             (&attempts_blob(r)).into(),
         ],
+        true,
     )?;
     add_events(db, &r.task.id, events)
 }
 
-/// Writes a task that had this fence; gives the rows. Events alone leave the blobs as they are: a task that streams does not rewrite itself.
-pub(super) fn update(db: &mut dyn Db, r: &Record, old_fence: i64, numbers_only: bool) -> Result<u64, AgentError> {
+/// Writes a task that has this fence, which the statement checks once more. Events alone leave the blobs as they are: a task that streams
+/// does not rewrite itself.
+pub(super) fn update(db: &mut dyn Db, r: &Record, old_fence: i64, numbers_only: bool) -> Result<(), AgentError> {
     let id = (&r.task.id).into();
     if numbers_only {
-        return db.execute(
+        return db.send(
             "UPDATE task SET sequence = ?3, text_offset = ?4 WHERE id = ?1 AND fence = ?2",
             &[id, old_fence.into(), r.sequence.into(), r.text_offset.into()],
+            true,
         );
     }
-    db.execute(
+    db.send(
         "UPDATE task SET state = ?3, fence = ?4, epoch = ?5, not_before = ?6, lost = ?7, sequence = ?8, text_offset = ?9, data = ?10,
             attempts = ?11, end_ms = ?12, asked = ?13 WHERE id = ?1 AND fence = ?2",
         &[
@@ -116,6 +119,7 @@ pub(super) fn update(db: &mut dyn Db, r: &Record, old_fence: i64, numbers_only: 
             end_ms(r).into(),
             i64::from(r.task.cancel_requested && !is_terminal(r.task.state())).into(),
         ],
+        true,
     )
 }
 
@@ -125,7 +129,7 @@ fn end_ms(r: &Record) -> i64 {
 
 pub(super) fn add_events(db: &mut dyn Db, id: &str, events: &[pb::TaskEvent]) -> Result<(), AgentError> {
     for event in events {
-        db.execute("INSERT INTO event VALUES(?1, ?2, ?3)", &[id.into(), event.sequence.into(), (&event.encode_to_vec()).into()])?;
+        db.send("INSERT INTO event VALUES(?1, ?2, ?3)", &[id.into(), event.sequence.into(), (&event.encode_to_vec()).into()], true)?;
     }
     Ok(())
 }

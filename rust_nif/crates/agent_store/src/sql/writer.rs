@@ -5,17 +5,19 @@
 //! ambiguous and ends the store (after a failed fsync nothing that the kernel says of the file can be trusted); a server that was away is
 //! waited for, and the batch is written again unless it had been committed.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
+use agent_core::agent::text_message;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use parking_lot::Mutex;
 
 use super::chores::Chores;
 use super::tasks::{Known, load, record_of, select, select_open};
-use super::{Mended, Param, WriterDb, all, journal, memory, schedules, tasks};
+use super::{Mended, Opened, Param, WriterDb, all, journal, memory, schedules, tasks};
 use crate::Retention;
 use crate::durable::{Done, deleted_request, existing, not_found};
 use crate::fault;
@@ -23,6 +25,7 @@ use crate::hub::Hub;
 use crate::journal::Change;
 use crate::op::{WriteOp, Written};
 use crate::record::{Record, is_terminal};
+use crate::spool::Spool;
 
 /// Items of one commit at most.
 const BATCH_ITEMS: usize = 512;
@@ -65,12 +68,40 @@ struct Waiting {
     away: AtomicBool,
     /// Nobody waits for what is left.
     closing: AtomicBool,
+    /// Since when the database has been asked for what it has not done yet, in ms of the clock below; -1: it owes nothing.
+    owes_since: AtomicI64,
+    clock: Clock,
+}
+
+/// Time that no clock of the machine moves.
+struct Clock(Instant);
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Clock {
+    fn ms(&self) -> i64 {
+        i64::try_from(self.0.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
 }
 
 impl Waiting {
     fn add(&self, bytes: usize) {
         self.items.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The database is asked for something; a repeated question counts from its first time.
+    fn asks(&self) {
+        let _ = self.owes_since.compare_exchange(-1, self.clock.ms(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// It has done that.
+    fn answered(&self) {
+        self.owes_since.store(-1, Ordering::Relaxed);
     }
 
     fn take(&self, bytes: usize) {
@@ -86,23 +117,30 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread, which owns the connection; `on_end` hears once why it ended, when the database is free again.
+    /// Starts the thread, which owns the connection, with what an earlier run had put into the spool; `on_end` hears once why it ended,
+    /// when the database is free again.
     pub(crate) fn start(
-        db: Box<dyn WriterDb>,
-        epoch: i64,
+        Opened { writer: db, epoch, spool, .. }: Opened,
         hub: Arc<Hub>,
         clock: fn() -> i64,
         retention: Retention,
         on_end: Box<dyn FnOnce(String) + Send>,
     ) -> Result<Self, AgentError> {
         let (queue, jobs) = mpsc::channel();
-        let waiting = Arc::new(Waiting::default());
+        let waiting = Arc::new(Waiting { owes_since: AtomicI64::new(-1), ..Waiting::default() });
         let shared = waiting.clone();
+        let mut backlog = VecDeque::new();
+        for op in spool.as_ref().map(Spool::read).transpose()?.unwrap_or_default() {
+            let size = op.size();
+            waiting.add(size);
+            backlog.push_back(Job::Write(op, size, Box::new(drop)));
+        }
         std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || {
-                let mut thread = Thread { db, epoch, hub, clock, cache: HashMap::new(), waiting: shared, chores: Chores::new(retention) };
-                let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| thread.run(&jobs)));
+                let (cache, chores) = (HashMap::new(), Chores::new(retention));
+                let mut thread = Thread { db, epoch, hub, clock, cache, jobs, backlog, waiting: shared, spool, chores };
+                let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| thread.run()));
                 drop(thread);
                 on_end(match end {
                     Ok(Ok(())) => "stopped".to_owned(),
@@ -133,6 +171,14 @@ impl Writer {
             self.waiting.take(size);
         }
         sent
+    }
+
+    /// For how long the database has not done what it was asked for.
+    pub(crate) fn silent_for(&self) -> Duration {
+        match self.waiting.owes_since.load(Ordering::Relaxed) {
+            -1 => Duration::ZERO,
+            since => Duration::from_millis(u64::try_from(self.waiting.clock.ms() - since).unwrap_or(0)),
+        }
     }
 
     /// Makes the writer panic, to see that the node lives.
@@ -167,25 +213,25 @@ fn namespace(spec: &pb::AgentTask) -> &str {
     spec.context.as_ref().map_or("", |context| &context.memory_namespace)
 }
 
-fn message(role: pb::Role, text: String) -> pb::Message {
-    let part = pb::ContentPart { part: Some(pb::content_part::Part::Text(text)) };
-    pb::Message { role: role as i32, content: vec![part], ..Default::default() }
-}
-
 struct Thread {
     db: Box<dyn WriterDb>,
     epoch: i64,
     hub: Arc<Hub>,
     clock: fn() -> i64,
     cache: HashMap<String, Record>,
+    jobs: mpsc::Receiver<Job>,
+    /// Comes before what is in the queue.
+    backlog: VecDeque<Job>,
     waiting: Arc<Waiting>,
+    /// Where paid answers and ends are put down while the database is away; None where that is a file itself.
+    spool: Option<Spool>,
     chores: Chores,
 }
 
 impl Thread {
-    fn run(&mut self, jobs: &mpsc::Receiver<Job>) -> Result<(), AgentError> {
+    fn run(&mut self) -> Result<(), AgentError> {
         loop {
-            let first = match jobs.recv_timeout(self.chores.patience(&*self.db)) {
+            let first = match self.backlog.pop_front().map_or_else(|| self.jobs.recv_timeout(self.chores.patience(&*self.db)), Ok) {
                 Ok(first) => first,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     self.idle()?;
@@ -196,7 +242,7 @@ impl Thread {
             let mut bytes = self.taken(&first);
             let mut batch = vec![first];
             while batch.len() < BATCH_ITEMS && bytes < BATCH_BYTES {
-                let Ok(job) = jobs.try_recv() else { break };
+                let Some(job) = self.backlog.pop_front().or_else(|| self.jobs.try_recv().ok()) else { break };
                 bytes += self.taken(&job);
                 batch.push(job);
             }
@@ -212,8 +258,10 @@ impl Thread {
     }
 
     fn idle(&mut self) -> Result<(), AgentError> {
+        self.waiting.asks();
         match self.chores.idle(&mut *self.db, (self.clock)()) {
             Ok(forgotten) => {
+                self.waiting.answered();
                 for id in forgotten {
                     self.cache.remove(&id);
                     self.hub.forget(&id);
@@ -221,7 +269,7 @@ impl Thread {
                 Ok(())
             }
             // The next look finds what is left.
-            Err(e) => self.mend(e).map(|_| ()),
+            Err(e) => self.mend(e, &[]).map(|_| ()),
         }
     }
 
@@ -238,12 +286,11 @@ impl Thread {
     /// Writes a batch and answers it.
     fn batch(&mut self, ops: Vec<WriteOp>, done: Vec<Done>) -> Result<(), AgentError> {
         let kept = if self.db.comes_back() { ops.clone() } else { Vec::new() };
-        let names: Vec<&'static str> = ops.iter().map(WriteOp::name).collect();
         let mut results = Vec::with_capacity(ops.len());
         let mut written = self.transaction(ops, &mut results);
         while let Err(e) = written {
             self.cache.clear();
-            match self.mend(e) {
+            match self.mend(e, &kept) {
                 Ok(true) => break,
                 Ok(false) => {
                     results.clear();
@@ -254,9 +301,6 @@ impl Thread {
                     return Err(e);
                 }
             }
-        }
-        for name in names {
-            fault::point("after", name);
         }
         for (result, done) in results.into_iter().zip(done) {
             done(result.map(|(written, publish)| {
@@ -269,43 +313,73 @@ impl Thread {
         if self.cache.len() > CACHE_TASKS {
             self.cache.clear();
         }
+        if let Some(spool) = self.spool.as_mut().filter(|_| self.backlog.is_empty()) {
+            spool.clear();
+        }
         match self.db.committed() {
-            Err(e) => self.mend(e).map(|_| ()),
+            Err(e) => self.mend(e, &[]).map(|_| ()),
             Ok(()) => Ok(()),
         }
     }
 
     fn transaction(&mut self, ops: Vec<WriteOp>, results: &mut Vec<Outcome>) -> Result<(), AgentError> {
+        self.waiting.asks();
         self.db.begin()?;
+        let mut names = fault::Names::default();
         for op in ops {
             let name = op.name();
+            names.add(name);
             let result = self.item(op);
             fault::point("before", name);
             // A fault of the database is no fault of the item: nothing of this batch may count.
-            if self.db.lost() || (!self.db.comes_back() && result.as_ref().is_err_and(is_fault)) {
+            if self.db.lost() || (!self.db.careful() && result.as_ref().is_err_and(is_fault)) {
                 return Err(result.err().unwrap_or_else(away));
             }
             results.push(result);
         }
-        self.db.commit()
+        self.db.commit()?;
+        self.waiting.answered();
+        names.point("after");
+        Ok(())
     }
 
-    /// Whether the batch that failed had been committed after all.
-    fn mend(&mut self, why: AgentError) -> Result<bool, AgentError> {
-        let waiting = self.waiting.clone();
-        waiting.away.store(true, Ordering::Relaxed);
-        let mended = self.db.mend(why, &|| waiting.closing.load(Ordering::Relaxed));
+    /// Whether the batch that failed had been committed after all. While the database is away, what was paid for is put into the spool: what
+    /// is in the batch, and what comes meanwhile.
+    fn mend(&mut self, why: AgentError, batch: &[WriteOp]) -> Result<bool, AgentError> {
+        let Self { db, jobs, backlog, waiting, spool, .. } = self;
+        let mut unspooled = batch;
+        let mended = db.mend(why, &mut || {
+            waiting.away.store(true, Ordering::Relaxed);
+            let new = backlog.len();
+            backlog.extend(jobs.try_iter());
+            if let Some(spool) = spool {
+                let came = backlog.iter().skip(new).filter_map(|job| match job {
+                    Job::Write(op, ..) => Some(op),
+                    Job::Panic => None,
+                });
+                spool.keep(std::mem::take(&mut unspooled).iter().chain(came));
+            }
+            !waiting.closing.load(Ordering::Relaxed)
+        });
         waiting.away.store(false, Ordering::Relaxed);
         match mended {
             Mended::Ended(e) => Err(e),
-            Mended::Committed => Ok(true),
-            Mended::Again => Ok(false),
+            Mended::Committed => {
+                self.waiting.answered();
+                Ok(true)
+            }
+            Mended::Again => {
+                if batch.is_empty() {
+                    self.waiting.answered();
+                }
+                Ok(false)
+            }
         }
     }
 
-    /// One item: it fails alone. Where a server ends the whole transaction for a statement's fault, each has a savepoint.
+    /// One item: it fails alone.
     fn item(&mut self, op: WriteOp) -> Outcome {
-        let guarded = self.db.comes_back() || op.may_fail_halfway();
+        let guarded = self.db.careful() || op.may_fail_halfway();
         if guarded {
             self.db.batch("SAVEPOINT item")?;
         }
@@ -342,8 +416,7 @@ impl Thread {
                 }
                 // What its conversation holds is read when it is claimed.
                 let run = run && namespace(&spec).is_empty();
-                let (mut record, events, written) = Record::submitted(&header, *spec, run, epoch, now);
-                record.task.route = route.filter(|_| run).map(|route| *route);
+                let (record, events, written) = Record::submitted(&header, *spec, run, route, epoch, now);
                 tasks::insert(&mut *self.db, &record, &events)?;
                 if !header.fork_of.is_empty() {
                     journal::copy(&mut *self.db, &header.fork_of, &header.task_id, header.fork_after)?;
@@ -421,55 +494,51 @@ impl Thread {
 
     /// Whether the fence holds the task; its row stays as it is. Gives the last event's number.
     fn held(&mut self, id: &str, fence: i64) -> Result<i64, AgentError> {
+        let record = self.cached(id)?;
+        record.running(fence).map(|()| record.sequence)
+    }
+
+    /// A task's row, read if it is not known.
+    fn cached(&mut self, id: &str) -> Result<&mut Record, AgentError> {
         if !self.cache.contains_key(id) {
             let record = load(&mut *self.db, id)?.ok_or_else(|| not_found(id))?;
             self.cache.insert(id.to_owned(), record);
         }
-        let record = self.cache.get(id).ok_or_else(|| not_found(id))?;
-        record.running(fence).map(|()| record.sequence)
+        self.cache.get_mut(id).ok_or_else(|| not_found(id))
     }
 
     /// Before its first attempt a task is given what its namespace remembers; later ones see the same, so that they ask the same.
     fn remember(&mut self, id: &str) -> Result<(), AgentError> {
-        let Some(mut record) = self.cache.remove(id).map_or_else(|| load(&mut *self.db, id), |known| Ok(Some(known)))? else {
-            return Ok(());
-        };
-        let namespace = record.task.spec.as_ref().map(namespace).unwrap_or_default();
+        let record = self.cached(id)?;
+        let namespace = record.task.spec.as_ref().map(namespace).unwrap_or_default().to_owned();
         if record.task.attempts == 0 && !namespace.is_empty() {
-            let window = memory::window(&mut *self.db, &record.tenant, namespace, CONVERSATION, REMEMBERED_MESSAGES, REMEMBERED_BYTES)?;
-            record.task.remembered = window;
+            let tenant = record.tenant.clone();
+            let window = memory::window(&mut *self.db, &tenant, &namespace, CONVERSATION, REMEMBERED_MESSAGES, REMEMBERED_BYTES)?;
+            self.cached(id)?.task.remembered = window;
         }
-        self.cache.insert(id.to_owned(), record);
         Ok(())
     }
 
     /// What a task that ends well adds to the conversation of its namespace: tenant, namespace, question and answer.
     fn turn(&mut self, id: &str, said: String) -> Result<Option<(String, String, Vec<pb::Message>)>, AgentError> {
-        let Some(record) = self.cache.remove(id).map_or_else(|| load(&mut *self.db, id), |known| Ok(Some(known)))? else { return Ok(None) };
-        let turn = record.task.spec.as_ref().filter(|spec| !namespace(spec).is_empty()).map(|spec| {
-            let turn = vec![message(pb::Role::User, spec.description.clone()), message(pb::Role::Assistant, said)];
+        let record = self.cached(id)?;
+        Ok(record.task.spec.as_ref().filter(|spec| !namespace(spec).is_empty()).map(|spec| {
+            let turn = vec![text_message(pb::Role::User, spec.description.clone()), text_message(pb::Role::Assistant, said)];
             (record.tenant.clone(), namespace(spec).to_owned(), turn)
-        });
-        self.cache.insert(id.to_owned(), record);
-        Ok(turn)
+        }))
     }
 
     fn change(&mut self, id: &str, f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>) -> Outcome {
-        let mut record = match self.cache.remove(id) {
-            Some(record) => record,
-            None => load(&mut *self.db, id)?.ok_or_else(|| not_found(id))?,
-        };
+        let record = self.cached(id)?;
         let fence = record.task.fencing_token;
-        let (events, written) = f(&mut record)?;
-        // The fence is checked once more by the statement: nobody else may have written, and if somebody had, this item fails.
-        let rows = tasks::update(&mut *self.db, &record, fence, matches!(written, Written::Sequence(_)))?;
-        if rows != 1 {
-            return Err(AgentError::new(Reason::AttemptFenced, "the row was changed by another writer"));
-        }
-        tasks::add_events(&mut *self.db, id, &events)?;
+        let (events, written) = f(record)?;
         let ended = is_terminal(record.task.state());
-        if !ended {
-            self.cache.insert(id.to_owned(), record);
+        let record = self.cache.get(id).ok_or_else(|| not_found(id))?;
+        // The fence is checked once more by the statement: nobody else may have written, and if somebody had, this item fails.
+        tasks::update(&mut *self.db, record, fence, matches!(written, Written::Sequence(_)))?;
+        tasks::add_events(&mut *self.db, id, &events)?;
+        if ended {
+            self.cache.remove(id);
         }
         Ok((written, vec![(id.to_owned(), events, ended)]))
     }

@@ -136,7 +136,7 @@ impl WriterDb for FileWriter {
         false
     }
 
-    fn mend(&mut self, why: AgentError, _closing: &dyn Fn() -> bool) -> Mended {
+    fn mend(&mut self, why: AgentError, _waiting: &mut dyn FnMut() -> bool) -> Mended {
         Mended::Ended(why)
     }
 

@@ -5,6 +5,7 @@ mod wal;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use agent_core::{AgentError, Reason};
 use rusqlite::Connection;
@@ -30,7 +31,8 @@ pub(crate) fn open(path: &Path) -> Result<Opened, AgentError> {
     let writer = FileWriter { db, path: path.to_owned(), log: log_of(path), commits: 0, dirty: true, _lock: lock };
     Ok(Opened {
         writer: Box::new(writer),
-        readers: Box::new(FileReaders::new(path.to_owned())),
+        readers: Arc::new(FileReaders::new(path.to_owned())),
+        spool: None,
         epoch,
         version: format!("SQLite {}", rusqlite::version()),
     })
