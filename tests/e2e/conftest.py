@@ -98,6 +98,9 @@ def config(bad: str) -> str:
             "slow_once",
             "slow_journaled",
             "asks_later",
+            "asks_in_vain",
+            "has_a_door_opened",
+            "silent",
         )
     )
     return f"""

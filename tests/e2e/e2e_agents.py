@@ -146,7 +146,7 @@ async def steps(task: Any, engine: Any) -> str:
 @agent("asks_later")
 async def asks_later(task: Any, engine: Any) -> str:
     """Asks its model when the file of its description is there."""
-    while not Path(task.description).exists():
+    while not os.path.exists(task.description):  # noqa: ASYNC110, ASYNC240
         await asyncio.sleep(0.05)
     return str(await engine.chat("late"))
 
@@ -186,6 +186,31 @@ async def asks_people(task: Any, engine: Any) -> str:
     if not await engine.approve(f"Shall {name} pay?"):
         return f"{name} does not pay"
     return f"{first} {name} pays, {said}"
+
+
+@agent("asks_in_vain")
+async def asks_in_vain(task: Any, engine: Any) -> str:
+    """Goes on without the answer that nobody gave."""
+    try:
+        return str(await engine.ask("Anybody?", timeout="1s"))
+    except TimeoutError as error:
+        return str(error)
+
+
+@agent("has_a_door_opened")
+async def has_a_door_opened(task: Any, engine: Any) -> str:
+    return f"the door is {await engine.client_tool('open_door', floor=3)}"
+
+
+@agent("silent")
+async def silent(task: Any, engine: Any) -> str:
+    """Says that it goes on for a while, and then, in its first attempts, nothing more."""
+    for _ in range(6):
+        await asyncio.sleep(0.3)
+        engine.heartbeat()
+    if task.description == "for ever":
+        await asyncio.sleep(3600)
+    return "went on"
 
 
 @tool

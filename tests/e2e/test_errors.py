@@ -60,6 +60,7 @@ ELSEWHERE = {
     "PROVIDER_STREAM_CUT": ("tests/e2e/test_tasks.py", "PROVIDER_STREAM_CUT"),
     "PROVIDER_BAD_RESPONSE": ("tests/e2e/test_tasks.py", "PROVIDER_BAD_RESPONSE"),
     "PROVIDER_RESPONSE_TOO_LARGE": ("tests/vectors/provider_cases/oa-unary-huge-body.json", "response_too_large"),
+    "HEARTBEAT_TIMEOUT": ("tests/e2e/test_waiting.py", "test_a_task_that_shows_no_progress_is_given_up"),
     "TOOL_FAILED": ("python_workers/tests/worker/test_worker.py", "test_a_tool_that_raises_is_recorded_as_an_error_and_raises"),
 }
 
@@ -68,7 +69,6 @@ LATER = {
     "BUDGET_EXHAUSTED": "budgets",
     "CURSOR_TOO_OLD": "watching over several nodes",
     "DELEGATION_TOO_DEEP": "delegation",
-    "HEARTBEAT_TIMEOUT": "heartbeat_timeout of a task is refused",
     "SANDBOX_UNAVAILABLE": "required sandboxes",
     "OUTPUT_SCHEMA_MISMATCH": "an answer of a model that is no JSON is asked again; needs a model that fails for ever",
     "NO_PROVIDER_MATCHES": "selection",

@@ -222,7 +222,6 @@ def test_time_in_which_nothing_runs_is_not_counted_as_duration(client: Client) -
     [
         ("task.requirements.denied_providers", {"denied_providers": ["openai"]}),
         ("task.requirements.max_cost_micros", {"max_cost_micros": 5}),
-        ("task.execution_hints.heartbeat_timeout", {"heartbeat_timeout": "5s"}),
         ("task.execution_hints.cache", {"cache": "use"}),
     ],
 )

@@ -31,6 +31,41 @@ def asks(client: Client, task_id: str, *input_ids: str) -> None:
     assert client.get(task_id).state == "WAITING"
 
 
+def test_a_question_waits_no_longer_than_the_agent_wants(node: KillableNode) -> None:
+    with Client(node.address, max_retries=0) as client:
+        task = client.submit("x", agent="asks_in_vain").wait("60s")
+        assert task.result is not None and task.result.output == "input-1 was not answered in time"
+        assert [(a.input_id, a.expired) for a in task.answers] == [("input-1", True)]
+        patient = client.submit("x", agent="asks_in_vain")
+        client.signal(patient.id, input_id="input-1", input="here")
+        answered = patient.wait("60s")
+        assert answered.result is not None and answered.result.output == "here"
+
+
+def test_the_client_runs_a_tool_of_its_own(node: KillableNode) -> None:
+    with Client(node.address, max_retries=0) as client:
+        handle = client.submit("x", agent="has_a_door_opened")
+        asks(client, handle.id, "input-1")
+        task = client.get(handle.id)
+        assert task.waiting_for == "CLIENT_TOOL"
+        assert task.pending_inputs[0].payload == {"name": "open_door", "arguments": {"floor": 3}}
+        with pytest.raises(SingularityError, match="tool_result"):
+            client.signal(handle.id, approve=True)
+        client.signal(handle.id, tool_result="open")
+        done = handle.wait("60s")
+        assert done.result is not None and done.result.output == "the door is open"
+
+
+def test_a_task_that_shows_no_progress_is_given_up(node: KillableNode) -> None:
+    with Client(node.address, max_retries=0) as client:
+        going = client.submit("a while", agent="silent", heartbeat_timeout="1s").wait("60s")
+        assert going.result is not None and going.result.output == "went on", "longer than the timeout, but not silent"
+        stuck = client.submit("for ever", agent="silent", heartbeat_timeout="1s", max_attempts=2)
+        task = stuck.wait("60s")
+        assert task.state == "TIMED_OUT" and task.error is not None and task.error.reason == "HEARTBEAT_TIMEOUT"
+        assert [a.outcome for a in client.attempts(stuck.id)] == ["timed_out", "timed_out"]
+
+
 def test_a_plain_agent_asks_two_people_and_pays_once(node: KillableNode, model: ScriptedModel) -> None:
     with Client(node.address, max_retries=0) as client:
         task_id = client.submit("x", agent="asks_people", model="scripted").id

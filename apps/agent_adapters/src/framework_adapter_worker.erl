@@ -47,6 +47,8 @@
 -define(EVENT_SLOT_MS, 50).
 -define(EVENTS_PER_SLOT, 100).
 -define(SIGUSR1, 10).
+%% Kind of an EVENT frame that says no more than that the task goes on.
+-define(BEAT, 6).
 
 -type spec() :: #{
     id := binary(),
@@ -341,8 +343,11 @@ frame(ready, #{payload := P, flags := Flags}, binding, W) ->
         false -> bound(P, W)
     end;
 frame(event, #{kind := Kind, fence := F, payload := P}, _, W = #worker{lease = #lease{fence = F} = L}) ->
-    Event = case Kind of 1 -> {text, P}; _ -> {worker_event, Kind, P} end,
-    tell({event, Event}, L),
+    tell(case Kind of
+             1 -> {event, {text, P}};
+             ?BEAT -> beat;
+             _ -> {event, {worker_event, Kind, P}}
+         end, L),
     {keep_state, W};
 frame(call, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F, gate = Gate} = L, calls = Calls}) ->
     Open = #{task_id => L#lease.task_id, tenant => maps:get(tenant, W#worker.spec), deadline_ms => 0},

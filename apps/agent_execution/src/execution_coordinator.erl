@@ -58,6 +58,8 @@
     step :: {pid(), reference()} | undefined,
     worker :: {pid(), reference()} | undefined,
     fenced_at_ms = 0 :: non_neg_integer(),
+    %% Clock of the task's `heartbeat_timeout'.
+    heartbeat :: undefined | reference(),
     waiters = [] :: [{pid(), reference()}],
     pending :: term()
 }).
@@ -287,7 +289,7 @@ handle_event(internal, start, _, T) ->
     decide(start, T);
 %% the native step
 handle_event(info, {native, Ref, {event, Event}}, _, T = #task{ref = Ref}) ->
-    event(Event, T);
+    event(Event, alive(T));
 handle_event(info, {native, Ref, {result, Status, Props, Meter}}, _, T = #task{ref = Ref}) ->
     decide({result, Status, Props}, T#task{meter = Meter});
 handle_event(info, {'DOWN', Mon, process, _, _}, _, T = #task{step = {_, Mon}}) ->
@@ -295,13 +297,15 @@ handle_event(info, {'DOWN', Mon, process, _, _}, _, T = #task{step = {_, Mon}}) 
 %% the worker
 handle_event(info, {adapter, Ref, {leased, Pid, Info}}, _, T = #task{ref = Ref, row = Row}) ->
     Row1 = Row#row{worker = maps:get(worker, Info, <<>>), host_pid = maps:get(host_pid, Info, 0), waiting = <<>>},
-    decide({leased, Info}, put_task_row(Row1, T#task{worker = {Pid, monitor(process, Pid)}}));
+    decide({leased, Info}, put_task_row(Row1, alive(T#task{worker = {Pid, monitor(process, Pid)}})));
 handle_event(info, {adapter, Ref, {refused, Error}}, _, T = #task{ref = Ref}) ->
     decide({refused, Error}, T);
 handle_event(info, {adapter, Ref, {event, Event}}, _, T = #task{ref = Ref}) ->
-    event(Event, count_tool(Event, T));
+    event(Event, alive(count_tool(Event, T)));
+handle_event(info, {adapter, Ref, beat}, _, T = #task{ref = Ref}) ->
+    {keep_state, alive(T)};
 handle_event(info, {adapter, Ref, {usage, Usage}}, _, T = #task{ref = Ref}) ->
-    usage(Usage, T);
+    usage(Usage, alive(T));
 handle_event(info, {adapter, Ref, {result, Status, Props}}, _, T = #task{ref = Ref}) ->
     unjournaled(Props, T),
     decide({result, Status, Props}, memory(maps:get(rss_bytes, Props, 0), T));
@@ -319,6 +323,8 @@ handle_event(cast, {cancel, From, GraceMs, Why}, _, T = #task{waiters = Waiters}
     decide({stop, Why, GraceMs}, T#task{waiters = [From | Waiters]});
 handle_event({timeout, Clock}, Clock, _, T) when Clock =:= total; Clock =:= attempt ->
     decide({stop, Clock, 0}, T);
+handle_event(info, {timeout, Timer, heartbeat}, _, T = #task{heartbeat = Timer}) ->
+    decide({stop, heartbeat, 0}, T);
 handle_event({timeout, grace}, grace, _, T) ->
     decide(grace_over, T);
 %% clocks of our own
@@ -393,6 +399,17 @@ effects([fence | Rest], Actions, T = #task{row = Row = #row{task_id = Id, fence 
 effects([{Kind, End} | _], _, T) when Kind =:= finish; Kind =:= requeue; Kind =:= park ->
     %% Always the last effect.
     record({Kind, End}, T).
+
+%% The task has shown that it goes on: the clock of its `heartbeat_timeout' starts anew.
+-spec alive(#task{}) -> #task{}.
+alive(T = #task{header = Header, heartbeat = Timer}) ->
+    case maps:get(heartbeat_timeout_ms, Header, 0) of
+        0 ->
+            T;
+        Ms ->
+            _ = is_reference(Timer) andalso erlang:cancel_timer(Timer, [{async, true}, {info, false}]),
+            T#task{heartbeat = erlang:start_timer(Ms, self(), heartbeat)}
+    end.
 
 -spec stopping(#task{}) -> #task{}.
 stopping(T = #task{row = Row}) ->

@@ -27,7 +27,7 @@
 -define(MAX_DOUBLINGS, 30).
 
 -type phase() :: ready | native | leasing | working | grace | killing | ended.
--type stop() :: cancelled | total | attempt.
+-type stop() :: cancelled | total | attempt | heartbeat.
 -type event() ::
     start
     | {leased, map()}
@@ -154,8 +154,8 @@ step(_, C) ->
 stronger(cancelled, _) -> cancelled;
 stronger(_, cancelled) -> cancelled;
 stronger(total, _) -> total;
-stronger(attempt, none) -> attempt;
-stronger(attempt, Old) -> Old.
+stronger(New, none) -> New;
+stronger(_, Old) -> Old.
 
 %% ---- ends
 
@@ -166,12 +166,18 @@ stopped(Proof, C = #core{stop = cancelled}) ->
 stopped(Proof, C = #core{stop = total}) ->
     finish(#{state => timed_out, attempt_outcome => timed_out, cause => <<"TASK_TIMEOUT">>, proof => Proof,
              error => agent_error:new(task_timeout, <<"max_duration is over">>, #{<<"limit">> => <<"max_duration">>})}, C);
+stopped(_, C = #core{stop = heartbeat}) ->
+    overdue(agent_error:new(heartbeat_timeout, <<"the task showed no progress for its heartbeat_timeout">>), <<"HEARTBEAT_TIMEOUT">>, C);
 stopped(_, C) ->
-    Error = agent_error:new(task_timeout, <<"max_attempt_duration is over">>,
-                            #{<<"limit">> => <<"max_attempt_duration">>}),
-    case exhausted(C) orelse refused_retry(task_timeout, C) of
-        true -> finish(#{state => timed_out, attempt_outcome => timed_out, cause => <<"TASK_TIMEOUT">>, error => Error}, C);
-        false -> requeue(timed_out, task_timeout, true, backoff(C), C)
+    overdue(agent_error:new(task_timeout, <<"max_attempt_duration is over">>, #{<<"limit">> => <<"max_attempt_duration">>}),
+            <<"TASK_TIMEOUT">>, C).
+
+%% A clock of the attempt has rung: the next one, if there is one.
+-spec overdue(agent_error:t(), binary(), core()) -> {[effect()], core()}.
+overdue(Error = #{reason := Reason}, Cause, C) ->
+    case exhausted(C) orelse refused_retry(Reason, C) of
+        true -> finish(#{state => timed_out, attempt_outcome => timed_out, cause => Cause, error => Error}, C);
+        false -> requeue(timed_out, Reason, true, backoff(C), C)
     end.
 
 -spec failed(agent_error:t(), core()) -> {[effect()], core()}.

@@ -121,5 +121,5 @@ event() ->
            {result, input_requested, #{}}, {result, input_requested, #{inputs => <<>>}},
            {result, input_requested, #{inputs => <<>>, unjournaled_tools => [<<"t">>]}},
            {lost, #{cause => worker_crashed, detail => <<>>}}, step_down, worker_down,
-           {stop, oneof([cancelled, total, attempt]), oneof([0, 5000])}, grace_over,
+           {stop, oneof([cancelled, total, attempt, heartbeat]), oneof([0, 5000])}, grace_over,
            {gone, #{witness => namespace, confirmed_dead => true}}]).

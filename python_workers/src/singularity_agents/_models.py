@@ -185,6 +185,7 @@ class InputRequested(Value):
     kind: str = ""
     prompt: str = ""
     payload: dict[str, Any] | None = None
+    expire_time: datetime | None = None
 
 
 class InputAnswer(Value):
@@ -194,6 +195,7 @@ class InputAnswer(Value):
     approve: bool | None = None
     input: str | None = None
     tool_result: str | None = None
+    expired: bool | None = None
     payload: dict[str, Any] | None = None
     comment: str = ""
     request_id: str = ""

@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
+from .._durations import DurationLike, seconds
 from .._errors import SingularityError
 from . import _frames as f
 from ._calls import Calls
@@ -392,24 +393,45 @@ class Engine:
         """Runs a subtask and gives its output."""
         return await self._pending(f.Call.DELEGATE, {"description": description, **options})
 
-    async def ask(self, prompt: str, *, payload: Mapping[str, Any] | None = None, kind: str = "question") -> Any:
-        """Asks a person: gives their words, or the data of their answer.
+    async def ask(
+        self,
+        prompt: str,
+        *,
+        payload: Mapping[str, Any] | None = None,
+        kind: str = "question",
+        timeout: DurationLike | None = None,
+    ) -> Any:
+        """Asks a person: gives their words, or the data of their answer; raises `TimeoutError` if nobody answers for so long.
 
         While nobody has answered the task waits, without a process; the agent then starts again from its beginning, its model
         calls and tools answered as before. Questions are known by their order, so ask them in the same one every time.
         """
-        return self._asked(prompt, kind, payload)
+        return self._asked(prompt, kind, payload, timeout)
 
-    async def approve(self, prompt: str, *, payload: Mapping[str, Any] | None = None) -> bool:
+    async def approve(
+        self, prompt: str, *, payload: Mapping[str, Any] | None = None, timeout: DurationLike | None = None
+    ) -> bool:
         """Asks a person for a yes or a no; waits as :meth:`ask` does."""
-        return bool(self._asked(prompt, "approval", payload))
+        return bool(self._asked(prompt, "approval", payload, timeout))
 
-    def _asked(self, prompt: str, kind: str, payload: Mapping[str, Any] | None) -> Any:
+    async def client_tool(self, name: str, *, timeout: DurationLike | None = None, **arguments: Any) -> Any:
+        """Has the client run a tool of its own: it sees name and arguments in `pending_inputs`, and signals the result.
+
+        Waits as :meth:`ask` does; gives the result's text, or its data.
+        """
+        return self._asked(name, "client_tool", {"name": name, "arguments": arguments}, timeout)
+
+    def heartbeat(self) -> None:
+        """Says that the task goes on, where it has a `heartbeat_timeout` and is silent for long otherwise. From any thread."""
+        self._emit(self._calls.scope(), f.Event.BEAT, b"")
+
+    def _asked(self, prompt: str, kind: str, payload: Mapping[str, Any] | None, timeout: DurationLike | None) -> Any:
         scope = self._calls.scope()
         scope.asked += 1
         input_id = f"input-{scope.asked}"
         if input_id not in scope.answers:
-            raise InputNeeded([question(input_id, kind, prompt, payload)])
+            within = None if timeout is None else seconds(timeout)
+            raise InputNeeded([question(input_id, kind, prompt, payload, within)])
         return value(scope.answers[input_id])
 
     async def select_provider(self, **requirements: Any) -> str:

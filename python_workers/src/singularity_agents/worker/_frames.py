@@ -70,6 +70,7 @@ class Event(IntEnum):
     TOOL = 3
     LOG = 4
     SPAN = 5
+    BEAT = 6
 
 
 class Status(IntEnum):

@@ -7,6 +7,7 @@ Names are therefore made of what is the same in every attempt: the number of the
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,16 +22,25 @@ class InputNeeded(BaseException):
         self.inputs = inputs
 
 
-def question(input_id: str, kind: str, prompt: str, payload: Mapping[str, Any] | None = None) -> tasks.InputRequested:
-    """A question; `kind` is approval, question or client_tool."""
+def question(
+    input_id: str, kind: str, prompt: str, payload: Mapping[str, Any] | None = None, expires_in_s: float | None = None
+) -> tasks.InputRequested:
+    """A question; `kind` is approval, question or client_tool. It waits for so long at most."""
     made = tasks.InputRequested(input_id=input_id, kind=kind, prompt=prompt)
     if payload:
         made.payload.CopyFrom(to_struct(payload))
+    if expires_in_s is not None:
+        made.expire_time.FromMilliseconds(int((time.time() + expires_in_s) * 1000))
     return made
 
 
 def value(answer: tasks.InputAnswer) -> Any:
-    """What the agent gets: the payload if there is one, else whether it was approved, or the words."""
+    """What the agent gets: the payload if there is one, else whether it was approved, or the words.
+
+    Raises :class:`TimeoutError` where nobody answered in time.
+    """
+    if answer.expired:
+        raise TimeoutError(f"{answer.input_id} was not answered in time")
     if answer.HasField("payload"):
         return from_struct(answer.payload)
     which = answer.WhichOneof("answer")

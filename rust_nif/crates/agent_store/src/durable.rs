@@ -8,6 +8,7 @@ use agent_proto::agents::v1 as pb;
 
 use crate::journal::Entry;
 use crate::op::{WriteOp, Written};
+use crate::order::{Order, Place};
 use crate::record::Record;
 use crate::schedule::Due;
 
@@ -30,8 +31,8 @@ pub trait Store: Send + Sync {
     fn was_deleted(&self, tenant: &str, id: &str) -> Result<bool, AgentError>;
     /// Ids of a tenant that end so; at most 10.
     fn by_suffix(&self, tenant: &str, suffix: &str) -> Result<Vec<String>, AgentError>;
-    /// Up to `limit` tasks of a tenant beyond an id, newest or oldest first. Fewer: there are no more.
-    fn page(&self, tenant: &str, beyond: &str, newest_first: bool, limit: usize) -> Result<Vec<pb::Task>, AgentError>;
+    /// Up to `limit` tasks of a tenant beyond a place. Fewer: there are no more.
+    fn page(&self, tenant: &str, order: Order, beyond: &Place, limit: usize) -> Result<Vec<pb::Task>, AgentError>;
     /// Up to `limit` events of a task behind a sequence, in order.
     fn events(&self, id: &str, after: i64, limit: usize) -> Result<Vec<pb::TaskEvent>, AgentError>;
     /// Running tasks of this boot, with their fences.

@@ -10,6 +10,7 @@ mod hub;
 pub mod journal;
 mod memory;
 pub mod op;
+pub mod order;
 mod postgres;
 mod questions;
 pub mod record;
@@ -36,6 +37,7 @@ use hub::{Behind, Hub, Live};
 use journal::{Decision, Session, Sessions};
 use memory::Memory;
 pub use op::{AttemptInfo, Finish, MemoryAnswer, MemoryOp, Metrics, ScheduleOp, WriteOp, Written};
+use order::Order;
 use record::{Record, is_terminal};
 use schedule::Due;
 
@@ -73,7 +75,7 @@ pub struct ListQuery {
     pub page_token: String,
     /// See [`filter`].
     pub filter: String,
-    /// "create_time desc" or "create_time asc".
+    /// See [`order`].
     pub order_by: String,
 }
 
@@ -342,23 +344,16 @@ impl TaskStore {
     /// A page of tasks, ephemeral ones included, and the token of the next.
     pub fn list(&self, tenant: &str, query: &ListQuery) -> Result<(Vec<pb::Task>, String), AgentError> {
         let filter = Filter::parse(&query.filter)?;
-        let newest_first = match query.order_by.trim() {
-            "" | "create_time desc" => true,
-            "create_time" | "create_time asc" => false,
-            _ => return Err(AgentError::field("order_by", "must be \"create_time desc\" or \"create_time asc\"")),
-        };
-        if !query.page_token.is_empty() && query.page_token.len() != 36 {
-            return Err(AgentError::new(Reason::PageTokenInvalid, "the page token is not one of ours"));
-        }
-        let later = |id: &str, than: &str| than.is_empty() || if newest_first { id < than } else { id > than };
-        let mut found: Vec<pb::Task> =
-            self.memory.tasks(tenant).into_iter().filter(|t| later(&t.id, &query.page_token) && filter.matches(t)).collect();
-        let (mut beyond, mut seen, mut durable, mut exhausted) = (query.page_token.clone(), 0, 0, false);
+        let order = Order::parse(&query.order_by)?;
+        let start = order.place(&query.page_token)?;
+        let mut found: Vec<pb::Task> = self.memory.tasks(tenant);
+        found.retain(|t| order.holds(t) && order.later(&order.key(t), &start) && filter.matches(t));
+        let (mut beyond, mut seen, mut durable, mut exhausted) = (start, 0, 0, false);
         while durable <= query.page_size && seen < LIST_SCAN {
-            let page = self.durable.page(tenant, &beyond, newest_first, PAGE)?;
+            let page = self.durable.page(tenant, order, &beyond, PAGE)?;
             exhausted = page.len() < PAGE;
             let Some(last) = page.last() else { break };
-            beyond.clone_from(&last.id);
+            beyond = order.key(last);
             seen += page.len();
             let before = found.len();
             found.extend(page.into_iter().filter(|t| filter.matches(t)));
@@ -369,16 +364,16 @@ impl TaskStore {
         }
         if !exhausted {
             // Tasks behind the part that was read belong to a later page.
-            found.retain(|t| t.id == beyond || !later(&t.id, &beyond));
+            found.retain(|t| !order.later(&order.key(t), &beyond));
         }
-        found.sort_by(|a, b| if newest_first { b.id.cmp(&a.id) } else { a.id.cmp(&b.id) });
+        found.sort_by(|a, b| if order.newest_first { order.key(b).cmp(&order.key(a)) } else { order.key(a).cmp(&order.key(b)) });
         let more = found.len() > query.page_size;
         found.truncate(query.page_size);
         let token = match found.last() {
-            Some(last) if more => last.id.clone(),
+            Some(last) if more => order.key(last).token(),
             _ if exhausted => String::new(),
             // A rare filter: the page may be short or empty, and the next one goes on from here.
-            _ => beyond,
+            _ => beyond.token(),
         };
         Ok((found, token))
     }

@@ -1,6 +1,6 @@
 //! What a task asks of people and clients, and which answers fit. Pure.
 
-use agent_core::header::timestamp;
+use agent_core::header::{timestamp, timestamp_ms};
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use pb::input_answer::Answer;
@@ -11,6 +11,25 @@ const MAX_ANSWERS: usize = 1000;
 /// Questions that no answer is there for.
 pub(crate) fn unanswered(asked: Vec<pb::InputRequested>, answers: &[pb::InputAnswer]) -> Vec<pb::InputRequested> {
     asked.into_iter().filter(|i| answers.iter().all(|a| a.input_id != i.input_id)).collect()
+}
+
+/// When the first of these questions is given up, in ms; 0: none of them.
+pub(crate) fn first_expiry(pending: &[pb::InputRequested]) -> i64 {
+    pending.iter().filter_map(|i| i.expire_time.as_ref()).map(timestamp_ms).min().unwrap_or(0)
+}
+
+/// Takes out the questions whose time is over; gives the answers that take the place of theirs.
+pub(crate) fn expire(pending: &mut Vec<pb::InputRequested>, now_ms: i64) -> Vec<pb::InputAnswer> {
+    let over = |i: &mut pb::InputRequested| i.expire_time.as_ref().is_some_and(|at| timestamp_ms(at) <= now_ms);
+    pending
+        .extract_if(.., over)
+        .map(|i| pb::InputAnswer {
+            input_id: i.input_id,
+            answer: Some(Answer::Expired(true)),
+            time: Some(timestamp(now_ms)),
+            ..Default::default()
+        })
+        .collect()
 }
 
 /// What a task with these questions waits for: the first one says it.
@@ -122,6 +141,18 @@ mod tests {
         assert!(error.message.contains("approve"), "{error}");
         assert!(fitting(says("a", Answer::Approve(false)), &asks(&[("a", "approval")])).is_ok());
         assert!(fitting(says("a", Answer::Approve(true)), &asks(&[("a", "client_tool")])).is_err());
+    }
+
+    #[test]
+    fn a_question_is_answered_by_nobody_when_its_time_is_over() {
+        let mut asked = asks(&[("a", "question"), ("b", "approval"), ("c", "question")]).pending_inputs;
+        assert_eq!(first_expiry(&asked), 0);
+        (asked[0].expire_time, asked[1].expire_time) = (Some(timestamp(2000)), Some(timestamp(1000)));
+        assert_eq!(first_expiry(&asked), 1000);
+        assert!(expire(&mut asked, 999).is_empty());
+        let nobody = expire(&mut asked, 1000);
+        assert_eq!((nobody.len(), nobody[0].input_id.as_str(), &nobody[0].answer), (1, "b", &Some(Answer::Expired(true))));
+        assert_eq!(asked.iter().map(|i| i.input_id.as_str()).collect::<Vec<_>>(), ["a", "c"]);
     }
 
     #[test]

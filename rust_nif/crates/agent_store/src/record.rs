@@ -298,6 +298,7 @@ impl Record {
             events.push(self.stamp(pb::task_event::Event::InputRequested(input), now_ms));
         }
         self.task.waiting_for = questions::waiting_for(&self.task.pending_inputs) as i32;
+        self.not_before_ms = questions::first_expiry(&self.task.pending_inputs);
         self.task.worker_pid = 0;
         self.enter(S::Waiting, now_ms, &mut events);
         Ok((events, self.parked(now_ms)))
@@ -332,12 +333,18 @@ impl Record {
         Ok((vec![event], self.parked(now_ms)))
     }
 
-    /// WAITING to QUEUED.
+    /// WAITING to QUEUED. Questions whose time is over are answered by nobody.
     pub fn wake(&mut self, now_ms: i64) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
         if self.task.state() != S::Waiting {
             return Err(wrong_state(self.task.state(), "WAITING"));
         }
         let mut events = Vec::new();
+        for nobody in questions::expire(&mut self.task.pending_inputs, now_ms) {
+            let message = format!("{} was not answered in time", nobody.input_id);
+            let said = pb::LogEvent { level: "warning".into(), source: "engine".into(), message };
+            events.push(self.stamp(pb::task_event::Event::Log(said), now_ms));
+            self.task.answers.push(nobody);
+        }
         self.not_before_ms = 0;
         self.enter(S::Queued, now_ms, &mut events);
         Ok((events, Written::Ok))

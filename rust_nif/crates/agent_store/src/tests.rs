@@ -387,6 +387,41 @@ fn lists_page_and_filter() {
     }
 }
 
+#[test]
+fn ended_tasks_are_listed_by_their_end_page_by_page() {
+    for place in places("ends") {
+        let store = place.open();
+        let ids: Vec<String> = (0..6).map(|i| submit(&store, i == 3, None, "x", true).0).collect();
+        // They end in another order than they began, some in the same millisecond.
+        for i in [4, 0, 3, 2, 1] {
+            write(&store, finish(&ids[i], 1)).unwrap();
+        }
+        let page = |order: &str, token: String| {
+            let query = ListQuery { page_size: 2, page_token: token, order_by: order.into(), ..Default::default() };
+            store.list("t", &query).unwrap()
+        };
+        let listed = |order: &str| {
+            let (mut tasks, mut token) = page(order, String::new());
+            while !token.is_empty() {
+                let (more, next) = page(order, token);
+                assert!(more.len() <= 2);
+                tasks.extend(more);
+                token = next;
+            }
+            tasks
+        };
+        let ends = |tasks: &[pb::Task]| -> Vec<(i64, String)> {
+            tasks.iter().map(|t| (agent_core::header::timestamp_ms(t.end_time.as_ref().unwrap()), t.id.clone())).collect()
+        };
+        let (first, last) = (ends(&listed("end_time")), ends(&listed("end_time desc")));
+        assert_eq!(first.len(), 5, "the one that runs is left out");
+        assert!(first.is_sorted());
+        assert!(last.iter().eq(first.iter().rev()));
+        assert_eq!(store.list("t", &ListQuery { order_by: "cost".into(), ..Default::default() }).unwrap_err().fields[0].field, "order_by");
+        place.stop(&store);
+    }
+}
+
 fn key(n: u8, kind: journal::Kind) -> journal::Key {
     journal::Key { question: (kind, [n; 32]), occurrence: 0 }
 }

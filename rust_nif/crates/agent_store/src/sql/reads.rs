@@ -6,9 +6,10 @@ use prost::Message;
 
 use super::schema::OPEN;
 use super::tasks::{record_of, select, select_open};
-use super::{Db, all, journal, one};
+use super::{Db, Row, all, journal, one};
 use crate::durable::AgentRows;
 use crate::journal::Entry;
+use crate::order::{Order, Place};
 use crate::record::Record;
 
 /// Waiting tasks that are due, given at once.
@@ -35,12 +36,25 @@ pub(super) fn was_deleted(db: &mut dyn Db, tenant: &str, id: &str) -> Result<boo
     Ok(one(db, sql, &[tenant.into(), id.into()], |_| Ok(()))?.is_some())
 }
 
-/// Up to `limit` tasks of a tenant beyond an id, newest or oldest first.
-pub(super) fn page(db: &mut dyn Db, tenant: &str, beyond: &str, newest_first: bool, limit: usize) -> Result<Vec<pb::Task>, AgentError> {
-    let (sign, order) = if newest_first { ("<", "DESC") } else { (">", "ASC") };
-    let beyond = if beyond.is_empty() && newest_first { "~" } else { beyond };
-    let sql = select(&format!("tenant = ?1 AND id {sign} ?2 ORDER BY id {order} LIMIT ?3"));
-    all(db, &sql, &[tenant.into(), beyond.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()], |r| record_of(r).map(|r| r.task))
+/// Up to `limit` tasks of a tenant beyond a place.
+pub(super) fn page(db: &mut dyn Db, tenant: &str, order: Order, beyond: &Place, limit: usize) -> Result<Vec<pb::Task>, AgentError> {
+    let (sign, direction) = if order.newest_first { ("<", "DESC") } else { (">", "ASC") };
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX).into();
+    let (end_ms, id) = match beyond.id.as_str() {
+        "" if order.newest_first => (i64::MAX, "~"),
+        id => (beyond.end_ms, id),
+    };
+    let task = |r: &dyn Row| record_of(r).map(|r| r.task);
+    if !order.by_end {
+        let sql = select(&format!("tenant = ?1 AND id {sign} ?2 ORDER BY id {direction} LIMIT ?3"));
+        return all(db, &sql, &[tenant.into(), id.into(), limit], task);
+    }
+    // The second condition is what the index of ends is searched by.
+    let sql = select(&format!(
+        "tenant = ?1 AND end_ms > 0 AND end_ms {sign}= ?2 AND (end_ms, id) {sign} (?2, ?3)
+        ORDER BY end_ms {direction}, id {direction} LIMIT ?4"
+    ));
+    all(db, &sql, &[tenant.into(), end_ms.into(), id.into(), limit], task)
 }
 
 pub(super) fn events(db: &mut dyn Db, id: &str, after: i64, limit: usize) -> Result<Vec<pb::TaskEvent>, AgentError> {

@@ -14,6 +14,7 @@ use crate::durable::{AgentRows, Done, Store};
 use crate::hub::Hub;
 use crate::journal::Entry;
 use crate::op::WriteOp;
+use crate::order::{Order, Place};
 use crate::record::Record;
 use crate::schedule::Due;
 
@@ -67,8 +68,8 @@ impl Store for SqlStore {
         self.read(|db| reads::by_suffix(db, tenant, suffix))
     }
 
-    fn page(&self, tenant: &str, beyond: &str, newest_first: bool, limit: usize) -> Result<Vec<pb::Task>, AgentError> {
-        self.read(|db| reads::page(db, tenant, beyond, newest_first, limit))
+    fn page(&self, tenant: &str, order: Order, beyond: &Place, limit: usize) -> Result<Vec<pb::Task>, AgentError> {
+        self.read(|db| reads::page(db, tenant, order, beyond, limit))
     }
 
     fn events(&self, id: &str, after: i64, limit: usize) -> Result<Vec<pb::TaskEvent>, AgentError> {
