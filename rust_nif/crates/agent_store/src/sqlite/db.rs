@@ -13,7 +13,7 @@ use crate::fault;
 use crate::sql::{Db, Mended, Param, ReadPool, Row, WriterDb};
 
 /// Beyond this the log is moved although there is work, in bytes.
-const CHECKPOINT_BYTES: u64 = 256 * 1024 * 1024;
+const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
 /// Commits between two looks at the length of the log.
 const LOOK_EVERY: u32 = 256;
 /// Statements that a connection keeps prepared.

@@ -18,6 +18,9 @@ use db::{FileReaders, FileWriter, remembering};
 /// Versions from 3.7.0 to 3.51.2 may corrupt a database in WAL mode (sqlite.org/wal.html, "WAL-reset bug").
 const SQLITE_AFFECTED_UNTIL: i32 = 3_051_002;
 
+/// Pages that the writer keeps in memory, in KiB. With SQLite's own 2 MiB the pages of one batch push each other out.
+const CACHE_KIB: i64 = 32 * 1024;
+
 /// Opens the file, making it and its folder, which belong to one node at a time.
 pub(crate) fn open(path: &Path) -> Result<Opened, AgentError> {
     let dir: PathBuf = path.parent().filter(|p| !p.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_path_buf);
@@ -77,6 +80,7 @@ fn connect(path: &Path) -> Result<(Connection, i64), AgentError> {
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "mmap_size", 0)?;
+        db.pragma_update(None, "cache_size", -CACHE_KIB)?;
         // The writer does it when it has time.
         db.pragma_update(None, "wal_autocheckpoint", 0)?;
         db.query_row("PRAGMA user_version", [], |r| r.get(0))
