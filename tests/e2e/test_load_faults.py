@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, KillableNode, eventually
@@ -60,6 +61,38 @@ def test_workers_that_die_all_the_time_cost_no_task(killable: Callable[..., Kill
         assert states == {"SUCCEEDED": len(ids)}
         attempts = Counter(client.get(i).attempts for i in random.Random(8).sample(ids, 100))
         assert set(attempts) <= {1, 2, 3, 4}
+
+
+@pytest.mark.timeout(120)
+def test_what_is_urgent_goes_first_and_what_is_not_is_not_starved(killable: Callable[..., KillableNode]) -> None:
+    node = killable("[agent_execution]\nmax_running = 2\n")
+    options: dict[str, Any] = {"agent_type": "assistant", "framework": "native", "model": "echo?latency=20ms"}
+    with Client(node.address, timeout="60s") as client, ThreadPoolExecutor(8) as pool:
+
+        def end(task_id: str) -> float:
+            task = client.wait(task_id)
+            assert task.state == "SUCCEEDED" and task.end_time is not None
+            return task.end_time.timestamp()
+
+        # A second and a half of work waits before the urgent part comes.
+        idle = [client.submit(f"idle {n}", priority=0, **options).id for n in range(150)]
+        urgent = [client.submit(f"urgent {n}", priority=9, **options).id for n in range(20)]
+        ends = sorted(pool.map(end, idle))
+        assert max(pool.map(end, urgent)) < ends[len(ends) * 2 // 3], "twenty urgent tasks passed most of the idle ones"
+
+        # Urgent work that never stops leaves something for the others.
+        done = threading.Event()
+
+        def urge() -> None:
+            while not done.is_set():
+                client.execute("urgent", priority=9, **options)
+
+        for _ in range(8):
+            pool.submit(urge)
+        try:
+            assert client.wait(client.submit("patient", priority=0, **options).id, timeout="40s").state == "SUCCEEDED"
+        finally:
+            done.set()
 
 
 def resident_mib(pid: int) -> float:

@@ -5,12 +5,17 @@
 -include_lib("common_test/include/ct.hrl").
 -include_lib("stdlib/include/assert.hrl").
 
+-include("execution_row.hrl").
+
 -export([all/0, init_per_testcase/2, end_per_testcase/2]).
 -export([a_killed_coordinator_is_followed_by_attempt_2/1, a_killed_native_step_is_retried/1,
          a_task_that_kills_its_coordinator_is_poison/1, every_long_lived_process_may_be_killed_under_load/1,
          waiting_tasks_survive_a_killed_queue/1, queued_and_running_tasks_survive_a_restart/1]).
 
 -import(engine_test_node, [submit/1, task/1, until_ended/1, eventually/1, eventually/2]).
+
+%% A row that says RUNNING has an owner again, or is closed, within this: the sweep is every 5 s; the rest is the sampling and a slow machine.
+-define(OWNERLESS_MS, 5500).
 
 all() ->
     [a_killed_coordinator_is_followed_by_attempt_2, a_killed_native_step_is_retried,
@@ -87,6 +92,7 @@ every_long_lived_process_may_be_killed_under_load(_) ->
                engine_tables, providers_watcher, store_timer, store_watcher, native_runtime],
     Self = self(),
     Load = spawn_link(fun() -> load(Self, []) end),
+    Watch = spawn_link(fun() -> watch_owners(#{}, 0, 0) end),
     Accepted = lists:foldl(fun(Name, N) ->
                                Before = accepted(Load),
                                %% A fault without load proves nothing.
@@ -105,7 +111,40 @@ every_long_lived_process_may_be_killed_under_load(_) ->
     [eventually(fun() -> engine_test_node:ended(Id) end, 30000) || Id <- Ids],
     States = lists:foldl(fun(Id, Acc) -> maps:update_with(maps:get(state, task(Id)), fun(N) -> N + 1 end, 1, Acc) end, #{}, Ids),
     ct:pal("~p", [States]),
-    ?assertEqual(length(Ids), maps:get(succeeded, States, 0)).
+    ?assertEqual(length(Ids), maps:get(succeeded, States, 0)),
+    Watch ! {longest, self()},
+    {Longest, Seen} = receive {longest, Ms, Rows} -> {Ms, Rows} end,
+    ct:pal("of ~b looks at a running row: without an owner for ~b ms at most", [Seen, Longest]),
+    ?assert(Seen > 100),
+    ?assert(Longest =< ?OWNERLESS_MS).
+
+%% For how long a row said RUNNING, in ms, though no coordinator was there for it.
+watch_owners(Since, Longest, Seen) ->
+    receive
+        {longest, From} -> From ! {longest, Longest, Seen}
+    after 10 ->
+        Now = erlang:monotonic_time(millisecond),
+        Rows = running_rows(),
+        Still = maps:from_list([{Id, maps:get(Id, Since, Now)} || Id <- Rows, not has_owner(Id)]),
+        watch_owners(Still, lists:max([Longest | [Now - At || At <- maps:values(Still)]]), Seen + length(Rows))
+    end.
+
+%% While the store is being started nobody can say.
+running_rows() ->
+    try agent_store:read({running, agent_store:epoch()}) of
+        {ok, Rows} -> [element(1, Row) || Row <- Rows];
+        _ -> []
+    catch
+        _:_ -> []
+    end.
+
+has_owner(Id) ->
+    try ets:lookup(engine_tables:tasks(), Id) of
+        [#row{pid = Pid}] when is_pid(Pid) -> is_process_alive(Pid);
+        _ -> false
+    catch
+        error:badarg -> false
+    end.
 
 accepted(Load) ->
     Ref = make_ref(),
