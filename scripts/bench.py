@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import sqlite3
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ from postgres_server import NoPostgres, Postgres  # noqa: E402
 
 RUNS = 3
 SECONDS = 4
+#: Tasks that are woken one by one.
+WAKES = 2000
 #: LangChain tasks in a block, and pairs of blocks.
 BLOCK, PAIRS = 500, 5
 
@@ -58,6 +62,10 @@ entrypoint = "agents:shout"
 framework = "custom:bench"
 project = "{ROOT}/examples/demo"
 entrypoint = "agents:loop"
+[agents.pay]
+framework = "custom:bench"
+project = "{ROOT}/examples/demo"
+entrypoint = "agents:pay"
 [workers]
 recycle_after = 1000000
 """
@@ -418,6 +426,42 @@ def parked() -> None:
         time.sleep(2)
         record("parked_million", rss_mib(beam) - before, "MiB", wanted=f"{tasks} parked; must 200 MiB for a million")
         record("parked_disk", database.stat().st_size / tasks / 1024, "KiB", wanted="of each in the database: must 1 KiB")
+        wakes(node)
+        due_at_once(node)
+
+
+def wakes(node: LocalNode) -> None:
+    """Beside all of these, tasks that wait for an approval are woken in random order: from the call to the start of the next attempt."""
+    with Client(node.address, timeout="120s") as client, ThreadPoolExecutor(16) as pool:
+        ids = list(pool.map(lambda n: client.submit(f"bill {n}", agent="pay").id, range(WAKES)))
+        while any(state != "WAITING" for state in pool.map(lambda i: client.get(i).state, ids)):
+            time.sleep(0.1)
+        random.Random(7).shuffle(ids)
+        signalled = []
+        for task in ids:
+            signalled.append(time.time())
+            client.signal(task, approve=True)
+        assert all(task.state == "SUCCEEDED" for task in pool.map(client.wait, ids))
+        attempts = pool.map(lambda i: list(client.attempts(i)), ids)
+        starts = [second.start_time.timestamp() for _, second in attempts if second.start_time is not None]
+    late = sorted((start - at) * 1000 for start, at in zip(starts, signalled, strict=True))
+    record("wake_p50", statistics.median(late), "ms", wanted=f"{WAKES} random ones, one by one")
+    record("wake_p99", late[len(late) * 99 // 100], "ms", wanted="signal to RUNNING: must 10 ms")
+
+
+def due_at_once(node: LocalNode) -> None:
+    """Submits while many parked tasks come due in the same second."""
+    options = ("--durable", "--agent", "echo", "--in-flight", "1", "--seconds", "6")
+    alone = load(node.address, *options)["p99_us"] / 1000
+    subprocess.run(
+        [str(TOOL), "park", "--address", node.address, "--tasks", "10000", "--in-seconds", "3"],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    among = load(node.address, *options)
+    record("submit_among_due_p99", among["p99_us"] / 1000, "ms", baseline=alone, wanted="10,000 due at once; baseline: alone")
+    record("submit_among_due_p50", among["p50_us"] / 1000, "ms")
 
 
 def rss_mib(pid: int) -> float:

@@ -24,6 +24,12 @@ def loop(task: Any, engine: Any) -> str:
         pass
 
 
+@agent("pay")
+async def pay(task: Any, engine: Any) -> str:
+    """Pays if somebody approves; until then it is a row, without a process."""
+    return "paid" if await engine.approve(f"Shall I pay {task.description}?") else "not paid"
+
+
 @agent("count")
 async def count(task: Any, engine: Any) -> str:
     """Counts to five, half a second each, and says every number."""

@@ -47,11 +47,12 @@ pub(crate) fn backlog(args: &[String]) -> Result<(), Failure> {
     std::process::exit(0);
 }
 
-/// Submits tasks that start in an hour, through the public API: `--address A --tasks N`. Prints the rate.
+/// Submits tasks that start later, through the public API: `--address A --tasks N --in-seconds S`. Prints the rate.
 pub(crate) async fn park(args: &[String]) -> Result<(), Failure> {
     let tasks: usize = option(args, "--tasks", "100000").parse()?;
     let mut client = connect(&option(args, "--address", "127.0.0.1:50151")).await?;
-    let not_before = prost_types::Timestamp::from(SystemTime::now() + Duration::from_secs(3600));
+    let later = Duration::from_secs(option(args, "--in-seconds", "3600").parse()?);
+    let not_before = prost_types::Timestamp::from(SystemTime::now() + later);
     let hints = pb::ExecutionHints { not_before: Some(not_before), ..Default::default() };
     let task = pb::AgentTask {
         description: "x".into(),

@@ -89,14 +89,15 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
     references(root, &mut faults);
     off_loopback(root, &tenants, &mut faults);
     let location = store_location(root, &mut faults);
+    let store = root.get("store").map(Node::json).unwrap_or_default();
+    let retention = retention(&store, &mut faults);
     if !faults.is_empty() {
         return Err(faults);
     }
     let server = root.get("server").map(Node::json).unwrap_or_default();
-    let store = root.get("store").map(Node::json).unwrap_or_default();
     let native = serde_json::json!({
         "server": {"address": server["address"], "tls": server.get("tls"), "idle_timeout_ms": server["idle_timeout_ms"]},
-        "store": {"location": location, "retention": {"succeeded_ms": store["keep_succeeded_ms"], "other_ms": store["keep_other_ms"]}},
+        "store": {"location": location, "retention": retention},
         "providers": root.get("providers").map(Node::json),
         "models": root.get("models").map(Node::json),
         "tenants": tenants.iter().map(|(name, keys)| (name.clone(), serde_json::json!({"key_sha256": keys}))).collect::<serde_json::Map<_, _>>(),
@@ -283,6 +284,15 @@ fn off_loopback(root: &Node, tenants: &BTreeMap<String, Vec<String>>, faults: &m
             }
         }
     }
+}
+
+/// How long ended tasks are kept, by state and by label.
+fn retention(store: &serde_json::Value, faults: &mut Vec<String>) -> serde_json::Value {
+    let labels = store.get("keep_label").and_then(|l| l.as_object()).cloned().unwrap_or_default();
+    for rule in labels.keys().filter(|rule| rule.split_once('=').is_none_or(|(name, value)| name.is_empty() || value.is_empty())) {
+        faults.push(format!("[store] keep_label: \"{rule}\" is no label, as in \"tier=audit\""));
+    }
+    serde_json::json!({ "succeeded_ms": store["keep_succeeded_ms"], "other_ms": store["keep_other_ms"], "labels": labels })
 }
 
 /// What the store is to open: `{"file": path}` or `{"server": {"url", "spool", "ca"}}`.

@@ -51,6 +51,15 @@ fn a_key_is_never_in_the_file_and_never_repeated() {
 }
 
 #[test]
+fn labels_say_how_long_tasks_are_kept_and_a_server_has_a_spool() {
+    let c = good("[store]\nurl = \"postgres://u@h/d\"\nca = \"ca.pem\"\n[store.keep_label]\n\"tier=audit\" = \"8760h\"\n");
+    let store = &c["native"]["store"];
+    assert_eq!(store["retention"]["labels"]["tier=audit"], 8760 * 3_600_000_i64);
+    assert_eq!(store["location"]["server"], serde_json::json!({"url": "postgres://u@h/d", "spool": "data/spool", "ca": "ca.pem"}));
+    assert!(bad("[store.keep_label]\naudit = \"1h\"\n").contains("\"audit\" is no label, as in \"tier=audit\""));
+}
+
+#[test]
 fn off_loopback_needs_tls_and_keys() {
     let e = bad("[server]\naddress = \"0.0.0.0:50151\"\n");
     assert!(e.contains("tls") && e.contains("keys are needed"), "{e}");

@@ -19,7 +19,7 @@ mod spool;
 mod sql;
 mod sqlite;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -80,18 +80,31 @@ pub struct ListQuery {
 }
 
 /// How long ended tasks are kept, in ms; 0: for ever.
-#[derive(Clone, Copy, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Deserialize)]
 pub struct Retention {
     /// Those that succeeded.
     pub succeeded_ms: i64,
     /// All others.
     pub other_ms: i64,
+    /// Those with a label, "NAME=VALUE": also where the volume is nearly full. Of several the longest time counts.
+    #[serde(default)]
+    pub labels: HashMap<String, i64>,
+}
+
+impl Retention {
+    /// What the labels of a task ask for.
+    pub(crate) fn by_label(&self, task: &pb::Task) -> Option<i64> {
+        let labels = task.spec.as_ref().filter(|_| !self.labels.is_empty())?.labels.iter();
+        let asked = labels.filter_map(|(name, value)| self.labels.get(&format!("{name}={value}")).copied());
+        // For ever is longest.
+        asked.max_by_key(|ms| if *ms == 0 { i64::MAX } else { *ms })
+    }
 }
 
 impl Default for Retention {
     fn default() -> Self {
         const DAY_MS: i64 = 24 * 60 * 60 * 1000;
-        Self { succeeded_ms: 7 * DAY_MS, other_ms: 30 * DAY_MS }
+        Self { succeeded_ms: 7 * DAY_MS, other_ms: 30 * DAY_MS, labels: HashMap::new() }
     }
 }
 

@@ -507,7 +507,7 @@ fn a_tool_runs_once_unless_it_allows_more_and_one_in_doubt_is_not_guessed() {
 #[test]
 fn ended_tasks_are_forgotten_when_their_time_is_over_and_open_ones_are_not() {
     for place in places("retention") {
-        let keep = Retention { succeeded_ms: 1, other_ms: 0 };
+        let keep = Retention { succeeded_ms: 1, other_ms: 0, ..Retention::default() };
         let store = place.open();
         let ids: Vec<String> = (0..450).map(|_| submit(&store, false, None, "x", true).0).collect();
         let open_id = ids[0].clone();
@@ -537,6 +537,39 @@ fn ended_tasks_are_forgotten_when_their_time_is_over_and_open_ones_are_not() {
         }
         let (_, _) = submit(&store, false, None, "x", true);
         assert_eq!(std::fs::metadata(&log).unwrap().len(), long);
+    }
+}
+
+#[test]
+fn labels_say_for_how_long_a_task_is_kept() {
+    for place in places("labels") {
+        let labels = HashMap::from([("tier=audit".to_owned(), 0), ("tier=scratch".to_owned(), 1), ("kind=x".to_owned(), 100_000_000)]);
+        let store = place.try_open(Retention { succeeded_ms: 1, other_ms: 1, labels }).unwrap();
+        let ended = |labels: &[(&str, &str)]| {
+            let spec = pb::AgentTask {
+                description: "x".into(),
+                labels: labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+                ..Default::default()
+            };
+            let id = uuid::Uuid::now_v7().to_string();
+            let header = Box::new(header(&spec, &id, &id, "t", now_ms()));
+            write(&store, WriteOp::Submit { header, spec: Box::new(spec), run: true, route: None }).unwrap();
+            write(&store, finish(&id, 1)).unwrap();
+            id
+        };
+        let kept = [ended(&[("tier", "audit")]), ended(&[("tier", "scratch"), ("kind", "x")])];
+        let gone = [ended(&[("tier", "scratch")]), ended(&[("tier", "other")])];
+        place.stop(&store);
+        let store = place.try_open(Retention { succeeded_ms: 1, other_ms: 1, labels: HashMap::new() }).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while gone.iter().any(|id| store.get("t", id).is_ok()) {
+            assert!(std::time::Instant::now() < deadline, "what no label keeps is forgotten");
+            std::thread::yield_now();
+        }
+        for id in &kept {
+            assert!(store.get("t", id).is_ok(), "what was said at its end counts");
+        }
+        place.stop(&store);
     }
 }
 

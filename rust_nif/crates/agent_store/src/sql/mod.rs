@@ -3,8 +3,10 @@
 //! Statements are written once, with `?1` for a parameter, in the part of SQL that SQLite and PostgreSQL agree on. Integers are 64 bits.
 
 pub(crate) mod chores;
+mod items;
 pub(crate) mod journal;
 pub(crate) mod memory;
+pub(crate) mod queue;
 pub(crate) mod reads;
 pub(crate) mod schedules;
 pub(crate) mod schema;

@@ -5,7 +5,7 @@ use agent_core::{AgentError, Reason};
 use crate::durable::refuse;
 
 /// Version of the schema that this program writes.
-pub(crate) const SCHEMA: i64 = 4;
+pub(crate) const SCHEMA: i64 = 5;
 
 /// The words of the partial index `task_open`: a query uses it only if it says the same.
 pub(crate) const OPEN: &str = "state IN (1, 2, 3)";
@@ -65,6 +65,7 @@ pub(crate) const MIGRATIONS: [&str; SCHEMA as usize] = [
         PRIMARY KEY(tenant, id)
     ) WITHOUT ROWID;
     CREATE INDEX schedule_due ON schedule(next_ms) WHERE next_ms > 0;",
+    "ALTER TABLE task ADD COLUMN keep_ms INTEGER NOT NULL DEFAULT 0;",
 ];
 
 /// The same words for PostgreSQL. Texts compare by their bytes there too.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use agent_core::AgentError;
 use agent_proto::agents::v1 as pb;
 
+use super::queue::Writer;
 use super::schema::SCHEMA;
-use super::writer::Writer;
 use super::{Db, Opened, ReadPool, memory, reads, schedules};
 use crate::Retention;
 use crate::durable::{AgentRows, Done, Store};
@@ -35,7 +35,7 @@ impl SqlStore {
         on_end: Box<dyn FnOnce(String) + Send>,
     ) -> Result<Self, AgentError> {
         let (readers, epoch, version) = (opened.readers.clone(), opened.epoch, opened.version.clone());
-        let writer = Writer::start(opened, hub, crate::now_ms, retention, on_end)?;
+        let writer = super::writer::start(opened, hub, crate::now_ms, retention, on_end)?;
         Ok(Self { writer, readers, epoch, version })
     }
 

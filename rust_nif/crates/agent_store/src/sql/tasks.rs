@@ -11,6 +11,8 @@ use crate::record::{Record, is_terminal};
 const COLUMNS: &str = "tenant, lost, epoch, not_before, sequence, text_offset, hash, data, attempts";
 /// A request id is known for so long after the end of its task, though the task itself is forgotten, in ms.
 const REQUEST_ID_MS: i64 = 24 * 60 * 60 * 1000;
+/// In the column `keep_ms`, where 0 says that no label asks for anything.
+const FOR_EVER: i64 = -1;
 
 pub(super) fn record_of(row: &dyn Row) -> Result<Record, AgentError> {
     let bad =
@@ -67,7 +69,7 @@ pub(super) fn insert(db: &mut dyn Db, r: &Record, events: &[pb::TaskEvent]) -> R
     let created = r.task.create_time.as_ref().map_or(0, agent_core::header::timestamp_ms);
     let request = (!r.hash.is_empty()).then_some(&r.task.request_id);
     db.send(
-        "INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,0,0)",
+        "INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,0,0,0)",
         &[
             (&r.task.id).into(),
             (&r.tenant).into(),
@@ -91,8 +93,8 @@ pub(super) fn insert(db: &mut dyn Db, r: &Record, events: &[pb::TaskEvent]) -> R
 }
 
 /// Writes a task that has this fence, which the statement checks once more. Events alone leave the blobs as they are: a task that streams
-/// does not rewrite itself.
-pub(super) fn update(db: &mut dyn Db, r: &Record, old_fence: i64, numbers_only: bool) -> Result<(), AgentError> {
+/// does not rewrite itself. `kept_ms`: one that ends is kept for so long by its labels; 0: for ever.
+pub(super) fn update(db: &mut dyn Db, r: &Record, old_fence: i64, kept_ms: Option<i64>, numbers_only: bool) -> Result<(), AgentError> {
     let id = (&r.task.id).into();
     if numbers_only {
         return db.send(
@@ -103,7 +105,7 @@ pub(super) fn update(db: &mut dyn Db, r: &Record, old_fence: i64, numbers_only: 
     }
     db.send(
         "UPDATE task SET state = ?3, fence = ?4, epoch = ?5, not_before = ?6, lost = ?7, sequence = ?8, text_offset = ?9, data = ?10,
-            attempts = ?11, end_ms = ?12, asked = ?13 WHERE id = ?1 AND fence = ?2",
+            attempts = ?11, end_ms = ?12, asked = ?13, keep_ms = ?14 WHERE id = ?1 AND fence = ?2",
         &[
             id,
             old_fence.into(),
@@ -118,6 +120,7 @@ pub(super) fn update(db: &mut dyn Db, r: &Record, old_fence: i64, numbers_only: 
             (&attempts_blob(r)).into(),
             end_ms(r).into(),
             i64::from(r.task.cancel_requested && !is_terminal(r.task.state())).into(),
+            kept_ms.map_or(0, |ms| if ms == 0 { FOR_EVER } else { ms }).into(),
         ],
         true,
     )
@@ -154,8 +157,10 @@ pub(super) fn forget_tombstones(db: &mut dyn Db, now_ms: i64) -> Result<(), Agen
     db.execute("DELETE FROM tombstone WHERE until_ms <= ?1", &[now_ms.into()]).map(|_| ())
 }
 
-/// The oldest of the ended tasks whose time is over: those that succeeded before the first time, others before the second.
-pub(super) fn old(db: &mut dyn Db, succeeded_before: i64, other_before: i64, limit: i64) -> Result<Vec<Record>, AgentError> {
-    let condition = "end_ms > 0 AND ((state = 4 AND end_ms < ?1) OR (state <> 4 AND end_ms < ?2)) ORDER BY end_ms LIMIT ?3";
-    all(db, &select(condition), &[succeeded_before.into(), other_before.into(), limit.into()], record_of)
+/// The oldest of the ended tasks whose time is over: those that succeeded before the first time, others before the second; where labels
+/// have said for how long, that counts.
+pub(super) fn old(db: &mut dyn Db, succeeded_before: i64, other_before: i64, now_ms: i64, limit: i64) -> Result<Vec<Record>, AgentError> {
+    let condition = "end_ms > 0 AND ((keep_ms = 0 AND state = 4 AND end_ms < ?1) OR (keep_ms = 0 AND state <> 4 AND end_ms < ?2)
+        OR (keep_ms > 0 AND end_ms < ?3 - keep_ms)) ORDER BY end_ms LIMIT ?4";
+    all(db, &select(condition), &[succeeded_before.into(), other_before.into(), now_ms.into(), limit.into()], record_of)
 }

@@ -1,0 +1,230 @@
+//! What each write does: one item of a batch, within its transaction.
+
+use agent_core::agent::text_message;
+use agent_core::{AgentError, Reason};
+use agent_proto::agents::v1 as pb;
+
+use super::tasks::{Known, load, record_of, select, select_open};
+use super::writer::{Outcome, Thread};
+use super::{Param, all, journal, memory, schedules, tasks};
+use crate::durable::{deleted_request, existing, not_found};
+use crate::journal::Change;
+use crate::op::{WriteOp, Written};
+use crate::record::{Record, is_terminal};
+
+/// Attempts that one recovery closes.
+const RECOVER_TASKS: i64 = 1000;
+
+/// The conversation of a namespace that its tasks go on with.
+const CONVERSATION: &str = "default";
+/// Messages of it that a task is given at most, the newest ones.
+const REMEMBERED_MESSAGES: i64 = 40;
+/// Their bytes.
+const REMEMBERED_BYTES: usize = 64 * 1024;
+
+fn namespace(spec: &pb::AgentTask) -> &str {
+    spec.context.as_ref().map_or("", |context| &context.memory_namespace)
+}
+
+impl Thread {
+    /// One item: it fails alone.
+    pub(super) fn item(&mut self, op: WriteOp) -> Outcome {
+        let guarded = self.db.careful() || op.may_fail_halfway();
+        if guarded {
+            self.db.batch("SAVEPOINT item")?;
+        }
+        let id = op.task_id().map(str::to_owned);
+        let result = self.apply(op);
+        if result.is_err() {
+            if let Some(id) = id {
+                self.cache.remove(&id);
+            }
+            if guarded {
+                self.db.batch("ROLLBACK TO SAVEPOINT item")?;
+            }
+        }
+        if guarded {
+            self.db.batch("RELEASE SAVEPOINT item")?;
+        }
+        result
+    }
+
+    fn apply(&mut self, op: WriteOp) -> Outcome {
+        let now = (self.clock)();
+        let epoch = self.epoch;
+        match op {
+            WriteOp::Submit { header, spec, run, route } => {
+                if !header.content_hash.is_empty() {
+                    let known = tasks::find_request(&mut *self.db, &header.tenant, &header.request_id)?;
+                    let same = known.map(|known| match known {
+                        Known::Task(old) => existing(&old, &header.content_hash, &spec),
+                        Known::Deleted(id, hash) => deleted_request(id, &hash, &header.content_hash),
+                    });
+                    if let Some(same) = same {
+                        return same.map(|written| (written, Vec::new()));
+                    }
+                }
+                // What its conversation holds is read when it is claimed.
+                let run = run && namespace(&spec).is_empty();
+                let (record, events, written) = Record::submitted(&header, *spec, run, route, epoch, now);
+                tasks::insert(&mut *self.db, &record, &events)?;
+                if !header.fork_of.is_empty() {
+                    journal::copy(&mut *self.db, &header.fork_of, &header.task_id, header.fork_after)?;
+                }
+                let id = header.task_id;
+                self.cache.insert(id.clone(), record);
+                Ok((written, vec![(id, events, false)]))
+            }
+            WriteOp::Claim { id } => {
+                self.remember(&id)?;
+                self.change(&id, |r| r.claim(epoch, now))
+            }
+            WriteOp::Attempt { id, fence, info } => self.change(&id, |r| r.attempt(fence, info)),
+            WriteOp::Route { id, fence, route } => self.change(&id, |r| r.route(fence, route)),
+            WriteOp::Events { id, fence, events } => self.change(&id, |r| r.events(fence, events, now)),
+            WriteOp::Finish { id, fence, mut finish } => {
+                let answers = std::mem::take(&mut finish.journal);
+                let said = finish.result.as_ref().filter(|_| finish.state == pb::TaskState::Succeeded).map(|r| r.output.clone());
+                let turn = said.map(|said| self.turn(&id, said)).transpose()?.flatten();
+                let done = self.change(&id, |r| r.finish(fence, *finish, now))?;
+                if let Some((tenant, namespace, turn)) = turn {
+                    memory::append(&mut *self.db, &tenant, &namespace, CONVERSATION, &turn)?;
+                }
+                for (key, answer) in answers {
+                    journal::change(&mut *self.db, &id, fence, i64::MAX, &key, &Change::Answer(answer))?;
+                }
+                Ok(done)
+            }
+            WriteOp::Journal { id, fence, key, change } => {
+                let sequence = self.held(&id, fence)?;
+                journal::change(&mut *self.db, &id, fence, sequence, &key, &change)?;
+                Ok((Written::Ok, Vec::new()))
+            }
+            WriteOp::ToolBegin { id, fence, key, replay } => {
+                let sequence = self.held(&id, fence)?;
+                let decision = journal::tool_begin(&mut *self.db, &id, fence, sequence, &key, replay)?;
+                Ok((Written::Tool(decision), Vec::new()))
+            }
+            WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, events } => {
+                self.change(&id, |r| r.requeue(fence, &outcome, &cause, counts, not_before_ms, events, now))
+            }
+            WriteOp::Park { id, fence, inputs, events } => self.change(&id, |r| r.park(fence, inputs, events, now)),
+            WriteOp::Signal { tenant, id, signal } => {
+                self.change(&id, |r| if r.tenant == tenant { r.signal(*signal, now) } else { Err(not_found(&id)) })
+            }
+            WriteOp::Wake { id } => self.change(&id, |r| r.wake(now)),
+            WriteOp::Fence { id, fence } => self.change(&id, |r| r.fence(fence)),
+            WriteOp::CancelRequest { tenant, id } => {
+                self.change(&id, |r| if r.tenant == tenant { Ok(r.cancel_request()) } else { Err(not_found(&id)) })
+            }
+            WriteOp::Delete { tenant, id } => self.delete(&tenant, &id, now),
+            WriteOp::PutAgent { tenant, id, data } => self.sql(
+                "INSERT INTO agent VALUES(?1, ?2, ?3) ON CONFLICT (tenant, id) DO UPDATE SET data = excluded.data",
+                &[(&tenant).into(), (&id).into(), (&data).into()],
+            ),
+            WriteOp::DeleteAgent { tenant, id } => {
+                self.sql("DELETE FROM agent WHERE tenant = ?1 AND id = ?2", &[(&tenant).into(), (&id).into()])
+            }
+            WriteOp::Memory { tenant, op } => {
+                let answer = memory::write(&mut *self.db, &tenant, &op, now)?;
+                Ok((Written::Memory(answer), Vec::new()))
+            }
+            WriteOp::Schedule { tenant, op } => {
+                let schedule = schedules::write(&mut *self.db, &tenant, op, now)?;
+                Ok((Written::Schedule(Box::new(schedule)), Vec::new()))
+            }
+            WriteOp::Recover => self.recover(now),
+        }
+    }
+
+    fn sql(&mut self, sql: &str, params: &[Param<'_>]) -> Outcome {
+        self.db.execute(sql, params)?;
+        Ok((Written::Ok, Vec::new()))
+    }
+
+    /// Whether the fence holds the task; its row stays as it is. Gives the last event's number.
+    fn held(&mut self, id: &str, fence: i64) -> Result<i64, AgentError> {
+        let record = self.cached(id)?;
+        record.running(fence).map(|()| record.sequence)
+    }
+
+    /// A task's row, read if it is not known.
+    fn cached(&mut self, id: &str) -> Result<&mut Record, AgentError> {
+        if !self.cache.contains_key(id) {
+            let record = load(&mut *self.db, id)?.ok_or_else(|| not_found(id))?;
+            self.cache.insert(id.to_owned(), record);
+        }
+        self.cache.get_mut(id).ok_or_else(|| not_found(id))
+    }
+
+    /// Before its first attempt a task is given what its namespace remembers; later ones see the same, so that they ask the same.
+    fn remember(&mut self, id: &str) -> Result<(), AgentError> {
+        let record = self.cached(id)?;
+        let namespace = record.task.spec.as_ref().map(namespace).unwrap_or_default().to_owned();
+        if record.task.attempts == 0 && !namespace.is_empty() {
+            let tenant = record.tenant.clone();
+            let window = memory::window(&mut *self.db, &tenant, &namespace, CONVERSATION, REMEMBERED_MESSAGES, REMEMBERED_BYTES)?;
+            self.cached(id)?.task.remembered = window;
+        }
+        Ok(())
+    }
+
+    /// What a task that ends well adds to the conversation of its namespace: tenant, namespace, question and answer.
+    fn turn(&mut self, id: &str, said: String) -> Result<Option<(String, String, Vec<pb::Message>)>, AgentError> {
+        let record = self.cached(id)?;
+        Ok(record.task.spec.as_ref().filter(|spec| !namespace(spec).is_empty()).map(|spec| {
+            let turn = vec![text_message(pb::Role::User, spec.description.clone()), text_message(pb::Role::Assistant, said)];
+            (record.tenant.clone(), namespace(spec).to_owned(), turn)
+        }))
+    }
+
+    fn change(&mut self, id: &str, f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>) -> Outcome {
+        let record = self.cached(id)?;
+        let fence = record.task.fencing_token;
+        let (events, written) = f(record)?;
+        let ended = is_terminal(record.task.state());
+        let record = self.cache.get(id).ok_or_else(|| not_found(id))?;
+        // The fence is checked once more by the statement: nobody else may have written, and if somebody had, this item fails.
+        let kept_ms = self.chores.kept_by_label(&record.task).filter(|_| ended);
+        tasks::update(&mut *self.db, record, fence, kept_ms, matches!(written, Written::Sequence(_)))?;
+        tasks::add_events(&mut *self.db, id, &events)?;
+        if ended {
+            self.cache.remove(id);
+        }
+        Ok((written, vec![(id.to_owned(), events, ended)]))
+    }
+
+    fn delete(&mut self, tenant: &str, id: &str, now: i64) -> Outcome {
+        let record = load(&mut *self.db, id)?.filter(|r| r.tenant == tenant).ok_or_else(|| not_found(id))?;
+        if !is_terminal(record.task.state()) {
+            return Err(AgentError::new(Reason::WrongState, "the task has not ended; cancel it first"));
+        }
+        self.cache.remove(id);
+        self.hub.forget(id);
+        tasks::forget(&mut *self.db, &record, now)?;
+        Ok((Written::Ok, Vec::new()))
+    }
+
+    /// Ends attempts of earlier epochs, and open tasks whose cancel was asked for then; so many at once that others are not kept waiting.
+    fn recover(&mut self, now: i64) -> Outcome {
+        let params = [self.epoch.into(), RECOVER_TASKS.into()];
+        let asked = select("asked = 1 AND (state IN (1, 3) OR epoch < ?1) LIMIT ?2");
+        let mut found = all(&mut *self.db, &asked, &params, record_of)?;
+        if found.is_empty() {
+            found = all(&mut *self.db, &select_open("state = 2 AND epoch < ?1 LIMIT ?2"), &params, record_of)?;
+        }
+        let more = !found.is_empty();
+        let mut publish = Vec::with_capacity(found.len());
+        for mut record in found {
+            let fence = record.task.fencing_token;
+            let events = record.recover(now);
+            let ended = is_terminal(record.task.state());
+            let kept_ms = self.chores.kept_by_label(&record.task).filter(|_| ended);
+            tasks::update(&mut *self.db, &record, fence, kept_ms, false)?;
+            tasks::add_events(&mut *self.db, &record.task.id, &events)?;
+            self.cache.remove(&record.task.id);
+            publish.push((record.task.id, events, ended));
+        }
+        Ok((Written::Recovered { more }, publish))
+    }
+}
