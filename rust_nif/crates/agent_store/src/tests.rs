@@ -835,9 +835,10 @@ fn a_file_of_every_earlier_version_opens_with_what_it_holds() {
             }
             db.pragma_update(None, "user_version", version).unwrap();
             let task = pb::Task { id: uuid::Uuid::now_v7().to_string(), state: pb::TaskState::Queued as i32, ..Default::default() };
-            let columns =
-                "id, rid, tenant, state, fence, epoch, not_before, create_ms, lost, sequence, text_offset, hash_version, data, attempts";
-            let sql = format!("INSERT INTO task({columns}) VALUES(?1, 'r', 't', 1, 0, 0, 0, 5, 0, 1, 0, 1, ?2, x'')");
+            // Version 4 took the turned id away.
+            let (turned, r) = if version < 4 { ("rid, ", "'r', ") } else { ("", "") };
+            let columns = "tenant, state, fence, epoch, not_before, create_ms, lost, sequence, text_offset, hash_version, data, attempts";
+            let sql = format!("INSERT INTO task(id, {turned}{columns}) VALUES(?1, {r}'t', 1, 0, 0, 0, 5, 0, 1, 0, 1, ?2, x'')");
             db.execute(&sql, rusqlite::params![task.id, prost::Message::encode_to_vec(&task)]).unwrap();
         }
         let store = place.open();
