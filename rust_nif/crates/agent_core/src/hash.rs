@@ -15,17 +15,20 @@ pub fn content_hash(task: &pb::AgentTask) -> [u8; 32] {
     Sha256::digest(task.encode_to_vec()).into()
 }
 
-/// SHA-256 of the canonical form of a model call. Its time limit is left out: it changes nothing of what is asked.
+/// SHA-256 of the canonical form of a model call. Its time limit and its rules are left out: they change nothing of what is asked.
 pub fn chat_hash(request: &pb::ChatRequest) -> [u8; 32] {
-    match request.timeout {
-        None => Sha256::digest(request.encode_to_vec()).into(),
-        Some(_) => Sha256::digest(pb::ChatRequest { timeout: None, ..request.clone() }.encode_to_vec()).into(),
+    match (&request.timeout, &request.policy) {
+        (None, None) => Sha256::digest(request.encode_to_vec()).into(),
+        _ => Sha256::digest(pb::ChatRequest { timeout: None, policy: None, ..request.clone() }.encode_to_vec()).into(),
     }
 }
 
 /// SHA-256 of the canonical form of an embedding call.
 pub fn embed_hash(request: &pb::EmbedRequest) -> [u8; 32] {
-    Sha256::digest(request.encode_to_vec()).into()
+    match request.policy {
+        None => Sha256::digest(request.encode_to_vec()).into(),
+        Some(_) => Sha256::digest(pb::EmbedRequest { policy: None, ..request.clone() }.encode_to_vec()).into(),
+    }
 }
 
 /// SHA-256 of a tool's name and its arguments. JSON text is taken with sorted keys and without space; what is no JSON as it is.

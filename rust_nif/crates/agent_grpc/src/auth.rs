@@ -10,6 +10,9 @@ use tonic::metadata::MetadataMap;
 /// Tenant of everybody where no keys are configured.
 pub const DEFAULT_TENANT: &str = "default";
 
+/// Bytes of a key's digest that name it.
+const KEY_ID_BYTES: usize = 4;
+
 /// Keys of a tenant, in the native configuration.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct TenantKeys {
@@ -45,13 +48,23 @@ impl Auth {
 
     /// The tenant of a call.
     pub fn tenant(&self, metadata: &MetadataMap) -> Result<String, AgentError> {
+        self.identity(metadata).map(|(tenant, _)| tenant)
+    }
+
+    /// The tenant of a call, and the name of its key: the first letters of the key's digest; empty where no keys are configured.
+    pub fn identity(&self, metadata: &MetadataMap) -> Result<(String, String), AgentError> {
         if self.keys.is_empty() {
-            return Ok(DEFAULT_TENANT.to_owned());
+            return Ok((DEFAULT_TENANT.to_owned(), String::new()));
         }
         let header = metadata.get("authorization").and_then(|v| v.to_str().ok());
         let Some(key) = header.and_then(|h| h.strip_prefix("Bearer ").or_else(|| h.strip_prefix("bearer "))) else {
             return Err(AgentError::new(Reason::KeyMissing, "send the key as metadata: authorization: Bearer KEY"));
         };
+        self.key(key)
+    }
+
+    /// The same of a key itself.
+    pub fn key(&self, key: &str) -> Result<(String, String), AgentError> {
         let digest: [u8; 32] = Sha256::digest(key.trim().as_bytes()).into();
         // Every key is looked at, whichever matches.
         let mut found = None;
@@ -61,7 +74,8 @@ impl Auth {
                 found = Some(tenant);
             }
         }
-        found.cloned().ok_or_else(|| AgentError::new(Reason::KeyUnknown, "the key is not known here"))
+        let tenant = found.cloned().ok_or_else(|| AgentError::new(Reason::KeyUnknown, "the key is not known here"))?;
+        Ok((tenant, digest.iter().take(KEY_ID_BYTES).map(|byte| format!("{byte:02x}")).collect()))
     }
 }
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
-use agent_providers::Providers;
+use agent_providers::{Caller, Providers};
 use agent_store::{Enqueued, TaskStore, WriteOp, Written};
 use tokio::sync::oneshot;
 use tonic::Status;
@@ -52,6 +52,11 @@ pub struct Shared {
 impl Shared {
     fn tenant<T>(&self, request: &tonic::Request<T>) -> Result<String, Status> {
         self.auth.tenant(request.metadata()).map_err(|e| to_status(&e))
+    }
+
+    fn caller<T>(&self, request: &tonic::Request<T>) -> Result<Caller, Status> {
+        let (tenant, key_id) = self.auth.identity(request.metadata()).map_err(|e| to_status(&e))?;
+        Ok(Caller { tenant, key_id, ..Caller::default() })
     }
 
     /// Writes what needs no decision, and waits for the commit.

@@ -63,15 +63,15 @@ impl pb::provider_service_server::ProviderService for ProviderCalls {
 
     async fn chat(&self, request: Request<pb::ChatRequest>) -> Reply<pb::ChatResponse> {
         let _open = Connection::open(&request);
-        self.0.tenant(&request)?;
+        let caller = self.0.caller(&request)?;
         checked(request.get_ref())?;
-        ok(self.0.providers.chat(request.get_ref(), None, None).await.map_err(|e| to_status(&e))?)
+        ok(self.0.providers.chat(request.get_ref(), &caller, None, None).await.map_err(|e| to_status(&e))?)
     }
 
     type StreamChatStream = Pin<Box<dyn futures::Stream<Item = Result<pb::StreamChatResponse, Status>> + Send>>;
 
     async fn stream_chat(&self, request: Request<pb::StreamChatRequest>) -> Reply<Self::StreamChatStream> {
-        self.0.tenant(&request)?;
+        let caller = self.0.caller(&request)?;
         let open = Connection::open(&request);
         let Some(chat) = request.into_inner().request else { return Err(to_status(&AgentError::field("request", "is missing"))) };
         checked(&chat)?;
@@ -80,7 +80,7 @@ impl pb::provider_service_server::ProviderService for ProviderCalls {
         // Ended with the stream: the call's future is dropped when the reader goes, and with it the HTTP request.
         let call = Box::pin(async move {
             let _open = open;
-            providers.chat(&chat, None, Some(&pieces)).await.err()
+            providers.chat(&chat, &caller, None, Some(&pieces)).await.err()
         });
         let stream = async_stream(call, move |cx| arrived.poll_recv(cx));
         ok(Box::pin(stream) as Self::StreamChatStream)
@@ -88,12 +88,12 @@ impl pb::provider_service_server::ProviderService for ProviderCalls {
 
     async fn embed(&self, request: Request<pb::EmbedRequest>) -> Reply<pb::EmbedResponse> {
         let _open = Connection::open(&request);
-        self.0.tenant(&request)?;
+        let caller = self.0.caller(&request)?;
         let n = request.get_ref().input.len();
         if n == 0 || n > 2048 {
             return Err(to_status(&AgentError::field("input", format!("{n} texts, must be 1 to 2048"))));
         }
-        ok(self.0.providers.embed(request.get_ref(), None).await.map_err(|e| to_status(&e))?)
+        ok(self.0.providers.embed(request.get_ref(), &caller, None).await.map_err(|e| to_status(&e))?)
     }
 }
 

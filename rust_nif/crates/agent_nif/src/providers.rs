@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
-use agent_providers::{Providers, ProvidersConfig};
+use agent_providers::{Caller, Providers, ProvidersConfig};
 use parking_lot::Mutex;
 use prost::Message;
 use rustler::{Atom, Binary, Encoder, Env, LocalPid, Resource, ResourceArc, Term};
@@ -81,6 +81,16 @@ fn deadline(options: Term<'_>) -> Option<Instant> {
     (at > 0).then(|| Instant::now() + Duration::from_millis(u64::try_from(at - agent_store::now_ms()).unwrap_or(0)))
 }
 
+/// Who asks, by the options of a call.
+fn caller(options: Term<'_>) -> Caller {
+    Caller {
+        tenant: text(options, atoms::tenant()),
+        agent: text(options, atoms::agent_id()),
+        task_id: text(options, atoms::task_id()),
+        key_id: String::new(),
+    }
+}
+
 /// Starts a model call; `{done, Response}` where a provider has the whole answer at once.
 #[rustler::nif]
 fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<'a>, request: Binary<'a>, options: Term<'a>) -> Term<'a> {
@@ -113,7 +123,7 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
         }
     }
     let credit = Arc::new(Semaphore::new(usize::try_from(int(options, atoms::credit())).unwrap_or(0).max(1)));
-    let limit = deadline(options);
+    let (limit, caller) = (deadline(options), caller(options));
     let reply = Final::new(env.pid(), reference, Reason::TaskCancelled);
     let mut calls = handle.calls.lock();
     if calls.len() >= MAX_CALLS {
@@ -130,9 +140,9 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
         let _entry = Entry { open, key: own_key };
         let call = async {
             if streams {
-                stream(&providers, &request, limit, &reply, &own_credit).await
+                stream(&providers, &request, &caller, limit, &reply, &own_credit).await
             } else {
-                providers.chat(&request, limit, None).await
+                providers.chat(&request, &caller, limit, None).await
             }
         };
         match journaled(journal, asked, call).await {
@@ -207,13 +217,14 @@ impl Drop for Entry {
 async fn stream(
     providers: &Providers,
     request: &pb::ChatRequest,
+    caller: &Caller,
     limit: Option<Instant>,
     reply: &Final,
     credit: &Semaphore,
 ) -> Result<pb::ChatResponse, AgentError> {
     let (pieces, mut arrived) = tokio::sync::mpsc::channel::<pb::StreamChatResponse>(PIECES);
     let call = async move {
-        let result = providers.chat(request, limit, Some(&pieces)).await;
+        let result = providers.chat(request, caller, limit, Some(&pieces)).await;
         drop(pieces);
         result
     };
@@ -291,10 +302,10 @@ fn embed<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term
         return terms::error_tuple(env, &AgentError::new(Reason::InvalidField, "the embedding request cannot be decoded"));
     };
     let reply = Final::new(env.pid(), reference, Reason::TaskCancelled);
-    let (providers, limit) = (handle.providers.clone(), deadline(options));
+    let (providers, limit, caller) = (handle.providers.clone(), deadline(options), caller(options));
     let journal = Journal::of(options, || journal::embed(&request));
     let task = tokio::spawn(async move {
-        match journaled(journal, None, providers.embed(&request, limit)).await {
+        match journaled(journal, None, providers.embed(&request, &caller, limit)).await {
             Ok((r, note)) => reply.done(|env| embeddings_term(env, &r, note)),
             Err(e) => reply.error(&e),
         }

@@ -306,6 +306,7 @@ fn finish_of(m: Term<'_>) -> Finish {
                 output_tokens: num(atoms::output_tokens()),
                 cached_tokens: num(atoms::cached_tokens()),
                 reasoning_tokens: num(atoms::reasoning_tokens()),
+                ..Default::default()
             },
             provider_calls: small(atoms::provider_calls()),
             provider_calls_replayed: small(atoms::provider_calls_replayed()),
@@ -382,6 +383,7 @@ fn event_of(term: Term<'_>) -> Option<Event> {
                 output_tokens: n(atoms::output()),
                 cached_tokens: n(atoms::cached()),
                 reasoning_tokens: n(atoms::reasoning()),
+                ..Default::default()
             }),
             latency: Some(agent_core::header::duration(int(second, atoms::latency_ms()))),
             finish_reason: get::<Term<'_>>(second, atoms::finish_reason()).and_then(string).unwrap_or_default(),

@@ -345,6 +345,8 @@ fn add(a: Option<pb::Usage>, b: Option<pb::Usage>) -> Option<pb::Usage> {
             output_tokens: a.output_tokens + b.output_tokens,
             cached_tokens: a.cached_tokens + b.cached_tokens,
             reasoning_tokens: a.reasoning_tokens + b.reasoning_tokens,
+            cache_write_tokens: a.cache_write_tokens + b.cache_write_tokens,
+            cache_write_1h_tokens: a.cache_write_1h_tokens + b.cache_write_1h_tokens,
         }),
         (a, b) => a.or(b),
     }

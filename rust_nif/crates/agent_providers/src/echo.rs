@@ -119,5 +119,6 @@ pub(crate) fn embed(model: &str, request: &pb::EmbedRequest, provider: &str) -> 
         usage: Some(pb::Usage { input_tokens: request.input.iter().map(|t| tokens_of(t)).sum(), ..Default::default() }),
         provider: provider.to_owned(),
         model: model.to_owned(),
+        cost_micros: None,
     }
 }

@@ -3,6 +3,7 @@
 //! [`Providers`] is the one door: it finds the endpoint of a model or alias, bounds what is under way, and gives one normalised answer or one
 //! typed error. Dropping the future of a call aborts its HTTP request.
 
+mod caller;
 mod calls;
 mod classify;
 mod config;
@@ -25,6 +26,7 @@ use agent_proto::agents::v1 as pb;
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
+pub use caller::Caller;
 pub use config::{Dialect, ProviderConfig, ProvidersConfig, Secret, Timeouts};
 
 /// Longest answer of the embedded model where the task sets none: a small model may repeat itself for ever.
@@ -110,9 +112,12 @@ impl Providers {
     pub async fn chat(
         &self,
         request: &pb::ChatRequest,
+        caller: &Caller,
         deadline: Option<Instant>,
         pieces: Option<&Pieces>,
     ) -> Result<pb::ChatResponse, AgentError> {
+        // Nothing is counted by tenant yet.
+        let _ = caller;
         let (provider, model) = self.resolve(&request.model)?;
         let _slot = provider.enter()?;
         let started = Instant::now();
@@ -179,7 +184,13 @@ impl Providers {
     }
 
     /// Embeddings of texts.
-    pub async fn embed(&self, request: &pb::EmbedRequest, deadline: Option<Instant>) -> Result<pb::EmbedResponse, AgentError> {
+    pub async fn embed(
+        &self,
+        request: &pb::EmbedRequest,
+        caller: &Caller,
+        deadline: Option<Instant>,
+    ) -> Result<pb::EmbedResponse, AgentError> {
+        let _ = caller;
         let (provider, model) = self.resolve(&request.model)?;
         let _slot = provider.enter()?;
         if provider.config.dialect == Dialect::Echo {
@@ -260,6 +271,7 @@ impl Providers {
                 model: model.clone(),
                 score: 1.0 / (1.0 + i as f64),
                 refused: refused.clone(),
+                ..Default::default()
             });
             if chosen.is_none() && refused.is_empty() {
                 chosen = Some((provider, model));
@@ -379,7 +391,8 @@ impl Provider {
             in_flight: i32::try_from(self.in_flight.load(Ordering::Relaxed)).unwrap_or(i32::MAX),
             latency: (calls > 0).then(|| agent_core::header::duration(ms)),
             error_rates,
-            quarantined_credentials: Vec::new(),
+            requests: i64::try_from(calls).unwrap_or(i64::MAX),
+            ..Default::default()
         }
     }
 }

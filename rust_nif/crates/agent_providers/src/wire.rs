@@ -113,6 +113,8 @@ pub(crate) fn usage(body: &Value) -> Option<pb::Usage> {
         output_tokens: at(usage, "/completion_tokens").unwrap_or(0),
         cached_tokens: cached.unwrap_or(0),
         reasoning_tokens: at(usage, "/completion_tokens_details/reasoning_tokens").unwrap_or(0),
+        cache_write_tokens: at(usage, "/prompt_tokens_details/cache_write_tokens").unwrap_or(0),
+        cache_write_1h_tokens: 0,
     })
 }
 

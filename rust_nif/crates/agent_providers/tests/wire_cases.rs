@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use agent_core::AgentError;
 use agent_proto::agents::v1 as pb;
-use agent_providers::{Providers, ProvidersConfig};
+use agent_providers::{Caller, Providers, ProvidersConfig};
 use base64::Engine as _;
 use pb::stream_chat_response::Piece;
 use serde_json::{Value, json};
@@ -369,7 +369,7 @@ async fn call(providers: &Providers, request: &pb::ChatRequest, streams: bool) -
         }
         (text, first)
     };
-    let chat = async move { providers.chat(request, None, streams.then_some(&send)).await };
+    let chat = async move { providers.chat(request, &Caller::default(), None, streams.then_some(&send)).await };
     let (result, (streamed, first_text)) = tokio::join!(chat, gather);
     Outcome { result, streamed, first_text }
 }

@@ -1,0 +1,14 @@
+//! Who asks.
+
+/// Identity behind a model call, for budgets and for what is counted by tenant. Empty: unknown, or none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// Tenant.
+    pub tenant: String,
+    /// First letters of the digest of the key that was shown; never the key.
+    pub key_id: String,
+    /// Agent that runs the task.
+    pub agent: String,
+    /// Task.
+    pub task_id: String,
+}
