@@ -49,6 +49,8 @@
     row :: #row{},
     core :: execution_core:core() | undefined,
     batch = execution_events:new() :: execution_events:batch(),
+    %% Text of this attempt so far.
+    text_bytes = 0 :: non_neg_integer(),
     meter = #{} :: map(),
     started_ms = 0 :: integer(),
     %% What earlier attempts have used of max_duration; time in which none ran does not count.
@@ -422,7 +424,15 @@ fenced(New, T = #task{row = Row}) ->
 %% ---- events and meter
 
 -spec event(tuple(), #task{}) -> gen_statem:event_handler_result(atom()).
-event(Event, T = #task{batch = Batch}) ->
+event({text, Text} = Event, T = #task{text_bytes = Offset, row = #row{task_id = Id, attempt = Attempt}}) ->
+    %% Watchers see it now; its batch may take another 50 ms, and a commit.
+    agent_store:say(Id, Attempt, Offset, Text),
+    batched(Event, T#task{text_bytes = Offset + byte_size(Text)});
+event(Event, T) ->
+    batched(Event, T).
+
+-spec batched(tuple(), #task{}) -> gen_statem:event_handler_result(atom()).
+batched(Event, T = #task{batch = Batch}) ->
     case execution_events:add(Event, Batch) of
         {flush, Batch1} -> {keep_state, flush(T#task{batch = Batch1}), [{{timeout, batch}, infinity, batch}]};
         {later, Batch1} -> {keep_state, T#task{batch = Batch1}, [{{timeout, batch}, ?BATCH_MS, batch}]};

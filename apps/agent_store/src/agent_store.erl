@@ -8,6 +8,7 @@
 -export([write/2]).
 -export([start/1]).
 -export([cast/1]).
+-export([say/4]).
 -export([read/1]).
 -export([epoch/0]).
 
@@ -80,6 +81,15 @@ start(Op) ->
 cast(Op) ->
     _ = case native_subsystem:handle(store) of
             {ok, Store} -> agent_native:store_write(Store, make_ref(), Op);
+            {error, native_down} -> ok
+        end,
+    ok.
+
+%% @doc Text of a running attempt ahead of its batch. Nothing is kept of it: who watches now sees it, and it is written with its batch.
+-spec say(binary(), pos_integer(), non_neg_integer(), binary()) -> ok.
+say(TaskId, Attempt, Offset, Text) ->
+    _ = case native_subsystem:handle(store) of
+            {ok, Store} -> agent_native:store_say(Store, TaskId, Attempt, Offset, Text);
             {error, native_down} -> ok
         end,
     ok.

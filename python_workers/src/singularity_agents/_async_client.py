@@ -19,6 +19,7 @@ from ._async_resources import AsyncAgents, AsyncFrameworks, AsyncMemory, AsyncPr
 from ._durations import DurationLike, seconds
 from ._errors import SingularityError, Unavailable
 from ._otel import task_span
+from ._reading import Reading
 from ._spec import TaskOptions, TaskSpec
 from ._transport import (
     DEFAULT_RETRIES,
@@ -181,13 +182,16 @@ class AsyncClient:
         return await self.pages(lambda size, token: calls.list_attempts(task_id, size, token), calls.MAX_PAGE)
 
     async def watch(self, task_id: str, *, after: int = 0, include_text: bool = True) -> AsyncIterator[m.Event]:
-        """Events from a cursor, then live, until the end; it reconnects where the connection was lost."""
+        """Events from a cursor, then live, until the end; it reconnects where the connection was lost.
+
+        Text comes as it is made: an event ahead of its numbered batch has the sequence 0, and the batch only what is new."""
         failures = 0
+        reading = Reading(after)
         while True:
             try:
-                async for event in self.stream(calls.watch(task_id, after, include_text)):
-                    after, failures = event.sequence or after, 0
-                    yield event
+                async for event in self.stream(calls.watch(task_id, reading.after, include_text)):
+                    failures = 0
+                    yield reading.take(event)
                 return
             except Unavailable as error:
                 failures += 1

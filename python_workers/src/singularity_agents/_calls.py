@@ -134,7 +134,7 @@ def list_attempts(task_id: str, size: int, token: str) -> Call[Page[m.Attempt]]:
 
 def watch(task_id: str, after: int, include_text: bool) -> Call[m.Event]:
     """WatchTask; a stream."""
-    request = ts.WatchTaskRequest(task_id=task_id, after=after, include_text=include_text)
+    request = ts.WatchTaskRequest(task_id=task_id, after=after, include_text=include_text, live_text=include_text)
     return Call(_path("TaskService", "WatchTask"), request, ta.TaskEvent, m.event_of, task_id=task_id)
 
 

@@ -269,6 +269,7 @@ class Attempt(Value):
 class Event(Value):
     """Something that happened to a task; `kind` names it ("text_delta"), `data` holds it."""
 
+    #: From 1, without gaps; 0: text ahead of its numbered batch.
     sequence: int = 0
     time: datetime | None = None
     attempt: int = 0

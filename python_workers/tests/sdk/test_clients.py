@@ -140,7 +140,7 @@ def test_what_has_not_come_yet_is_typed(node: ScriptedNode) -> None:
 
 def test_watch_goes_on_where_the_connection_broke(node: ScriptedNode) -> None:
     def event(sequence: int) -> ta.TaskEvent:
-        return ta.TaskEvent(sequence=sequence, text_delta=ta.TextDelta(text=str(sequence)))
+        return ta.TaskEvent(sequence=sequence, text_delta=ta.TextDelta(text=str(sequence), offset=sequence - 1))
 
     node.script("WatchTask", [event(1), event(2), Refusal(grpc.StatusCode.UNAVAILABLE, "DRAINING")], [event(3)])
     with sa.Client(node.address) as engine:

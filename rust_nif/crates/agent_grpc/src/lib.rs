@@ -11,6 +11,7 @@ mod frameworks;
 mod listen;
 mod memories;
 mod pending;
+mod place;
 mod providers;
 mod schedules;
 mod status;

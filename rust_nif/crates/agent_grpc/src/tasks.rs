@@ -11,6 +11,7 @@ use tonic::{Request, Status};
 
 use crate::conn::Connection;
 use crate::engine::{EngineBody, EngineReply};
+use crate::place::Place;
 use crate::{MAX_WAIT, Reply, Shared, check_id, ok, page, page_size, to_status, unexpected};
 
 /// Requests of a batch.
@@ -178,24 +179,28 @@ impl pb::task_service_server::TaskService for Tasks {
             return Err(to_status(&AgentError::field("after", "must be 0 or a sequence")));
         }
         let store = self.0.store.clone();
-        let start = ((store, open), tenant, id, r.after, Vec::<pb::TaskEvent>::new().into_iter(), false);
-        let include_text = r.include_text;
-        let stream = futures::stream::unfold(start, move |(store, tenant, id, mut after, mut ready, failed)| async move {
+        let (found, known, at) = (store.clone(), id.clone(), r.after);
+        let own = tenant.clone();
+        let after = tokio::task::spawn_blocking(move || found.cursor(&own, &known, at)).await.map_err(|_| unexpected())?;
+        let place = Place::new(after.map_err(|e| to_status(&e))?, r.include_text, r.include_text && r.live_text);
+        let start = ((store, open, None), tenant, id, place, Vec::<pb::TaskEvent>::new().into_iter(), false);
+        let stream = futures::stream::unfold(start, move |(mut store, tenant, id, mut place, mut ready, failed)| async move {
             if failed {
                 return None;
             }
             loop {
                 if let Some(event) = ready.next() {
-                    after = event.sequence;
-                    if include_text || !matches!(event.event, Some(pb::task_event::Event::TextDelta(_))) {
-                        return Some((Ok(event), (store, tenant, id, after, ready, false)));
+                    if place.passes(&event) {
+                        return Some((Ok(event), (store, tenant, id, place, ready, false)));
                     }
                     continue;
                 }
-                match store.0.next_events(&tenant, &id, after).await {
+                // Taken anew each time: a task that waited has another live entry.
+                store.2 = place.text.and_then(|_| store.0.listen(&id));
+                match store.0.next_events(&tenant, &id, place.after, place.text).await {
                     Ok(events) if events.is_empty() => return None,
                     Ok(events) => ready = events.into_iter(),
-                    Err(e) => return Some((Err(to_status(&e)), (store, tenant, id, after, ready, true))),
+                    Err(e) => return Some((Err(to_status(&e)), (store, tenant, id, place, ready, true))),
                 }
             }
         });

@@ -145,6 +145,15 @@ fn store_write<'a>(env: Env<'a>, handle: ResourceArc<StoreHandle>, reference: Te
     atoms::ok().encode(env)
 }
 
+/// Text of a running attempt ahead of its batch, for whoever watches now: `offset` bytes into the attempt's text.
+#[rustler::nif]
+fn store_say(handle: ResourceArc<StoreHandle>, task: Binary<'_>, attempt: i32, offset: i64, text: Binary<'_>) -> Atom {
+    if let (Some(store), Ok(id), Ok(text)) = (handle.get(), std::str::from_utf8(task.as_slice()), std::str::from_utf8(text.as_slice())) {
+        store.say(id, attempt, offset, text);
+    }
+    atoms::ok()
+}
+
 fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
     match written {
         Written::Ok => atoms::ok().encode(env),
@@ -358,7 +367,7 @@ fn event_of(term: Term<'_>) -> Option<Event> {
     let kind: Atom = parts.first()?.decode().ok()?;
     let second = *parts.get(1)?;
     let event = if kind == atoms::text() {
-        Event::TextDelta(pb::TextDelta { text: string(second)?, offset: 0 })
+        Event::TextDelta(pb::TextDelta { text: string(second)?, ..Default::default() })
     } else if kind == atoms::tool_call() {
         Event::ToolCall(pb::ToolCallEvent {
             id: text(second, atoms::id()),

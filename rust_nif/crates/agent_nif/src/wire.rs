@@ -156,7 +156,7 @@ fn error_map<'a>(env: Env<'a>, e: &w::Error) -> Term<'a> {
 /// An EVENT frame of a worker as an event of its task; None: of no kind that a task shows.
 pub(crate) fn worker_event(kind: u8, bytes: &[u8]) -> Option<Event> {
     match kind {
-        1 => Some(Event::TextDelta(pb::TextDelta { text: String::from_utf8_lossy(bytes).into_owned(), offset: 0 })),
+        1 => Some(Event::TextDelta(pb::TextDelta { text: String::from_utf8_lossy(bytes).into_owned(), ..Default::default() })),
         2 => {
             let s = w::StepEvent::decode(bytes).ok()?;
             let name = if s.kind.is_empty() { s.name } else { format!("{}:{}", s.kind, s.name) };

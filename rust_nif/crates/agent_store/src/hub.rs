@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use agent_proto::agents::v1 as pb;
 use parking_lot::Mutex;
@@ -17,11 +18,56 @@ const RING_BYTES: usize = 1024 * 1024;
 /// Shards of the map of live tasks.
 const SHARDS: usize = 32;
 
+/// Text that is kept for watchers until its batch has come, in bytes; batches close at 4 KiB, so more is there only while the store waits.
+const AHEAD_BYTES: usize = 64 * 1024;
+
 #[derive(Default)]
 struct Ring {
     events: VecDeque<Arc<pb::TaskEvent>>,
     bytes: usize,
     ended: bool,
+    ahead: Ahead,
+}
+
+/// Text of the running attempt whose batch has not come yet.
+#[derive(Default)]
+struct Ahead {
+    attempt: i32,
+    offset: i64,
+    text: String,
+}
+
+impl Ahead {
+    fn end(&self) -> i64 {
+        self.offset + i64::try_from(self.text.len()).unwrap_or(0)
+    }
+
+    fn add(&mut self, attempt: i32, offset: i64, text: &str) {
+        // What does not continue what is here begins anew: a watcher that lacks the part between waits for the batch.
+        if attempt != self.attempt || offset != self.end() || self.text.len() + text.len() > AHEAD_BYTES {
+            *self = Self { attempt, offset, text: String::new() };
+        }
+        self.text.push_str(text);
+    }
+
+    fn from(&self, attempt: i32, offset: i64) -> Option<&str> {
+        let skip = usize::try_from(offset - self.offset).ok().filter(|skip| attempt == self.attempt && *skip < self.text.len())?;
+        self.text.get(skip..)
+    }
+
+    /// A numbered event came: what it says is ahead no longer.
+    fn passed(&mut self, event: &pb::TaskEvent) {
+        if let Some(pb::task_event::Event::TextDelta(delta)) = &event.event
+            && event.attempt == self.attempt
+        {
+            let end = delta.offset + i64::try_from(delta.text.len()).unwrap_or(0);
+            match self.from(self.attempt, end).map(str::to_owned) {
+                Some(rest) => *self = Self { attempt: self.attempt, offset: end, text: rest },
+                None if end >= self.end() => *self = Self { attempt: self.attempt, offset: end, text: String::new() },
+                None => {}
+            }
+        }
+    }
 }
 
 /// A live task.
@@ -29,6 +75,17 @@ struct Ring {
 pub(crate) struct Live {
     ring: Mutex<Ring>,
     changed: Notify,
+    /// Watchers that want text ahead of its batch.
+    listeners: AtomicUsize,
+}
+
+/// A watcher that wants text ahead of its batch, for as long as it lives.
+pub struct Listener(Arc<Live>);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.0.listeners.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What a watcher finds behind its cursor.
@@ -43,6 +100,7 @@ impl Live {
     fn publish(&self, events: Vec<pb::TaskEvent>, ended: bool) {
         let mut ring = self.ring.lock();
         for event in events {
+            ring.ahead.passed(&event);
             ring.bytes += event.encoded_len();
             ring.events.push_back(Arc::new(event));
         }
@@ -69,6 +127,29 @@ impl Live {
     /// What the ring still has, however far behind the cursor is: for tasks that no store keeps.
     pub(crate) fn remaining(&self) -> Vec<Arc<pb::TaskEvent>> {
         self.ring.lock().events.iter().cloned().collect()
+    }
+
+    /// Text came whose batch has not. Where nobody listens it is not kept.
+    fn say(&self, attempt: i32, offset: i64, text: &str) {
+        if self.listeners.load(Ordering::Relaxed) > 0 {
+            self.ring.lock().ahead.add(attempt, offset, text);
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Text ahead that continues what a watcher has, as an event that has no number of its own yet.
+    pub(crate) fn ahead(&self, attempt: i32, offset: i64) -> Option<pb::TaskEvent> {
+        let ring = self.ring.lock();
+        let text = ring.ahead.from(attempt, offset)?.to_owned();
+        let last = ring.events.back()?;
+        let delta = pb::TextDelta { text, offset, ahead: true };
+        Some(pb::TaskEvent {
+            sequence: last.sequence + 1,
+            time: last.time,
+            attempt,
+            step_id: last.step_id.clone(),
+            event: Some(pb::task_event::Event::TextDelta(delta)),
+        })
     }
 
     pub(crate) fn ended(&self) -> bool {
@@ -122,6 +203,20 @@ impl Hub {
                 shard.remove(id);
             }
         }
+    }
+
+    /// Text of a running attempt ahead of its batch.
+    pub(crate) fn say(&self, id: &str, attempt: i32, offset: i64, text: &str) {
+        if let Some(live) = self.get(id) {
+            live.say(attempt, offset, text);
+        }
+    }
+
+    /// Wants text ahead of its batch; None where nothing of the task is live.
+    pub(crate) fn listen(&self, id: &str) -> Option<Listener> {
+        let live = self.get(id)?;
+        live.listeners.fetch_add(1, Ordering::Relaxed);
+        Some(Listener(live))
     }
 
     /// Forgets a task.

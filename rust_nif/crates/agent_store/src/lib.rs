@@ -33,6 +33,7 @@ use parking_lot::Mutex;
 pub use durable::Store;
 use durable::{existing, no_value, not_found};
 use filter::Filter;
+pub use hub::Listener;
 use hub::{Behind, Hub, Live};
 use journal::{Decision, Session, Sessions};
 use memory::Memory;
@@ -406,19 +407,58 @@ impl TaskStore {
     }
 
     /// Events behind a cursor, at most a page; waits for one if there is none. Empty: the task has ended and nothing is left.
-    pub async fn next_events(&self, tenant: &str, id: &str, after: i64) -> Result<Vec<pb::TaskEvent>, AgentError> {
+    /// With `text`, the attempt and the offset up to which a watcher has its text, what continues it is given ahead of its batch.
+    pub async fn next_events(
+        &self,
+        tenant: &str,
+        id: &str,
+        after: i64,
+        text: Option<(i32, i64)>,
+    ) -> Result<Vec<pb::TaskEvent>, AgentError> {
         loop {
             let Some(live) = self.hub.get(id) else {
                 return self.stored(tenant, id, after).await;
             };
-            if let Some(events) = self.live_events(&live, id, after).await? {
+            if let Some(events) = self.live_events(&live, id, after, text).await? {
                 return Ok(events);
             }
         }
     }
 
+    /// Wants text ahead of its batch, for as long as the answer lives; None where nothing of the task is live now.
+    pub fn listen(&self, id: &str) -> Option<Listener> {
+        self.hub.listen(id)
+    }
+
+    /// Text of a running attempt ahead of its batch, `offset` bytes into the attempt's text. Costs next to nothing where nobody listens.
+    pub fn say(&self, id: &str, attempt: i32, offset: i64, text: &str) {
+        self.hub.say(id, attempt, offset, text);
+    }
+
+    /// Where a watch begins: at its cursor, or, if that stands behind what is stored (it was moved by text that a crash has taken), before
+    /// the newest attempt, which says that its text is void.
+    pub fn cursor(&self, tenant: &str, id: &str, after: i64) -> Result<i64, AgentError> {
+        // What is in memory alone no crash has shortened.
+        let Some(record) = self.durable.get(tenant, id)?.filter(|record| after > record.sequence) else { return Ok(after) };
+        let (mut begin, mut read) = (0, 0);
+        while read < record.sequence {
+            let events = self.durable.events(&record.task.id, read, EVENT_PAGE)?;
+            let Some(newest) = events.last().map(|e| e.sequence) else { break };
+            let started = events.iter().rev().find(|e| matches!(e.event, Some(pb::task_event::Event::AttemptStarted(_))));
+            begin = started.map_or(begin, |e| e.sequence - 1);
+            read = newest;
+        }
+        Ok(begin)
+    }
+
     // None: something changed, look again.
-    async fn live_events(&self, live: &Live, id: &str, after: i64) -> Result<Option<Vec<pb::TaskEvent>>, AgentError> {
+    async fn live_events(
+        &self,
+        live: &Live,
+        id: &str,
+        after: i64,
+        text: Option<(i32, i64)>,
+    ) -> Result<Option<Vec<pb::TaskEvent>>, AgentError> {
         let changed = live.changed();
         tokio::pin!(changed);
         changed.as_mut().enable();
@@ -433,6 +473,9 @@ impl TaskStore {
             }
             Behind::Events(events, ended) if ended || !events.is_empty() => Ok(Some(events.iter().map(|e| (**e).clone()).collect())),
             Behind::Events(..) => {
+                if let Some(event) = text.and_then(|(attempt, offset)| live.ahead(attempt, offset)) {
+                    return Ok(Some(vec![event]));
+                }
                 changed.await;
                 Ok(None)
             }

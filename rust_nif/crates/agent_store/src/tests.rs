@@ -105,7 +105,7 @@ fn finish(id: &str, fence: i64) -> WriteOp {
 }
 
 fn text(id: &str, fence: i64, text: &str) -> WriteOp {
-    let delta = pb::TextDelta { text: text.into(), offset: 0 };
+    let delta = pb::TextDelta { text: text.into(), ..Default::default() };
     WriteOp::Events { id: id.into(), fence, events: vec![pb::task_event::Event::TextDelta(delta)] }
 }
 
@@ -273,7 +273,7 @@ async fn a_watcher_that_left_the_ring_reads_on_from_the_store_without_a_gap() {
             write(&store, finish(&id, 1)).unwrap();
             let mut sequences: Vec<i64> = Vec::new();
             loop {
-                let next = store.next_events("t", &id, sequences.last().copied().unwrap_or(0));
+                let next = store.next_events("t", &id, sequences.last().copied().unwrap_or(0), None);
                 let events = tokio::time::timeout(Duration::from_secs(5), next).await.unwrap().unwrap();
                 if events.is_empty() {
                     break;
@@ -284,6 +284,38 @@ async fn a_watcher_that_left_the_ring_reads_on_from_the_store_without_a_gap() {
             let first = if ephemeral { 504 } else { 1 };
             assert_eq!(sequences, (first..=1503).collect::<Vec<_>>());
         }
+        place.stop(&store);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_is_seen_before_its_batch_and_a_cursor_behind_what_is_stored_begins_at_the_newest_attempt() {
+    for place in places("ahead") {
+        let store = place.open();
+        let (id, _) = submit(&store, false, None, "x", true);
+        let started = store.next_events("t", &id, 0, None).await.unwrap().last().unwrap().sequence;
+        store.say(&id, 1, 0, "nobody listens");
+        let listener = store.listen(&id).unwrap();
+        store.say(&id, 1, 0, "one ");
+        store.say(&id, 1, 4, "two ");
+        let next = async |offset| {
+            let next = store.next_events("t", &id, started, Some((1, offset)));
+            tokio::time::timeout(Duration::from_secs(5), next).await.unwrap().unwrap().remove(0)
+        };
+        let said = |event: &pb::TaskEvent| match &event.event {
+            Some(pb::task_event::Event::TextDelta(d)) => (d.text.clone(), d.offset, d.ahead),
+            _ => unreachable!("{event:?}"),
+        };
+        assert_eq!(said(&next(0).await), ("one two ".into(), 0, true));
+        assert_eq!(said(&next(4).await), ("two ".into(), 4, true));
+        write(&store, text(&id, 1, "one ")).unwrap();
+        let stored = next(8).await;
+        assert_eq!((said(&stored), stored.sequence), (("one ".into(), 0, false), started + 1));
+        drop(listener);
+        let behind = store.cursor("t", &id, started + 7).unwrap();
+        let again = store.next_events("t", &id, behind, None).await.unwrap();
+        assert!(matches!(again[0].event, Some(pb::task_event::Event::AttemptStarted(_))), "{again:?}");
+        assert_eq!(store.cursor("t", &id, started).unwrap(), started);
         place.stop(&store);
     }
 }
@@ -342,7 +374,7 @@ async fn watchers_read_from_any_cursor_while_it_runs_and_afterwards() {
             let (id, _) = submit(&store, ephemeral, None, "x", true);
             write(&store, text(&id, 1, "ab")).unwrap();
             write(&store, text(&id, 1, "c")).unwrap();
-            let live = store.next_events("t", &id, 3).await.unwrap();
+            let live = store.next_events("t", &id, 3, None).await.unwrap();
             let Some(pb::task_event::Event::TextDelta(delta)) = &live[0].event else { panic!("no text") };
             assert_eq!((live[0].sequence, delta.text.as_str(), delta.offset), (4, "c", 2));
             let waiter = tokio::spawn({
@@ -353,7 +385,7 @@ async fn watchers_read_from_any_cursor_while_it_runs_and_afterwards() {
             assert_eq!(waiter.await.unwrap(), pb::TaskState::Succeeded);
             let mut sequences = Vec::new();
             loop {
-                let events = store.next_events("t", &id, sequences.last().copied().unwrap_or(0)).await.unwrap();
+                let events = store.next_events("t", &id, sequences.last().copied().unwrap_or(0), None).await.unwrap();
                 if events.is_empty() {
                     break;
                 }
@@ -893,10 +925,10 @@ async fn a_task_that_waits_unwatched_takes_no_memory_and_is_watched_all_the_same
     assert!(store.hub.get(&id).is_some());
     write(&store, requeue(1)).unwrap();
     assert!(store.hub.get(&id).is_none());
-    let seen = store.next_events("t", &id, 0).await.unwrap().len() as i64;
+    let seen = store.next_events("t", &id, 0, None).await.unwrap().len() as i64;
     let watcher = tokio::spawn({
         let (store, id) = (store.clone(), id.clone());
-        async move { store.next_events("t", &id, seen).await.unwrap() }
+        async move { store.next_events("t", &id, seen, None).await.unwrap() }
     });
     write(&store, WriteOp::Wake { id: id.clone() }).unwrap();
     let next = tokio::time::timeout(Duration::from_secs(20), watcher).await.unwrap().unwrap();
