@@ -158,11 +158,39 @@ claim(#{task_id := Id, tenant := Tenant, class := Class} = Item) ->
         {error, #{reason := Reason}} when Reason =:= wrong_state; Reason =:= task_not_found; Reason =:= attempt_fenced;
                                           Reason =:= task_already_terminal ->
             gone(Row);
+        {error, #{reason := store_corrupt} = Error} ->
+            %% What it asks for is gone: no attempt could be made of it, however long it waits.
+            case end_unclaimed(Id, maps:get(fence, Item, 0), unclaimed(failed, Error, <<"STORE_CORRUPT">>, Item)) of
+                {ok, _} -> gone(Row);
+                _ -> claim_later(Item, Row)
+            end;
         _ ->
-            %% The store is away, or does not say: the task is found again by its state.
-            free(Row),
-            run_queue:enqueue(Item#{not_before_ms => Now + ?CLAIM_RETRY_MS, wake => true})
+            claim_later(Item, Row)
     end.
+
+%% The store is away, or does not say: the task is found again by its state.
+-spec claim_later(run_queue:item(), #row{}) -> ok.
+claim_later(Item, Row) ->
+    free(Row),
+    run_queue:enqueue(Item#{not_before_ms => now_ms() + ?CLAIM_RETRY_MS, wake => true}).
+
+%% What was read from the store comes without its fence; the store says it.
+-spec end_unclaimed(binary(), non_neg_integer(), map()) -> {ok, term()} | {error, agent_error:t()} | {unknown, term()}.
+end_unclaimed(Id, Fence, End) ->
+    case agent_store:write({finish, Id, Fence, End}) of
+        {error, #{reason := attempt_fenced, metadata := #{<<"current">> := Current}}} ->
+            agent_store:write({finish, Id, binary_to_integer(Current), End});
+        Written ->
+            Written
+    end.
+
+%% The end of a task that has no attempt.
+-spec unclaimed(failed | timed_out, agent_error:t(), binary(), run_queue:item()) -> map().
+unclaimed(State, Error, Cause, Item) ->
+    Now = now_ms(),
+    #{state => State, error => Error, executor => <<>>, result => undefined,
+      metrics => #{queue_ms => Now - maps:get(create_ms, Item, Now), execution_ms => 0},
+      attempt_outcome => State, cause => Cause, proof => undefined, events => []}.
 
 -spec claimed(map(), #task{}) -> ok.
 claimed(#{fence := Fence, attempt := Attempt, lost_count := Used} = Claimed, T = #task{header = Header, row = Row}) ->
@@ -204,10 +232,7 @@ refused(#{lost_count := Used} = Claimed, Header) ->
 -spec expire(run_queue:item()) -> ok.
 expire(#{task_id := Id} = Item) ->
     Error = agent_error:new(task_timeout, <<"max_queue_duration is over">>, #{<<"limit">> => <<"max_queue_duration">>}),
-    _ = agent_store:write({finish, Id, maps:get(fence, Item, 0),
-                           #{state => timed_out, error => Error, executor => <<>>, result => undefined,
-                             metrics => #{queue_ms => now_ms() - maps:get(create_ms, Item, now_ms()), execution_ms => 0},
-                             attempt_outcome => timed_out, cause => <<"TASK_TIMEOUT">>, proof => undefined, events => []}}),
+    _ = agent_store:write({finish, Id, maps:get(fence, Item, 0), unclaimed(timed_out, Error, <<"TASK_TIMEOUT">>, Item)}),
     true = ets:delete(engine_tables:tasks(), Id),
     ok.
 

@@ -1,8 +1,10 @@
-%% @doc The order of waiting tasks, pure: deficit round robin over tenants, priorities inside.
+%% @doc The order of waiting tasks, pure: fair queueing over tenants, priorities inside.
 %%
-%% Each tenant on the ring gets a quantum of running time per round; a task costs what its tenant's tasks took of late.
-%% So two tenants share the slots by time, not by number, and one with a million waiting tasks delays nobody else. Inside
-%% a tenant the highest priority goes first, except that every eighth time the oldest of all goes, so that none starves.
+%% Each tenant has a time of its own, which a task that it is given moves on by what its tasks took of late; the tenant whose
+%% time is earliest is next. So two tenants share the slots by time, not by number, and one with a million waiting tasks
+%% delays nobody else, not even by a turn of several tasks. Whoever comes anew begins at the time of the last one that was
+%% served: what was not used is not saved up. Inside a tenant the highest priority goes first, except that every eighth time
+%% the oldest of all goes, so that none starves.
 -module(run_queue_core).
 
 -export([new/0]).
@@ -15,9 +17,7 @@
 
 -export_type([queue/0, item/0]).
 
-%% Running time that a tenant may use in a round, in ms.
--define(QUANTUM_MS, 1000).
-%% Cost of a task is kept between these, in ms, so that a pop needs at most ten rounds.
+%% Cost of a task is kept between these, in ms.
 -define(MIN_COST_MS, 1).
 -define(MAX_COST_MS, 10000).
 %% Cost of a tenant's first tasks.
@@ -27,16 +27,22 @@
 
 -type item() :: #{task_id := binary(), tenant := binary(), priority := 0..9, _ => _}.
 
+%% A tenant's time, a number that parts equal ones, and its name.
+-type place() :: {non_neg_integer(), non_neg_integer(), binary()}.
 -record(tenant, {
     levels = #{} :: #{0..9 => queue:queue({non_neg_integer(), binary()})},
-    deficit = 0 :: integer(),
+    place :: place(),
     pops = 0 :: non_neg_integer(),
     waiting = 0 :: non_neg_integer()
 }).
 -record(queue, {
     items = #{} :: #{binary() => item()},
     tenants = #{} :: #{binary() => #tenant{}},
-    ring = queue:new() :: queue:queue(binary()),
+    order = gb_sets:new() :: gb_sets:set(place()),
+    %% Time of the tenant that was served last.
+    clock = 0 :: non_neg_integer(),
+    %% Times of tenants that wait for nothing now and are ahead of the clock.
+    ahead = #{} :: #{binary() => non_neg_integer()},
     costs = #{} :: #{binary() => pos_integer()},
     next = 0 :: non_neg_integer()
 }).
@@ -62,49 +68,57 @@ member(TaskId, #queue{items = Items}) ->
 push(#{task_id := Id}, Q = #queue{items = Items}) when is_map_key(Id, Items) ->
     Q;
 push(#{task_id := Id, tenant := Name, priority := P} = Item, Q = #queue{items = Items, tenants = Tenants, next = N}) ->
-    {T, Ring} = case Tenants of
-                    #{Name := Old} -> {Old, Q#queue.ring};
-                    #{} -> {#tenant{}, queue:in(Name, Q#queue.ring)}
-                end,
+    {T, Order} = case Tenants of
+                     #{Name := Old} ->
+                         {Old, Q#queue.order};
+                     #{} ->
+                         Place = {max(Q#queue.clock, maps:get(Name, Q#queue.ahead, 0)), N, Name},
+                         {#tenant{place = Place}, gb_sets:add_element(Place, Q#queue.order)}
+                 end,
     Level = queue:in({N, Id}, maps:get(P, T#tenant.levels, queue:new())),
     T1 = T#tenant{levels = (T#tenant.levels)#{P => Level}, waiting = T#tenant.waiting + 1},
-    Q#queue{items = Items#{Id => Item}, tenants = Tenants#{Name => T1}, ring = Ring, next = N + 1}.
+    Q#queue{items = Items#{Id => Item}, tenants = Tenants#{Name => T1}, order = Order,
+            ahead = maps:remove(Name, Q#queue.ahead), next = N + 1}.
 
 %% @doc The next task.
 -spec pop(queue()) -> {item(), queue()} | empty.
 pop(#queue{items = Items}) when map_size(Items) =:= 0 ->
     empty;
-pop(Q = #queue{ring = Ring, tenants = Tenants}) ->
-    {{value, Name}, Rest} = queue:out(Ring),
-    #{Name := T} = Tenants,
-    Cost = maps:get(Name, Q#queue.costs, ?FIRST_COST_MS),
-    case T of
-        #tenant{waiting = 0} ->
-            %% Emptied by removals: it leaves the ring and its deficit with it.
-            pop(Q#queue{ring = Rest, tenants = maps:remove(Name, Tenants)});
-        #tenant{deficit = D} when D < Cost ->
-            pop(Q#queue{ring = queue:in(Name, Rest), tenants = Tenants#{Name => T#tenant{deficit = D + ?QUANTUM_MS}}});
-        #tenant{deficit = D} ->
-            take(Name, T#tenant{deficit = D - Cost}, Q)
+pop(Q = #queue{order = Order, tenants = Tenants}) ->
+    {{Time, _, Name}, Rest} = gb_sets:take_smallest(Order),
+    case Tenants of
+        #{Name := #tenant{waiting = 0}} ->
+            %% Emptied by removals.
+            pop(leave(Name, Time, Q#queue{order = Rest}));
+        #{Name := T} ->
+            take(Name, T, Q#queue{order = Rest, clock = Time})
     end.
 
--spec take(binary(), #tenant{}, queue()) -> {item(), queue()} | empty.
-take(Name, T = #tenant{levels = Levels, pops = Pops}, Q = #queue{items = Items, tenants = Tenants}) ->
+%% Its time is remembered, so that coming and going gains nothing.
+-spec leave(binary(), non_neg_integer(), queue()) -> queue().
+leave(Name, Time, Q = #queue{tenants = Tenants, ahead = Ahead, clock = Clock}) ->
+    Ahead1 = case Time > Clock of true -> Ahead#{Name => Time}; false -> Ahead end,
+    Q#queue{tenants = maps:remove(Name, Tenants), ahead = Ahead1}.
+
+-spec take(binary(), #tenant{}, queue()) -> {item(), queue()}.
+take(Name, T = #tenant{levels = Levels, pops = Pops}, Q = #queue{items = Items, tenants = Tenants, clock = Clock, next = N}) ->
     Live = maps:filtermap(fun(_, L) -> case drop_removed(L, Items) of
                                            {[], _} -> false;
                                            {[_], L1} -> {true, L1}
                                        end end, Levels),
     P = case Pops rem ?OLDEST_EVERY of
-            N when N =:= ?OLDEST_EVERY - 1 -> oldest(Live);
+            Turn when Turn =:= ?OLDEST_EVERY - 1 -> oldest(Live);
             _ -> lists:max(maps:keys(Live))
         end,
     {{value, {_, Id}}, Level} = queue:out(maps:get(P, Live)),
     {Item, Items1} = maps:take(Id, Items),
-    T1 = T#tenant{levels = Live#{P => Level}, pops = Pops + 1, waiting = T#tenant.waiting - 1},
-    Q1 = Q#queue{items = Items1},
+    Time = Clock + maps:get(Name, Q#queue.costs, ?FIRST_COST_MS),
+    Place = {Time, N, Name},
+    T1 = T#tenant{levels = Live#{P => Level}, pops = Pops + 1, waiting = T#tenant.waiting - 1, place = Place},
+    Q1 = Q#queue{items = Items1, next = N + 1},
     case T1#tenant.waiting of
-        0 -> {Item, Q1#queue{tenants = maps:remove(Name, Tenants), ring = queue:filter(fun(R) -> R =/= Name end, Q1#queue.ring)}};
-        _ -> {Item, Q1#queue{tenants = Tenants#{Name => T1}}}
+        0 -> {Item, leave(Name, Time, Q1)};
+        _ -> {Item, Q1#queue{tenants = Tenants#{Name => T1}, order = gb_sets:add_element(Place, Q1#queue.order)}}
     end.
 
 %% Removed tasks stay in their level until they come to its head.

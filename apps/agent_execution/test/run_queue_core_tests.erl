@@ -26,6 +26,26 @@ a_tenant_with_many_tasks_delays_nobody_else_test() ->
     First = lists:sublist(drain(Q), 60),
     ?assertEqual(10, length([x || #{tenant := <<"small">>} <- First])).
 
+%% One of a hundred asks for a hundred times as much: the others wait hardly longer than if it did not.
+a_loud_tenant_doubles_nobodys_wait_test() ->
+    Wait = fun(Loud) ->
+               Q = fill([item(Id, <<"loud">>, 4) || Id <- ids(<<"l">>, Loud)]
+                        ++ [item(Id, Id, 4) || Id <- ids(<<"t">>, 99)]),
+               Order = drain(Q),
+               length(lists:takewhile(fun(#{tenant := Tenant}) -> Tenant =/= <<"t99">> end, Order))
+           end,
+    ?assert(Wait(100) =< 2 * Wait(1)).
+
+whoever_comes_while_another_one_fills_the_queue_is_next_test() ->
+    Push = fun(Id, Q) -> run_queue_core:push(item(Id, <<"quiet">>, 4), Q) end,
+    Loud = fill([item(Id, <<"loud">>, 4) || Id <- ids(<<"l">>, 100)]),
+    {_, Q1} = run_queue_core:pop(Loud),
+    {_, Q2} = run_queue_core:pop(Push(<<"q1">>, Q1)),
+    %% Coming and going gains nothing: every second one at most.
+    {#{tenant := Second}, Q3} = run_queue_core:pop(Push(<<"q2">>, Q2)),
+    {#{tenant := Third}, _} = run_queue_core:pop(Q3),
+    ?assertEqual([<<"loud">>, <<"quiet">>], lists:sort([Second, Third])).
+
 slots_are_shared_by_running_time_not_by_number_test() ->
     Q0 = fill([item(Id, <<"slow">>, 4) || Id <- ids(<<"a">>, 2000)] ++ [item(Id, <<"quick">>, 4) || Id <- ids(<<"b">>, 2000)]),
     Q = lists:foldl(fun(_, Acc) -> run_queue_core:charge(<<"slow">>, 1000, run_queue_core:charge(<<"quick">>, 100, Acc)) end,
