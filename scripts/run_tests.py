@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 LOGS = BUILD / "test-logs"
 DEV = BUILD / "venvs" / "dev" / "bin"
-#: A suite that takes longer hangs; the long forms of the fault tests take about half an hour.
+#: A suite that takes longer hangs; the long forms of the fault tests take about 40 minutes.
 SUITE_TIMEOUT_S = 3600 if os.environ.get("SINGULARITY_LONG_TESTS") else 900
 #: Processes may take this long to end after the suite that started them.
 LEFTOVER_GRACE_S = 5.0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._blobs import Blobs
 from ._io import size
 from ._main import OK, REFUSED, Context
 
@@ -25,10 +27,11 @@ def add(commands: _SubParsersAction[Parser], shared: Parser) -> None:
     store = commands.add_parser("store", parents=[shared], help="check or back up the store of a node on this machine")
     store.description = "example: singularity store backup /backups/tasks.db --data-dir /var/lib/singularity"
     verbs = store.add_subparsers(dest="verb", metavar="VERB", required=True)
-    check = verbs.add_parser("check", parents=[shared], help="read every page and every index")
+    check = verbs.add_parser("check", parents=[shared], help="read every page, every index and every blob")
     check.set_defaults(run=check_store)
     backup = verbs.add_parser("backup", parents=[shared], help="a consistent copy; the node may run")
-    backup.add_argument("target", metavar="FILE", help="must not exist; started with, it takes the place of singularity.db")
+    target = "must not exist; blobs are put into the folder blobs beside it. Started with, it takes the place of singularity.db"
+    backup.add_argument("target", metavar="FILE", help=target)
     backup.set_defaults(run=backup_store)
     for parser in (check, backup):
         parser.add_argument("--data-dir", metavar="DIR", help='of the node (SINGULARITY_DATA_DIR; default "data")')
@@ -56,13 +59,20 @@ def _faults(db: sqlite3.Connection) -> list[str]:
     return [] if found == ["ok"] else found
 
 
+def _blob_faults(blobs: Blobs) -> Iterator[str]:
+    """What a task needs and is not there, or is not what it was."""
+    for blob in blobs.named():
+        if fault := blobs.fault(blob):
+            yield f"blob {blob.name} of task {blob.task} is {fault}"
+
+
 def check_store(ctx: Context) -> int:
     """`store check`: exit code 4 when something is damaged."""
     path = _database(ctx)
     try:
-        with _reading(path) as db:
+        with _reading(path) as db, Blobs(path.parent, db) as blobs:
             schema = db.execute("PRAGMA user_version").fetchone()[0]
-            faults = _faults(db)
+            faults = _faults(db) or list(_blob_faults(blobs))
             rows = [] if faults else db.execute("SELECT state, count(*) FROM task GROUP BY state ORDER BY state").fetchall()
     except sqlite3.DatabaseError as error:
         schema, faults, rows = 0, [str(error)], []
@@ -85,16 +95,19 @@ def backup_store(ctx: Context) -> int:
     part = target.with_name(f"{target.name}.part")
     part.unlink(missing_ok=True)
     try:
-        with _reading(path) as source, closing(sqlite3.connect(part)) as copy:
+        # What was collected while the copy is made would be missing from it.
+        with _reading(path) as source, closing(sqlite3.connect(part)) as copy, Blobs(path.parent, copy) as blobs:
             # In one step: what is written meanwhile is not seen, and cannot make it begin again.
             source.backup(copy, pages=-1)
             copy.execute("PRAGMA journal_mode = DELETE")
             if faults := _faults(copy):
                 raise ValueError(f"{path} is damaged: {faults[0]}; see singularity store check")
+            copied = blobs.copy(target.parent)
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.rename(target)
     finally:
         part.unlink(missing_ok=True)
-    ctx.io.value({"file": str(target), "bytes": target.stat().st_size}, f"{target}   {size(target.stat().st_size)}")
+    found = {"file": str(target), "bytes": target.stat().st_size, "blobs": copied}
+    ctx.io.value(found, f"{target}   {size(target.stat().st_size)}   {copied} blobs")
     return OK

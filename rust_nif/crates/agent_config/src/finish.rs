@@ -292,7 +292,12 @@ fn retention(store: &serde_json::Value, faults: &mut Vec<String>) -> serde_json:
     for rule in labels.keys().filter(|rule| rule.split_once('=').is_none_or(|(name, value)| name.is_empty() || value.is_empty())) {
         faults.push(format!("[store] keep_label: \"{rule}\" is no label, as in \"tier=audit\""));
     }
-    serde_json::json!({ "succeeded_ms": store["keep_succeeded_ms"], "other_ms": store["keep_other_ms"], "labels": labels })
+    serde_json::json!({
+        "succeeded_ms": store["keep_succeeded_ms"],
+        "other_ms": store["keep_other_ms"],
+        "labels": labels,
+        "unnamed_ms": store["keep_blobs_ms"],
+    })
 }
 
 /// What the store is to open: `{"file": path}` or `{"server": {"url", "spool", "ca"}}`.

@@ -115,6 +115,7 @@ pub(crate) const ROOT: &[Field] = &[
             f("ca", Kind::Text),
             d("keep_succeeded", Kind::Duration, "\"168h\""),
             d("keep_other", Kind::Duration, "\"720h\""),
+            d("keep_blobs", Kind::Duration, "\"24h\""),
             f("keep_label", Kind::Named(&Kind::Duration)),
         ]),
         "{}",

@@ -174,7 +174,7 @@ impl pb::task_service_server::TaskService for Tasks {
         let open = Connection::open(&request);
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
-        let id = self.get(&tenant, &r.task_id)?.id;
+        let id = self.0.store.head(&tenant, &r.task_id).map_err(|e| to_status(&e))?.id;
         if r.after < 0 {
             return Err(to_status(&AgentError::field("after", "must be 0 or a sequence")));
         }

@@ -25,19 +25,21 @@ pub type AgentRows = Vec<(String, String, Vec<u8>)>;
 pub trait Store: Send + Sync {
     /// Queues a write; `done` is called once after the commit. False: the queue is full or closed, and `done` was dropped unheard.
     fn write(&self, op: WriteOp, done: Done) -> bool;
-    /// One task of a tenant.
+    /// One task of a tenant, without its large parts ([`Self::fill`]).
     fn get(&self, tenant: &str, id: &str) -> Result<Option<Record>, AgentError>;
     /// Whether a task was deleted, while its request id is still known.
     fn was_deleted(&self, tenant: &str, id: &str) -> Result<bool, AgentError>;
     /// Ids of a tenant that end so; at most 10.
     fn by_suffix(&self, tenant: &str, suffix: &str) -> Result<Vec<String>, AgentError>;
-    /// Up to `limit` tasks of a tenant beyond a place. Fewer: there are no more.
-    fn page(&self, tenant: &str, order: Order, beyond: &Place, limit: usize) -> Result<Vec<pb::Task>, AgentError>;
+    /// Up to `limit` tasks of a tenant beyond a place, without their large parts ([`Self::fill`]). Fewer: there are no more.
+    fn page(&self, tenant: &str, order: Order, beyond: &Place, limit: usize) -> Result<Vec<Record>, AgentError>;
+    /// Reads the large parts of a task that was given without them.
+    fn fill(&self, record: &mut Record) -> Result<(), AgentError>;
     /// Up to `limit` events of a task behind a sequence, in order.
     fn events(&self, id: &str, after: i64, limit: usize) -> Result<Vec<pb::TaskEvent>, AgentError>;
     /// Running tasks of this boot, with their fences.
     fn running(&self) -> Result<Vec<(String, i64)>, AgentError>;
-    /// Up to `limit` queued tasks behind an id, oldest first.
+    /// Up to `limit` queued tasks behind an id, oldest first, without their large parts.
     fn queued(&self, after: &str, limit: usize) -> Result<Vec<Record>, AgentError>;
     /// Waiting tasks whose time has come, longest overdue first.
     fn due(&self, now_ms: i64) -> Result<Vec<String>, AgentError>;

@@ -3,6 +3,7 @@
 //! [`TaskStore::write`] takes an operation and answers once it is committed; for an ephemeral task that is at once. Every rule of a
 //! task's life stands in [`record`], which both back ends use.
 
+mod blob;
 mod durable;
 mod fault;
 pub mod filter;
@@ -30,6 +31,7 @@ use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use parking_lot::Mutex;
 
+use blob::Parts;
 pub use durable::Store;
 use durable::{existing, no_value, not_found};
 use filter::Filter;
@@ -90,9 +92,18 @@ pub struct Retention {
     /// Those with a label, "NAME=VALUE": also where the volume is nearly full. Of several the longest time counts.
     #[serde(default)]
     pub labels: HashMap<String, i64>,
+    /// Blobs that no task names, since they were last put.
+    #[serde(default = "Retention::unnamed")]
+    pub unnamed_ms: u64,
 }
 
 impl Retention {
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+    fn unnamed() -> u64 {
+        Self::DAY_MS.unsigned_abs()
+    }
+
     /// What the labels of a task ask for.
     pub(crate) fn by_label(&self, task: &pb::Task) -> Option<i64> {
         let labels = task.spec.as_ref().filter(|_| !self.labels.is_empty())?.labels.iter();
@@ -104,8 +115,8 @@ impl Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        const DAY_MS: i64 = 24 * 60 * 60 * 1000;
-        Self { succeeded_ms: 7 * DAY_MS, other_ms: 30 * DAY_MS, labels: HashMap::new() }
+        let labels = HashMap::new();
+        Self { succeeded_ms: 7 * Self::DAY_MS, other_ms: 30 * Self::DAY_MS, labels, unnamed_ms: Self::unnamed() }
     }
 }
 
@@ -347,7 +358,24 @@ impl TaskStore {
         if let Some(task) = self.memory.task(tenant, id) {
             return Ok(task);
         }
+        let mut record = self.record(tenant, id)?;
+        if self.fill(&mut record)? { Ok(record.task) } else { Err(not_found(id)) }
+    }
+
+    /// The same without what is too large for its row, for whoever asks what became of it.
+    pub fn head(&self, tenant: &str, id: &str) -> Result<pb::Task, AgentError> {
         Ok(self.record(tenant, id)?.task)
+    }
+
+    /// Reads the large parts of a task; false: it was deleted between its row and its blobs.
+    fn fill(&self, record: &mut Record) -> Result<bool, AgentError> {
+        if record.parts == Parts::default() {
+            return Ok(true);
+        }
+        match self.durable.fill(record) {
+            Err(e) if e.reason == Reason::StoreCorrupt && self.durable.get(&record.tenant, &record.task.id)?.is_none() => Ok(false),
+            filled => filled.map(|()| true),
+        }
     }
 
     /// Attempts of a task.
@@ -360,17 +388,19 @@ impl TaskStore {
         let filter = Filter::parse(&query.filter)?;
         let order = Order::parse(&query.order_by)?;
         let start = order.place(&query.page_token)?;
-        let mut found: Vec<pb::Task> = self.memory.tasks(tenant);
-        found.retain(|t| order.holds(t) && order.later(&order.key(t), &start) && filter.matches(t));
+        let mut found: Vec<Record> = Vec::new();
+        let ephemeral = self.memory.tasks(tenant).into_iter();
+        let listed = ephemeral.filter(|t| order.holds(t) && order.later(&order.key(t), &start) && filter.matches(t));
+        found.extend(listed.map(|task| Record { task, ..Record::default() }));
         let (mut beyond, mut seen, mut durable, mut exhausted) = (start, 0, 0, false);
         while durable <= query.page_size && seen < LIST_SCAN {
             let page = self.durable.page(tenant, order, &beyond, PAGE)?;
             exhausted = page.len() < PAGE;
             let Some(last) = page.last() else { break };
-            beyond = order.key(last);
+            beyond = order.key(&last.task);
             seen += page.len();
             let before = found.len();
-            found.extend(page.into_iter().filter(|t| filter.matches(t)));
+            found.extend(page.into_iter().filter(|r| filter.matches(&r.task)));
             durable += found.len() - before;
             if exhausted {
                 break;
@@ -378,18 +408,27 @@ impl TaskStore {
         }
         if !exhausted {
             // Tasks behind the part that was read belong to a later page.
-            found.retain(|t| !order.later(&order.key(t), &beyond));
+            found.retain(|r| !order.later(&order.key(&r.task), &beyond));
         }
-        found.sort_by(|a, b| if order.newest_first { order.key(b).cmp(&order.key(a)) } else { order.key(a).cmp(&order.key(b)) });
+        found.sort_by_cached_key(|r| order.key(&r.task));
+        if order.newest_first {
+            found.reverse();
+        }
         let more = found.len() > query.page_size;
         found.truncate(query.page_size);
         let token = match found.last() {
-            Some(last) if more => order.key(last).token(),
+            Some(last) if more => order.key(&last.task).token(),
             _ if exhausted => String::new(),
             // A rare filter: the page may be short or empty, and the next one goes on from here.
             _ => beyond.token(),
         };
-        Ok((found, token))
+        let mut page = Vec::with_capacity(found.len());
+        for mut record in found {
+            if self.fill(&mut record)? {
+                page.push(record.task);
+            }
+        }
+        Ok((page, token))
     }
 
     /// Waits for the end of a task, at most so long; gives it as it is then.
@@ -487,7 +526,7 @@ impl TaskStore {
         let poll = Duration::from_millis(200);
         loop {
             let events = self.durable.events(id, after, EVENT_PAGE)?;
-            if !events.is_empty() || is_terminal(self.get(tenant, id)?.state()) || self.hub.get(id).is_some() {
+            if !events.is_empty() || is_terminal(self.head(tenant, id)?.state()) || self.hub.get(id).is_some() {
                 return Ok(events);
             }
             tokio::time::sleep(poll).await;

@@ -13,6 +13,7 @@ use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use pb::TaskState as S;
 
+use crate::blob::Parts;
 use crate::op::{AttemptInfo, Finish, Metrics, Written};
 use crate::questions;
 
@@ -37,6 +38,8 @@ pub struct Record {
     pub not_before_ms: i64,
     /// Canonical hash of the content; empty without a request id of the client's.
     pub hash: Vec<u8>,
+    /// Where the large parts of the task are.
+    pub(crate) parts: Parts,
 }
 
 /// Whether a state is an end.

@@ -7,6 +7,8 @@ use agent_core::header::header;
 
 use super::*;
 
+mod blobs;
+
 /// A database of one test; what it leaves is removed.
 struct Place {
     dir: PathBuf,
@@ -576,7 +578,7 @@ fn ended_tasks_are_forgotten_when_their_time_is_over_and_open_ones_are_not() {
 fn labels_say_for_how_long_a_task_is_kept() {
     for place in places("labels") {
         let labels = HashMap::from([("tier=audit".to_owned(), 0), ("tier=scratch".to_owned(), 1), ("kind=x".to_owned(), 100_000_000)]);
-        let store = place.try_open(Retention { succeeded_ms: 1, other_ms: 1, labels }).unwrap();
+        let store = place.try_open(Retention { succeeded_ms: 1, other_ms: 1, labels, ..Retention::default() }).unwrap();
         let ended = |labels: &[(&str, &str)]| {
             let spec = pb::AgentTask {
                 description: "x".into(),
@@ -592,7 +594,7 @@ fn labels_say_for_how_long_a_task_is_kept() {
         let kept = [ended(&[("tier", "audit")]), ended(&[("tier", "scratch"), ("kind", "x")])];
         let gone = [ended(&[("tier", "scratch")]), ended(&[("tier", "other")])];
         place.stop(&store);
-        let store = place.try_open(Retention { succeeded_ms: 1, other_ms: 1, labels: HashMap::new() }).unwrap();
+        let store = place.try_open(Retention { succeeded_ms: 1, other_ms: 1, ..Retention::default() }).unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         while gone.iter().any(|id| store.get("t", id).is_ok()) {
             assert!(std::time::Instant::now() < deadline, "what no label keeps is forgotten");

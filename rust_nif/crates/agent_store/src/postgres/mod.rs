@@ -23,6 +23,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::durable::refuse;
 use crate::spool::Spool;
+use crate::sql::blobs::{self, Blobs, Shelf};
 use crate::sql::{Db, Opened, Param, all, schema};
 use db::{Connection, ServerReaders, ServerWriter};
 
@@ -195,10 +196,12 @@ pub(crate) fn open(url: &str, spool: &Path, ca: Option<&Path>) -> Result<Opened,
     migrate(&mut db)?;
     let epoch = number_of(&mut db, "UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value")?;
     let batch = number_of(&mut db, "SELECT value FROM meta WHERE key = 'batch'")?;
+    let blobs = Blobs::new(blobs::secret(&mut db)?, Shelf::Table);
     db.batch("COMMIT")?;
     Ok(Opened {
         writer: Box::new(ServerWriter::new(db, epoch, batch)),
         readers: Arc::new(ServerReaders::new(server)),
+        blobs,
         spool: Some(Spool::new(spool)),
         epoch,
         version,
@@ -235,4 +238,11 @@ fn setting(db: &mut Connection, name: &str) -> Result<String, AgentError> {
 #[cfg(test)]
 pub(crate) fn make_database(url: &str, name: &str) -> Result<(), AgentError> {
     Arc::new(Server::new(url, None)?).connect()?.batch(&format!("CREATE DATABASE \"{name}\""))
+}
+
+/// For tests: what a query gives.
+#[cfg(test)]
+pub(crate) fn number(url: &str, sql: &str) -> i64 {
+    let server = Arc::new(Server::new(url, None).unwrap_or_else(|e| panic!("{e}")));
+    server.connect().and_then(|mut db| number_of(&mut db, sql)).unwrap_or_else(|e| panic!("{e}"))
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use agent_core::AgentError;
 use agent_proto::agents::v1 as pb;
 
+use super::blobs::{Blobs, Searched};
 use super::{WriterDb, memory, tasks};
 use crate::Retention;
 
@@ -12,6 +13,8 @@ use crate::Retention;
 const IDLE: Duration = Duration::from_millis(200);
 /// Between two searches for what is old. A value in memory is gone from the disk at most so long after its time.
 const RETENTION_EVERY: Duration = Duration::from_secs(60);
+/// Between two searches for blobs that no row names, at most.
+const BLOBS_EVERY: Duration = Duration::from_secs(3600);
 /// Tasks forgotten in one commit.
 const RETENTION_ROWS: i64 = 200;
 
@@ -19,11 +22,14 @@ const RETENTION_ROWS: i64 = 200;
 pub(super) struct Chores {
     retention: Retention,
     searched: Option<Instant>,
+    /// A search for blobs that no row names, and when the last one was over.
+    blobs: Option<Searched>,
+    blobs_searched: Option<Instant>,
 }
 
 impl Chores {
     pub(super) fn new(retention: Retention) -> Self {
-        Self { retention, searched: None }
+        Self { retention, searched: None, blobs: None, blobs_searched: None }
     }
 
     /// How long the labels of a task want it kept.
@@ -33,11 +39,11 @@ impl Chores {
 
     /// How long the writer may wait for work before it looks here again.
     pub(super) fn patience(&self, db: &dyn WriterDb) -> Duration {
-        if db.untidy() || self.searched.is_none() { IDLE } else { RETENTION_EVERY }
+        if db.untidy() || self.searched.is_none() || self.blobs.is_some() { IDLE } else { self.blobs_every().min(RETENTION_EVERY) }
     }
 
     /// There is no work. Gives the tasks that were forgotten.
-    pub(super) fn idle(&mut self, db: &mut dyn WriterDb, now_ms: i64) -> Result<Vec<String>, AgentError> {
+    pub(super) fn idle(&mut self, db: &mut dyn WriterDb, blobs: &Blobs, now_ms: i64) -> Result<Vec<String>, AgentError> {
         if self.searched.is_none_or(|at| at.elapsed() >= RETENTION_EVERY) {
             db.begin()?;
             let forgotten = forget(db, &self.retention, now_ms)?;
@@ -52,7 +58,36 @@ impl Chores {
         if db.untidy() {
             db.tidy()?;
         }
+        self.search_blobs(db, blobs, now_ms)?;
         Ok(Vec::new())
+    }
+
+    fn unnamed_for(&self) -> Duration {
+        Duration::from_millis(self.retention.unnamed_ms)
+    }
+
+    fn blobs_every(&self) -> Duration {
+        (self.unnamed_for() / 24).clamp(IDLE, BLOBS_EVERY)
+    }
+
+    /// A part of a search for blobs that no row names, or the begin of the next one.
+    fn search_blobs(&mut self, db: &mut dyn WriterDb, blobs: &Blobs, now_ms: i64) -> Result<(), AgentError> {
+        if self.blobs.is_none() && self.blobs_searched.is_some_and(|at| at.elapsed() < self.blobs_every()) {
+            return Ok(());
+        }
+        let mut search = match self.blobs.take() {
+            Some(search) => search,
+            None => blobs.search()?,
+        };
+        db.begin()?;
+        let more = blobs.look(&mut *db, &mut search, self.unnamed_for(), now_ms)?;
+        db.commit()?;
+        if more {
+            self.blobs = Some(search);
+        } else {
+            self.blobs_searched = Some(Instant::now());
+        }
+        Ok(())
     }
 }
 

@@ -7,8 +7,9 @@ use agent_proto::agents::v1 as pb;
 use super::tasks::{Known, load, record_of, select, select_open};
 use super::writer::{Outcome, Thread};
 use super::{Param, all, journal, memory, schedules, tasks};
+use crate::blob::{Address, BLOB_BYTES};
 use crate::durable::{deleted_request, existing, not_found};
-use crate::journal::Change;
+use crate::journal::{Change, Key};
 use crate::op::{WriteOp, Written};
 use crate::record::{Record, is_terminal};
 
@@ -21,6 +22,9 @@ const CONVERSATION: &str = "default";
 const REMEMBERED_MESSAGES: i64 = 40;
 /// Their bytes.
 const REMEMBERED_BYTES: usize = 64 * 1024;
+
+/// An answer, and where it stands if that is not its row.
+type Placed = (Key, Vec<u8>, Option<Address>);
 
 fn namespace(spec: &pb::AgentTask) -> &str {
     spec.context.as_ref().map_or("", |context| &context.memory_namespace)
@@ -57,7 +61,13 @@ impl Thread {
                 if !header.content_hash.is_empty() {
                     let known = tasks::find_request(&mut *self.db, &header.tenant, &header.request_id)?;
                     let same = known.map(|known| match known {
-                        Known::Task(old) => existing(&old, &header.content_hash, &spec),
+                        Known::Task(mut old) => {
+                            if old.hash != header.content_hash {
+                                // For the name of the field that differs; the answer is the same without it.
+                                let _ = self.blobs.fill_record(&mut *self.db, &mut old);
+                            }
+                            existing(&old, &header.content_hash, &spec)
+                        }
                         Known::Deleted(id, hash) => deleted_request(id, &hash, &header.content_hash),
                     });
                     if let Some(same) = same {
@@ -66,8 +76,11 @@ impl Thread {
                 }
                 // What its conversation holds is read when it is claimed.
                 let run = run && namespace(&spec).is_empty();
-                let (record, events, written) = Record::submitted(&header, *spec, run, route, epoch, now);
-                tasks::insert(&mut *self.db, &record, &events)?;
+                let large = self.blobs.put_message(&mut *self.db, &header.tenant, &*spec, now)?;
+                self.unsealed |= large.is_some();
+                let (mut record, events, written) = Record::submitted(&header, *spec, run, route, epoch, now);
+                record.parts.spec = large;
+                tasks::insert(&mut *self.db, &mut record, &events)?;
                 if !header.fork_of.is_empty() {
                     journal::copy(&mut *self.db, &header.fork_of, &header.task_id, header.fork_after)?;
                 }
@@ -76,6 +89,7 @@ impl Thread {
                 Ok((written, vec![(id, events, false)]))
             }
             WriteOp::Claim { id } => {
+                self.whole(&id)?;
                 self.remember(&id)?;
                 self.change(&id, |r| r.claim(epoch, now))
             }
@@ -86,23 +100,30 @@ impl Thread {
                 let answers = std::mem::take(&mut finish.journal);
                 let said = finish.result.as_ref().filter(|_| finish.state == pb::TaskState::Succeeded).map(|r| r.output.clone());
                 let turn = said.map(|said| self.turn(&id, said)).transpose()?.flatten();
+                let answers = self.put_answers(&id, answers, now)?;
                 let done = self.change(&id, |r| r.finish(fence, *finish, now))?;
                 if let Some((tenant, namespace, turn)) = turn {
                     memory::append(&mut *self.db, &tenant, &namespace, CONVERSATION, &turn)?;
                 }
-                for (key, answer) in answers {
-                    journal::change(&mut *self.db, &id, fence, i64::MAX, &key, &Change::Answer(answer))?;
+                for (key, answer, blob) in answers {
+                    journal::change(&mut *self.db, &id, (fence, i64::MAX), &key, &Change::Answer(answer), blob.as_ref())?;
                 }
                 Ok(done)
             }
             WriteOp::Journal { id, fence, key, change } => {
                 let sequence = self.held(&id, fence)?;
-                journal::change(&mut *self.db, &id, fence, sequence, &key, &change)?;
+                let blob = match &change {
+                    Change::Answer(answer) => self.put_answer(&id, answer, now)?,
+                    Change::Intent | Change::Withdrawn => None,
+                };
+                journal::change(&mut *self.db, &id, (fence, sequence), &key, &change, blob.as_ref())?;
                 Ok((Written::Ok, Vec::new()))
             }
             WriteOp::ToolBegin { id, fence, key, replay } => {
                 let sequence = self.held(&id, fence)?;
-                let decision = journal::tool_begin(&mut *self.db, &id, fence, sequence, &key, replay)?;
+                let tenant = self.cached(&id)?.tenant.clone();
+                let numbers = (fence, sequence);
+                let decision = journal::tool_begin(&mut *self.db, &self.blobs, (&tenant, &id), numbers, &key, replay)?;
                 Ok((Written::Tool(decision), Vec::new()))
             }
             WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, events } => {
@@ -157,6 +178,43 @@ impl Thread {
         self.cache.get_mut(id).ok_or_else(|| not_found(id))
     }
 
+    /// A task with its large parts, which it had in the cache if it was submitted lately.
+    fn whole(&mut self, id: &str) -> Result<(), AgentError> {
+        let record = self.cached(id)?;
+        // A description is never empty, except in the row of a large task.
+        if record.parts.spec.is_none() || record.task.spec.as_ref().is_some_and(|spec| !spec.description.is_empty()) {
+            return Ok(());
+        }
+        let Self { cache, blobs, db, .. } = self;
+        cache.get_mut(id).map_or(Ok(()), |record| blobs.fill_record(&mut **db, record))
+    }
+
+    /// A result that is too large for its row.
+    fn put_result(&mut self, id: &str) -> Result<(), AgentError> {
+        let Self { cache, blobs, db, clock, unsealed, .. } = self;
+        let Some(record) = cache.get_mut(id) else { return Ok(()) };
+        if let Some(result) = &record.task.result {
+            record.parts.result = blobs.put_message(&mut **db, &record.tenant, result, clock())?;
+            *unsealed |= record.parts.result.is_some();
+        }
+        Ok(())
+    }
+
+    /// Where an answer stands if it is too large for its row.
+    fn put_answer(&mut self, id: &str, answer: &[u8], now: i64) -> Result<Option<Address>, AgentError> {
+        if answer.len() <= BLOB_BYTES {
+            return Ok(None);
+        }
+        let tenant = self.cached(id)?.tenant.clone();
+        self.unsealed = true;
+        self.blobs.put(&mut *self.db, &tenant, answer, now)
+    }
+
+    fn put_answers(&mut self, id: &str, answers: Vec<(Key, Vec<u8>)>, now: i64) -> Result<Vec<Placed>, AgentError> {
+        let placed = |(key, answer): (Key, Vec<u8>)| self.put_answer(id, &answer, now).map(|blob| (key, answer, blob));
+        answers.into_iter().map(placed).collect()
+    }
+
     /// Before its first attempt a task is given what its namespace remembers; later ones see the same, so that they ask the same.
     fn remember(&mut self, id: &str) -> Result<(), AgentError> {
         let record = self.cached(id)?;
@@ -171,6 +229,9 @@ impl Thread {
 
     /// What a task that ends well adds to the conversation of its namespace: tenant, namespace, question and answer.
     fn turn(&mut self, id: &str, said: String) -> Result<Option<(String, String, Vec<pb::Message>)>, AgentError> {
+        if self.cached(id)?.task.spec.as_ref().is_some_and(|spec| !namespace(spec).is_empty()) {
+            self.whole(id)?;
+        }
         let record = self.cached(id)?;
         Ok(record.task.spec.as_ref().filter(|spec| !namespace(spec).is_empty()).map(|spec| {
             let turn = vec![text_message(pb::Role::User, spec.description.clone()), text_message(pb::Role::Assistant, said)];
@@ -183,7 +244,10 @@ impl Thread {
         let fence = record.task.fencing_token;
         let (events, written) = f(record)?;
         let ended = is_terminal(record.task.state());
-        let record = self.cache.get(id).ok_or_else(|| not_found(id))?;
+        if ended {
+            self.put_result(id)?;
+        }
+        let record = self.cache.get_mut(id).ok_or_else(|| not_found(id))?;
         // The fence is checked once more by the statement: nobody else may have written, and if somebody had, this item fails.
         let kept_ms = self.chores.kept_by_label(&record.task).filter(|_| ended);
         tasks::update(&mut *self.db, record, fence, kept_ms, matches!(written, Written::Sequence(_)))?;
@@ -220,7 +284,7 @@ impl Thread {
             let events = record.recover(now);
             let ended = is_terminal(record.task.state());
             let kept_ms = self.chores.kept_by_label(&record.task).filter(|_| ended);
-            tasks::update(&mut *self.db, &record, fence, kept_ms, false)?;
+            tasks::update(&mut *self.db, &mut record, fence, kept_ms, false)?;
             tasks::add_events(&mut *self.db, &record.task.id, &events)?;
             self.cache.remove(&record.task.id);
             publish.push((record.task.id, events, ended));

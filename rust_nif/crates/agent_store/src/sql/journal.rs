@@ -2,17 +2,41 @@
 
 use agent_core::AgentError;
 
+use super::blobs::Blobs;
 use super::{Db, Param, all, one};
+use crate::blob::Address;
 use crate::journal::{Change, Decision, Entry, Key, Kind, Replay, VERSION};
 
 /// Every entry of a task.
-pub(super) fn entries(db: &mut dyn Db, task: &str) -> Result<Vec<Entry>, AgentError> {
-    let sql = "SELECT kind, hash, occurrence, answer FROM journal WHERE task_id = ?1 AND hash_version = ?2";
-    all(db, sql, &[task.into(), VERSION.into()], |r| {
+pub(super) fn entries(db: &mut dyn Db, blobs: &Blobs, task: &str) -> Result<Vec<Entry>, AgentError> {
+    let sql = "SELECT kind, hash, occurrence, answer, blob FROM journal WHERE task_id = ?1 AND hash_version = ?2";
+    let rows = all(db, sql, &[task.into(), VERSION.into()], |r| {
         let kind = Kind::of(r.int(0)?);
         let hash = r.blob(1)?.try_into().unwrap_or_default();
-        Ok((Key { question: (kind, hash), occurrence: u32::try_from(r.int(2)?).unwrap_or_default() }, r.bytes(3)?))
-    })
+        Ok((
+            Key { question: (kind, hash), occurrence: u32::try_from(r.int(2)?).unwrap_or_default() },
+            r.bytes(3)?,
+            Address::of_column(r.bytes(4)?),
+        ))
+    })?;
+    let elsewhere = rows.iter().any(|(_, _, blob)| blob.is_some());
+    let tenant = if elsewhere { one(db, "SELECT tenant FROM task WHERE id = ?1", &[task.into()], |r| r.text(0))? } else { None };
+    let tenant = &tenant.unwrap_or_default();
+    rows.into_iter().map(|(key, answer, blob)| Ok((key, whole(db, blobs, tenant, answer, blob)?))).collect()
+}
+
+/// The answer of a row, which may stand elsewhere.
+fn whole(
+    db: &mut dyn Db,
+    blobs: &Blobs,
+    tenant: &str,
+    answer: Option<Vec<u8>>,
+    blob: Option<Address>,
+) -> Result<Option<Vec<u8>>, AgentError> {
+    match blob {
+        Some(address) => blobs.get(db, tenant, &address).map(Some),
+        None => Ok(answer),
+    }
 }
 
 /// The columns that name an entry.
@@ -21,8 +45,15 @@ fn name<'a>(task: &'a str, key: &'a Key) -> [Param<'a>; 4] {
 }
 
 /// Records a change of an entry. An answer that stands already stays: the first one was given to the task. `sequence` is the last event of
-/// the task when it was made.
-pub(super) fn change(db: &mut dyn Db, task: &str, fence: i64, sequence: i64, key: &Key, change: &Change) -> Result<(), AgentError> {
+/// the task when it was made, `blob` where the answer stands if that is not the row.
+pub(super) fn change(
+    db: &mut dyn Db,
+    task: &str,
+    (fence, sequence): (i64, i64),
+    key: &Key,
+    change: &Change,
+    blob: Option<&Address>,
+) -> Result<(), AgentError> {
     let [task, kind, hash, occurrence] = name(task, key);
     let answer = match change {
         Change::Withdrawn => {
@@ -30,39 +61,42 @@ pub(super) fn change(db: &mut dyn Db, task: &str, fence: i64, sequence: i64, key
             return db.send(sql, &[task, kind, hash, occurrence], false);
         }
         Change::Intent => None,
-        Change::Answer(answer) => Some(answer),
+        Change::Answer(_) if blob.is_some() => Some(&[][..]),
+        Change::Answer(answer) => Some(answer.as_slice()),
     };
-    let sql = "INSERT INTO journal VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (task_id, kind, hash, occurrence)
-        DO UPDATE SET fence = excluded.fence, answer = excluded.answer, sequence = excluded.sequence WHERE journal.answer IS NULL";
-    let row = [task, kind, hash, occurrence, VERSION.into(), fence.into(), answer.into(), sequence.into()];
+    let sql = "INSERT INTO journal VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (task_id, kind, hash, occurrence)
+        DO UPDATE SET fence = excluded.fence, answer = excluded.answer, sequence = excluded.sequence, blob = excluded.blob WHERE journal.answer IS NULL";
+    let stands = blob.map(|address| address.0.as_slice()).into();
+    let row = [task, kind, hash, occurrence, VERSION.into(), fence.into(), answer.into(), sequence.into(), stands];
     db.send(sql, &row, false)
 }
 
 /// A tool is about to run: records the intent unless its result stands, or only somebody else can say whether it ran.
 pub(super) fn tool_begin(
     db: &mut dyn Db,
-    task: &str,
-    fence: i64,
-    sequence: i64,
+    blobs: &Blobs,
+    (tenant, task): (&str, &str),
+    (fence, sequence): (i64, i64),
     key: &Key,
     replay: Replay,
 ) -> Result<Decision, AgentError> {
-    let sql = "SELECT fence, answer FROM journal WHERE task_id = ?1 AND kind = ?2 AND hash = ?3 AND occurrence = ?4";
-    let found = one(db, sql, &name(task, key), |r| Ok((r.int(0)?, r.bytes(1)?)))?;
+    let sql = "SELECT fence, answer, blob FROM journal WHERE task_id = ?1 AND kind = ?2 AND hash = ?3 AND occurrence = ?4";
+    let found = one(db, sql, &name(task, key), |r| Ok((r.int(0)?, r.bytes(1)?, Address::of_column(r.bytes(2)?))))?;
     match found {
-        Some((_, Some(answer))) => return Ok(Decision::Recorded(answer)),
+        Some((_, Some(answer), None)) => return Ok(Decision::Recorded(answer)),
+        Some((_, _, Some(address))) => return blobs.get(db, tenant, &address).map(Decision::Recorded),
         // Its own intent, said twice, is no doubt.
-        Some((earlier, None)) if replay == Replay::Once && earlier != fence => return Ok(Decision::InDoubt),
+        Some((earlier, None, None)) if replay == Replay::Once && earlier != fence => return Ok(Decision::InDoubt),
         _ => {}
     }
-    change(db, task, fence, sequence, key, &Change::Intent)?;
+    change(db, task, (fence, sequence), key, &Change::Intent, None)?;
     Ok(Decision::Run)
 }
 
 /// Gives a new task the answers that another one had when it had written this event; 0: all of them.
 pub(super) fn copy(db: &mut dyn Db, from: &str, to: &str, until_sequence: i64) -> Result<(), AgentError> {
     let until = if until_sequence == 0 { i64::MAX } else { until_sequence };
-    let sql = "INSERT INTO journal SELECT ?2, kind, hash, occurrence, hash_version, 0, answer, 0 FROM journal
+    let sql = "INSERT INTO journal SELECT ?2, kind, hash, occurrence, hash_version, 0, answer, 0, blob FROM journal
         WHERE task_id = ?1 AND answer IS NOT NULL AND sequence <= ?3";
     db.execute(sql, &[from.into(), to.into(), until.into()]).map(|_| ())
 }

@@ -2,6 +2,7 @@
 //!
 //! Statements are written once, with `?1` for a parameter, in the part of SQL that SQLite and PostgreSQL agree on. Integers are 64 bits.
 
+pub(crate) mod blobs;
 pub(crate) mod chores;
 mod items;
 pub(crate) mod journal;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use agent_core::{AgentError, Reason};
 
 use crate::spool::Spool;
+use blobs::Blobs;
 
 /// A value that is given to a statement.
 #[derive(Clone, Copy, Debug)]
@@ -203,6 +205,8 @@ pub(crate) trait ReadPool: Send + Sync {
 pub(crate) struct Opened {
     pub writer: Box<dyn WriterDb>,
     pub readers: Arc<dyn ReadPool>,
+    /// What is too large for a row.
+    pub blobs: Blobs,
     /// Where paid answers are put down while the database is away.
     pub spool: Option<Spool>,
     pub epoch: i64,

@@ -4,9 +4,10 @@ use agent_core::AgentError;
 use agent_proto::agents::v1 as pb;
 use prost::Message;
 
+use super::blobs::Blobs;
 use super::schema::OPEN;
 use super::tasks::{record_of, select, select_open};
-use super::{Db, Row, all, journal, one};
+use super::{Db, all, journal, one};
 use crate::durable::AgentRows;
 use crate::journal::Entry;
 use crate::order::{Order, Place};
@@ -37,24 +38,23 @@ pub(super) fn was_deleted(db: &mut dyn Db, tenant: &str, id: &str) -> Result<boo
 }
 
 /// Up to `limit` tasks of a tenant beyond a place.
-pub(super) fn page(db: &mut dyn Db, tenant: &str, order: Order, beyond: &Place, limit: usize) -> Result<Vec<pb::Task>, AgentError> {
+pub(super) fn page(db: &mut dyn Db, tenant: &str, order: Order, beyond: &Place, limit: usize) -> Result<Vec<Record>, AgentError> {
     let (sign, direction) = if order.newest_first { ("<", "DESC") } else { (">", "ASC") };
     let limit = i64::try_from(limit).unwrap_or(i64::MAX).into();
     let (end_ms, id) = match beyond.id.as_str() {
         "" if order.newest_first => (i64::MAX, "~"),
         id => (beyond.end_ms, id),
     };
-    let task = |r: &dyn Row| record_of(r).map(|r| r.task);
     if !order.by_end {
         let sql = select(&format!("tenant = ?1 AND id {sign} ?2 ORDER BY id {direction} LIMIT ?3"));
-        return all(db, &sql, &[tenant.into(), id.into(), limit], task);
+        return all(db, &sql, &[tenant.into(), id.into(), limit], record_of);
     }
     // The second condition is what the index of ends is searched by.
     let sql = select(&format!(
         "tenant = ?1 AND end_ms > 0 AND end_ms {sign}= ?2 AND (end_ms, id) {sign} (?2, ?3)
         ORDER BY end_ms {direction}, id {direction} LIMIT ?4"
     ));
-    all(db, &sql, &[tenant.into(), end_ms.into(), id.into(), limit], task)
+    all(db, &sql, &[tenant.into(), end_ms.into(), id.into(), limit], record_of)
 }
 
 pub(super) fn events(db: &mut dyn Db, id: &str, after: i64, limit: usize) -> Result<Vec<pb::TaskEvent>, AgentError> {
@@ -79,8 +79,8 @@ pub(super) fn due(db: &mut dyn Db, now_ms: i64) -> Result<Vec<String>, AgentErro
     all(db, &due_sql(), &[now_ms.into()], |r| r.text(0))
 }
 
-pub(super) fn entries(db: &mut dyn Db, id: &str) -> Result<Vec<Entry>, AgentError> {
-    journal::entries(db, id)
+pub(super) fn entries(db: &mut dyn Db, blobs: &Blobs, id: &str) -> Result<Vec<Entry>, AgentError> {
+    journal::entries(db, blobs, id)
 }
 
 pub(super) fn agents(db: &mut dyn Db) -> Result<AgentRows, AgentError> {

@@ -5,7 +5,7 @@ use agent_core::{AgentError, Reason};
 use crate::durable::refuse;
 
 /// Version of the schema that this program writes.
-pub(crate) const SCHEMA: i64 = 5;
+pub(crate) const SCHEMA: i64 = 6;
 
 /// The words of the partial index `task_open`: a query uses it only if it says the same.
 pub(crate) const OPEN: &str = "state IN (1, 2, 3)";
@@ -66,6 +66,14 @@ pub(crate) const MIGRATIONS: [&str; SCHEMA as usize] = [
     ) WITHOUT ROWID;
     CREATE INDEX schedule_due ON schedule(next_ms) WHERE next_ms > 0;",
     "ALTER TABLE task ADD COLUMN keep_ms INTEGER NOT NULL DEFAULT 0;",
+    "ALTER TABLE task ADD COLUMN spec_blob BLOB;
+    ALTER TABLE task ADD COLUMN result_blob BLOB;
+    ALTER TABLE journal ADD COLUMN blob BLOB;
+    CREATE INDEX task_spec_blob ON task(spec_blob) WHERE spec_blob IS NOT NULL;
+    CREATE INDEX task_result_blob ON task(result_blob) WHERE result_blob IS NOT NULL;
+    CREATE INDEX journal_blob ON journal(blob) WHERE blob IS NOT NULL;
+    CREATE TABLE secret(name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE blob(address BLOB PRIMARY KEY, tenant TEXT NOT NULL, touched_ms INTEGER NOT NULL, data BLOB NOT NULL);",
 ];
 
 /// The same words for PostgreSQL. Texts compare by their bytes there too.

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_core::AgentError;
+use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 
+use super::blobs::Blobs;
 use super::queue::Writer;
 use super::schema::SCHEMA;
 use super::{Db, Opened, ReadPool, memory, reads, schedules};
@@ -22,6 +23,7 @@ use crate::schedule::Due;
 pub(crate) struct SqlStore {
     writer: Writer,
     readers: Arc<dyn ReadPool>,
+    blobs: Blobs,
     epoch: i64,
     version: String,
 }
@@ -34,9 +36,10 @@ impl SqlStore {
         hub: Arc<Hub>,
         on_end: Box<dyn FnOnce(String) + Send>,
     ) -> Result<Self, AgentError> {
-        let (readers, epoch, version) = (opened.readers.clone(), opened.epoch, opened.version.clone());
+        let (readers, blobs) = (opened.readers.clone(), opened.blobs.clone());
+        let (epoch, version) = (opened.epoch, opened.version.clone());
         let writer = super::writer::start(opened, hub, crate::now_ms, retention, on_end)?;
-        Ok(Self { writer, readers, epoch, version })
+        Ok(Self { writer, readers, blobs, epoch, version })
     }
 
     fn read<T>(&self, f: impl FnOnce(&mut dyn Db) -> Result<T, AgentError>) -> Result<T, AgentError> {
@@ -47,7 +50,7 @@ impl SqlStore {
             }
             Ok(())
         })?;
-        found.ok_or_else(|| AgentError::new(agent_core::Reason::StoreUnavailable, "the store gave no connection"))
+        found.ok_or_else(|| AgentError::new(Reason::StoreUnavailable, "the store gave no connection"))
     }
 }
 
@@ -68,8 +71,12 @@ impl Store for SqlStore {
         self.read(|db| reads::by_suffix(db, tenant, suffix))
     }
 
-    fn page(&self, tenant: &str, order: Order, beyond: &Place, limit: usize) -> Result<Vec<pb::Task>, AgentError> {
+    fn page(&self, tenant: &str, order: Order, beyond: &Place, limit: usize) -> Result<Vec<Record>, AgentError> {
         self.read(|db| reads::page(db, tenant, order, beyond, limit))
+    }
+
+    fn fill(&self, record: &mut Record) -> Result<(), AgentError> {
+        self.read(|db| self.blobs.fill_record(db, record))
     }
 
     fn events(&self, id: &str, after: i64, limit: usize) -> Result<Vec<pb::TaskEvent>, AgentError> {
@@ -89,7 +96,7 @@ impl Store for SqlStore {
     }
 
     fn journal(&self, id: &str) -> Result<Vec<Entry>, AgentError> {
-        self.read(|db| reads::entries(db, id))
+        self.read(|db| reads::entries(db, &self.blobs, id))
     }
 
     fn schedule(&self, tenant: &str, id: &str) -> Result<pb::Schedule, AgentError> {

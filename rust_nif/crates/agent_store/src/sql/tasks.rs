@@ -5,10 +5,11 @@ use agent_proto::agents::v1 as pb;
 use prost::Message;
 
 use super::schema::OPEN;
-use super::{Db, Row, all, journal, one};
+use super::{Db, Param, Row, all, journal, one};
+use crate::blob::{Address, Parts};
 use crate::record::{Record, is_terminal};
 
-const COLUMNS: &str = "tenant, lost, epoch, not_before, sequence, text_offset, hash, data, attempts";
+const COLUMNS: &str = "tenant, lost, epoch, not_before, sequence, text_offset, hash, data, attempts, spec_blob, result_blob";
 /// A request id is known for so long after the end of its task, though the task itself is forgotten, in ms.
 const REQUEST_ID_MS: i64 = 24 * 60 * 60 * 1000;
 /// In the column `keep_ms`, where 0 says that no label asks for anything.
@@ -27,6 +28,7 @@ pub(super) fn record_of(row: &dyn Row) -> Result<Record, AgentError> {
         hash: row.blob(6)?,
         task: pb::Task::decode(row.blob(7)?.as_slice()).map_err(bad)?,
         attempts: pb::ListAttemptsResponse::decode(row.blob(8)?.as_slice()).map_err(bad)?.attempts,
+        parts: Parts { spec: Address::of_column(row.bytes(9)?), result: Address::of_column(row.bytes(10)?) },
     })
 }
 
@@ -38,6 +40,18 @@ pub(super) fn select(condition: &str) -> String {
 /// A select of open tasks, by the index of these.
 pub(super) fn select_open(condition: &str) -> String {
     select(&format!("{OPEN} AND {condition}"))
+}
+
+/// The task as its row holds it.
+fn row_of(r: &mut Record) -> Vec<u8> {
+    let kept = r.parts.row(&mut r.task);
+    let row = r.task.encode_to_vec();
+    kept.back(&mut r.task);
+    row
+}
+
+fn column(address: Option<&Address>) -> Param<'_> {
+    address.map(|address| address.0.as_slice()).into()
 }
 
 fn attempts_blob(r: &Record) -> Vec<u8> {
@@ -65,11 +79,12 @@ pub(super) fn find_request(db: &mut dyn Db, tenant: &str, request_id: &str) -> R
     one(db, sql, &ours, |r| Ok(Known::Deleted(r.text(0)?, r.blob(1)?)))
 }
 
-pub(super) fn insert(db: &mut dyn Db, r: &Record, events: &[pb::TaskEvent]) -> Result<(), AgentError> {
+pub(super) fn insert(db: &mut dyn Db, r: &mut Record, events: &[pb::TaskEvent]) -> Result<(), AgentError> {
     let created = r.task.create_time.as_ref().map_or(0, agent_core::header::timestamp_ms);
+    let data = row_of(r);
     let request = (!r.hash.is_empty()).then_some(&r.task.request_id);
     db.send(
-        "INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,0,0,0)",
+        "INSERT INTO task VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,0,0,0,?16,NULL)",
         &[
             (&r.task.id).into(),
             (&r.tenant).into(),
@@ -84,8 +99,9 @@ pub(super) fn insert(db: &mut dyn Db, r: &Record, events: &[pb::TaskEvent]) -> R
             r.text_offset.into(),
             (&r.hash).into(),
             agent_core::hash::VERSION.into(),
-            (&r.task.encode_to_vec()).into(),
+            (&data).into(),
             (&attempts_blob(r)).into(),
+            column(r.parts.spec.as_ref()),
         ],
         true,
     )?;
@@ -94,20 +110,20 @@ pub(super) fn insert(db: &mut dyn Db, r: &Record, events: &[pb::TaskEvent]) -> R
 
 /// Writes a task that has this fence, which the statement checks once more. Events alone leave the blobs as they are: a task that streams
 /// does not rewrite itself. `kept_ms`: one that ends is kept for so long by its labels; 0: for ever.
-pub(super) fn update(db: &mut dyn Db, r: &Record, old_fence: i64, kept_ms: Option<i64>, numbers_only: bool) -> Result<(), AgentError> {
-    let id = (&r.task.id).into();
+pub(super) fn update(db: &mut dyn Db, r: &mut Record, old_fence: i64, kept_ms: Option<i64>, numbers_only: bool) -> Result<(), AgentError> {
     if numbers_only {
         return db.send(
             "UPDATE task SET sequence = ?3, text_offset = ?4 WHERE id = ?1 AND fence = ?2",
-            &[id, old_fence.into(), r.sequence.into(), r.text_offset.into()],
+            &[(&r.task.id).into(), old_fence.into(), r.sequence.into(), r.text_offset.into()],
             true,
         );
     }
+    let data = row_of(r);
     db.send(
         "UPDATE task SET state = ?3, fence = ?4, epoch = ?5, not_before = ?6, lost = ?7, sequence = ?8, text_offset = ?9, data = ?10,
-            attempts = ?11, end_ms = ?12, asked = ?13, keep_ms = ?14 WHERE id = ?1 AND fence = ?2",
+            attempts = ?11, end_ms = ?12, asked = ?13, keep_ms = ?14, result_blob = ?15 WHERE id = ?1 AND fence = ?2",
         &[
-            id,
+            (&r.task.id).into(),
             old_fence.into(),
             r.task.state.into(),
             r.task.fencing_token.into(),
@@ -116,11 +132,12 @@ pub(super) fn update(db: &mut dyn Db, r: &Record, old_fence: i64, kept_ms: Optio
             r.lost.into(),
             r.sequence.into(),
             r.text_offset.into(),
-            (&r.task.encode_to_vec()).into(),
+            (&data).into(),
             (&attempts_blob(r)).into(),
             end_ms(r).into(),
             i64::from(r.task.cancel_requested && !is_terminal(r.task.state())).into(),
             kept_ms.map_or(0, |ms| if ms == 0 { FOR_EVER } else { ms }).into(),
+            column(r.parts.result.as_ref()),
         ],
         true,
     )

@@ -12,6 +12,7 @@ use std::sync::{Arc, mpsc};
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 
+use super::blobs::Blobs;
 use super::chores::Chores;
 use super::queue::{Job, Waiting, Writer, away};
 use super::{Mended, Opened, WriterDb};
@@ -37,7 +38,7 @@ pub(super) type Outcome = Result<(Written, Publish), AgentError>;
 
 /// Whether an error came from the database, not from a rule.
 fn is_fault(e: &AgentError) -> bool {
-    // One row that cannot be read names its table, and harms its own task alone.
+    // One row that cannot be read, or a blob that cannot be written, names its table, and harms its own task alone.
     matches!(e.reason, Reason::StoreUnavailable | Reason::DiskLow | Reason::StoreCorrupt) && !e.metadata.contains_key("table")
 }
 
@@ -59,12 +60,15 @@ pub(super) struct Thread {
     /// Where paid answers and ends are put down while the database is away; None where that is a file itself.
     spool: Option<Spool>,
     pub(super) chores: Chores,
+    pub(super) blobs: Blobs,
+    /// Some were put by the batch that is written.
+    pub(super) unsealed: bool,
 }
 
 /// Starts the thread, which owns the connection, with what an earlier run had put into the spool; `on_end` hears once why it ended,
 /// when the database is free again.
 pub(crate) fn start(
-    Opened { writer: db, epoch, spool, .. }: Opened,
+    Opened { writer: db, blobs, epoch, spool, .. }: Opened,
     hub: Arc<Hub>,
     clock: fn() -> i64,
     retention: Retention,
@@ -83,7 +87,7 @@ pub(crate) fn start(
         .name("store-writer".into())
         .spawn(move || {
             let (cache, chores) = (HashMap::new(), Chores::new(retention));
-            let mut thread = Thread { db, epoch, hub, clock, cache, jobs, backlog, waiting: shared, spool, chores };
+            let mut thread = Thread { db, epoch, hub, clock, cache, jobs, backlog, waiting: shared, spool, chores, blobs, unsealed: false };
             let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| thread.run()));
             drop(thread);
             on_end(match end {
@@ -127,7 +131,7 @@ impl Thread {
 
     fn idle(&mut self) -> Result<(), AgentError> {
         self.waiting.asks();
-        match self.chores.idle(&mut *self.db, (self.clock)()) {
+        match self.chores.idle(&mut *self.db, &self.blobs, (self.clock)()) {
             Ok(forgotten) => {
                 self.waiting.answered();
                 for id in forgotten {
@@ -204,6 +208,9 @@ impl Thread {
                 return Err(result.err().unwrap_or_else(away));
             }
             results.push(result);
+        }
+        if std::mem::take(&mut self.unsealed) {
+            self.blobs.seal()?;
         }
         self.db.commit()?;
         self.waiting.answered();

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use agent_core::{AgentError, Reason};
 use rusqlite::Connection;
 
+use crate::blob::folder::Folder;
 use crate::durable::refuse;
 use crate::fault;
+use crate::sql::blobs::{self, Blobs, Shelf};
 use crate::sql::{Opened, schema};
 use db::{FileReaders, FileWriter, remembering};
 
@@ -29,12 +31,15 @@ pub(crate) fn open(path: &Path) -> Result<Opened, AgentError> {
     let lock = File::create(&lock_path).map_err(|e| io(&lock_path, &e))?;
     lock.try_lock()
         .map_err(|_| refuse(AgentError::new(Reason::StoreUnavailable, format!("{} is in use by another node", dir.display()))))?;
-    let (db, epoch) = connect(path)?;
+    let (mut db, epoch) = connect(path)?;
+    let shelf = Shelf::Folder(Arc::new(Folder::open(&dir)?));
+    let blobs = Blobs::new(blobs::secret(&mut db)?, shelf);
     // The log of an earlier run may be long.
     let writer = FileWriter { db, path: path.to_owned(), log: log_of(path), commits: 0, dirty: true, _lock: lock };
     Ok(Opened {
         writer: Box::new(writer),
         readers: Arc::new(FileReaders::new(path.to_owned())),
+        blobs,
         spool: None,
         epoch,
         version: format!("SQLite {}", rusqlite::version()),
