@@ -94,7 +94,7 @@ class Port:
         self._in, self._out = ours_in, ours_out
         self._data = b""
         self.messages: list[Message] = []
-        self._read = 0
+        self._read: dict[str, int] = {}
 
     @property
     def pid(self) -> int:
@@ -111,14 +111,13 @@ class Port:
         self.send(struct.pack(">BB", 2, number))
 
     def until(self, name: str, limit: float = LIMIT_S) -> Message:
-        """The next message of that name; what comes before it is kept in `messages`."""
+        """The next message of that name, also if it came before another one that was asked for; all are kept in `messages`."""
         deadline = time.monotonic() + limit
         while True:
-            while self._read < len(self.messages):
-                message = self.messages[self._read]
-                self._read += 1
-                if message.name == name:
-                    return message
+            for at in range(self._read.get(name, 0), len(self.messages)):
+                self._read[name] = at + 1
+                if self.messages[at].name == name:
+                    return self.messages[at]
             if not self._more(deadline):
                 raise AssertionError(f"no {name}; heard: {self.messages[-20:]}")
 
