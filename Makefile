@@ -22,7 +22,7 @@ test:
 	@scripts/setup
 	@scripts/test
 
-## make test-faults  the long forms of the fault tests (42 minutes on 2 busy cores)
+## make test-faults  the long forms of the fault tests (about 42 minutes on 2 busy cores)
 test-faults:
 	@scripts/setup
 	@SINGULARITY_LONG_TESTS=1 scripts/test guard e2e
