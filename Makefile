@@ -19,12 +19,12 @@ demo:
 
 ## make test         all set-up, then every test; ends with `N passed, N failed'
 test:
-	@scripts/setup
+	@scripts/setup --frameworks
 	@scripts/test
 
 ## make test-faults  the long forms of the fault tests (about 42 minutes on 2 busy cores)
 test-faults:
-	@scripts/setup
+	@scripts/setup --frameworks
 	@SINGULARITY_LONG_TESTS=1 scripts/test guard e2e
 
 ## make start        a node in the foreground; honours SINGULARITY_CONFIG and SINGULARITY_DATA_DIR

@@ -1,7 +1,7 @@
 %% @doc Where a framework's Python environment lies, and the command lines of its zygote and workers.
 %%
-%% Reads files and configuration only. Environments are built by the set-up (`<environments>/<name>'); each holds its
-%% lock's hash in `singularity-lock.sha256', which attempts record.
+%% Reads files and configuration only. Environments are built by `singularity frameworks install' (`<environments>/<name>');
+%% each holds its lock's hash in `singularity-lock.sha256', written last, which attempts record.
 -module(framework_adapter_env).
 
 -export([environment/1]).
@@ -16,15 +16,16 @@
 %% Length of a Unix socket's path is at most 107 bytes; a name below the folder takes up to 44.
 -define(MAX_RUNTIME_DIR, 60).
 
-%% @doc The environment that a framework runs in: `custom:NAME' shares one.
+%% @doc The environment that a framework runs in: `custom:NAME' shares one, and LangGraph is part of LangChain's.
 -spec environment(binary()) -> binary().
 environment(<<"custom:", _/binary>>) -> <<"custom">>;
+environment(<<"langgraph">>) -> <<"langchain">>;
 environment(Framework) -> Framework.
 
 %% @doc Frameworks that have an adapter in this version.
 -spec known() -> [binary()].
 known() ->
-    [<<"langchain">>, <<"custom">>].
+    [<<"langchain">>, <<"langgraph">>, <<"crewai">>, <<"autogen">>, <<"custom">>].
 
 %% @doc Whether the environment of a framework is there.
 -spec available(binary()) -> ok | {error, agent_error:t()}.
@@ -43,7 +44,7 @@ available(Framework) ->
                 false ->
                     {error, agent_error:new(framework_unavailable,
                                             <<"the Python environment of ", Env/binary, " is not installed; "
-                                              "run: make setup">>,
+                                              "run: singularity frameworks install ", Env/binary>>,
                                             #{<<"framework">> => Framework})}
             end
     end.

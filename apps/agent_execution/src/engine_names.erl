@@ -19,7 +19,8 @@ lookup(Key, Map, Default) ->
         #{} -> maps:get(atom_to_binary(Key), Map, Default)
     end.
 
-%% @doc The environment that a framework runs in: every `custom:NAME' is of `custom'.
+%% @doc The environment that a framework runs in: every `custom:NAME' is of `custom', LangGraph of LangChain's.
 -spec environment(binary()) -> binary().
 environment(<<"custom:", _/binary>>) -> <<"custom">>;
+environment(<<"langgraph">>) -> <<"langchain">>;
 environment(Framework) -> Framework.

@@ -156,6 +156,6 @@ the_pool_answers_the_shell(_) ->
     %% A native part that fails is the end of it.
     ?assertMatch({ok, #{state := failed}},
                  agent_execution_supervisor:execute_hybrid_task(<<"shout">>, {"x", #{model => <<"echo?fail=401">>}}, "never")),
-    ?assertMatch({error, #{reason := framework_unavailable}}, framework_adapter_pool:spawn_agent(researcher, crewai)),
+    ?assertMatch({error, #{reason := framework_unavailable}}, framework_adapter_pool:spawn_agent(researcher, unheard_of)),
     {ok, Id} = framework_adapter_pool:spawn_agent(researcher, langchain),
     ?assertMatch({ok, #{framework := <<"langchain">>}}, agent_registry:get(<<"default">>, Id)).

@@ -141,7 +141,7 @@ the_shell_runs_a_task_by_every_option_form(_) ->
     [?assertMatch({ok, #{state := succeeded, output := <<"say it">>}},
                   agent_execution_supervisor:execute_task(Agent, "say it", Form)) || Form <- Forms],
     ?assertMatch({error, #{reason := framework_unavailable}},
-                 agent_execution_supervisor:execute_task(Agent, "say it", #{method => {framework, crewai, #{}}})),
+                 agent_execution_supervisor:execute_task(Agent, "say it", #{method => {framework, unheard_of, #{}}})),
     ?assertMatch({ok, #{state := succeeded}}, native_agent_pool:execute_task(Agent, "say it", #{})),
     ?assertMatch({error, #{reason := agent_not_found}}, agent_execution_supervisor:spawn_agent(astronaut, native)).
 

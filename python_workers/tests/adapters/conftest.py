@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,19 +16,33 @@ ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENTS = Path(os.environ.get("SINGULARITY_ENVIRONMENTS", ROOT / "_build" / "venvs"))
 
 
-@pytest.fixture
-def langchain(tmp_path: Path) -> Iterator[Callable[[], Peer]]:
-    """Starts LangChain workers in their own environment."""
-    python = ENVIRONMENTS / "langchain" / "bin" / "python"
+#: Frameworks by adapter, each in the environment of its lock.
+FRAMEWORKS = ("langchain", "crewai", "autogen")
+#: Seconds for the import of the slowest framework on a busy machine.
+START_S = 60.0
+
+
+@contextlib.contextmanager
+def started(framework: str, folder: Path) -> Iterator[Peer]:
+    """A worker of a framework in its own environment."""
+    python = ENVIRONMENTS / framework / "bin" / "python"
     if not python.exists():
-        pytest.fail(f"{python} is missing; run: make setup")
-    peers: list[Peer] = []
-
-    def make() -> Peer:
-        peer = Peer("langchain", str(python), tmp_path)
-        peers.append(peer)
-        return peer
-
-    yield make
-    for peer in peers:
+        pytest.fail(f"{python} is missing; run: singularity frameworks install {framework}")
+    peer = Peer(framework, str(python), folder, START_S)
+    try:
+        yield peer
+    finally:
         peer.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[str], Peer]]:
+    """Starts workers of frameworks."""
+    with contextlib.ExitStack() as stack:
+        yield lambda framework: stack.enter_context(started(framework, tmp_path))
+
+
+@pytest.fixture
+def langchain(start: Callable[[str], Peer]) -> Callable[[], Peer]:
+    """Starts LangChain workers."""
+    return lambda: start("langchain")

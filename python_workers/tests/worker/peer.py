@@ -26,9 +26,12 @@ Chat = Callable[[provider_service_pb2.ChatRequest], provider_service_pb2.ChatRes
 class Peer:
     """A worker process and the node's side of its channel."""
 
-    def __init__(self, framework: str, python: str = sys.executable, cwd: Path | None = None) -> None:
+    def __init__(
+        self, framework: str, python: str = sys.executable, cwd: Path | None = None, patience_s: float = PATIENCE_S
+    ) -> None:
+        self._patience_s = patience_s
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.settimeout(PATIENCE_S)
+        ours.settimeout(patience_s)
         self.socket = ours
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCES), "HOME": str(cwd or "/nonexistent")}
         self.process = subprocess.Popen(
@@ -50,9 +53,9 @@ class Peer:
         """Writes a frame."""
         self.socket.sendall(f.encode(type_, kind, flags, slot, call_id, fence, payload))
 
-    def next(self, within: float = PATIENCE_S) -> f.Frame:
+    def next(self, within: float | None = None) -> f.Frame:
         """The next frame other than CREDIT and HEARTBEAT; counted ones are acknowledged."""
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + (within or self._patience_s)
         while True:
             while self._frames:
                 frame = self._frames.pop(0)
@@ -80,7 +83,7 @@ class Peer:
         if owed is not None:
             self.send(f.Type.CREDIT, call_id=owed[0], fence=owed[1])
 
-    def expect(self, type_: f.Type, within: float = PATIENCE_S, skip_events: bool = False) -> f.Frame:
+    def expect(self, type_: f.Type, within: float | None = None, skip_events: bool = False) -> f.Frame:
         """The next frame, which must be of this type."""
         frame = self.next(within)
         while skip_events and frame.type == f.Type.EVENT:
@@ -98,16 +101,22 @@ class Peer:
         project: Path | None = None,
         tools: Sequence[str] = (),
         agent: agent_service_pb2.Agent | None = None,
+        storage_dir: Path | None = None,
     ) -> worker_pb2.Ready:
         """HELLO, INIT, READY."""
         self.hello()
-        self.init(entrypoint, project, tools, agent)
+        self.init(entrypoint, project, tools, agent, storage_dir)
         frame = self.expect(f.Type.READY)
         assert not frame.flags & f.FLAG_ERROR, worker_pb2.Error.FromString(frame.payload)
         return worker_pb2.Ready.FromString(frame.payload)
 
     def init(
-        self, entrypoint: str, project: Path | None, tools: Sequence[str] = (), agent: agent_service_pb2.Agent | None = None
+        self,
+        entrypoint: str,
+        project: Path | None,
+        tools: Sequence[str] = (),
+        agent: agent_service_pb2.Agent | None = None,
+        storage_dir: Path | None = None,
     ) -> None:
         """INIT."""
         init = worker_pb2.Init(
@@ -117,6 +126,7 @@ class Peer:
             agent=agent or agent_service_pb2.Agent(id="tested"),
             tenant="default",
             config_json="{}",
+            storage_dir=str(storage_dir or ""),
             engine_version="0.1.0",
         )
         self.send(f.Type.INIT, payload=init.SerializeToString())

@@ -7,19 +7,20 @@ from importlib.metadata import entry_points
 from typing import Final
 
 from ._base import Adapter
+from ._pins import environment
 
 #: Group of entry points.
 GROUP: Final = "singularity_agents.adapters"
-_OWN: Final = ("custom", "langchain")
+_OWN: Final = ("autogen", "crewai", "custom", "langchain")
 _loaded: dict[str, Adapter] = {}
 
 
 def load(framework: str) -> Adapter:
     """The adapter of a framework, its framework imported. Starts no thread, loop or socket, so that a process may fork after it.
 
-    Raises LookupError for a framework without adapter, ImportError where the framework is not installed.
+    Raises LookupError for a framework without adapter, ImportError where the framework is not installed or not the locked one.
     """
-    name = framework.partition(":")[0]
+    name = environment(framework)
     if name not in _loaded:
         _loaded[name] = _find(name)
     return _loaded[name]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._durations import show
 from .._spec import HistoryItem
+from . import _environments
 from ._io import ago, money, one_line, short, size
 from ._main import OK, Context
 
@@ -38,6 +39,7 @@ def add(commands: _SubParsersAction[Parser], shared: Parser) -> None:
     restart = frameworks["make"]("restart", "end the workers as they become idle")
     restart.add_argument("name", metavar="FRAMEWORK")
     restart.set_defaults(run=restart_framework)
+    _environments.add(frameworks["make"])
 
     providers = _group(commands, shared, "providers", "providers of models", list_providers)
     providers["get"].add_argument("name", metavar="PROVIDER")

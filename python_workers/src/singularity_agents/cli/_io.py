@@ -158,6 +158,7 @@ def did_you_mean(error: SingularityError, known: Iterable[str]) -> str:
 
 _ADVICE = {
     "NODE_NOT_INSTALLED": "make release",
+    "ENVIRONMENT_FAILED": "singularity frameworks install NAME, once the cause is gone",
     "TASK_NOT_FOUND": "singularity list",
     "AGENT_NOT_FOUND": "singularity agents list",
     "FRAMEWORK_UNAVAILABLE": "singularity doctor",

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from .._durations import DurationLike, seconds
@@ -124,6 +124,25 @@ class Engine:
         self._events = events
         self._loop = loop
         self._thread = threading.get_ident()
+
+    def on_loop(self) -> bool:
+        """Whether the calling code runs on the loop itself, where waiting would end in nothing."""
+        return threading.get_ident() == self._thread
+
+    def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Runs a coroutine on the loop and waits for it, in a thread of a task. Raises the task's gate where it is closed."""
+        try:
+            self._calls.scope()
+            if self.on_loop():
+                raise RuntimeError("this would block the event loop; await it")
+        except BaseException:
+            work.close()
+            raise
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def soon(self, function: Callable[[], object]) -> None:
+        """Calls a function on the loop. From any thread."""
+        self._loop.call_soon_threadsafe(function)
 
     # --- models ---------------------------------------------------------------------------------------------------
 

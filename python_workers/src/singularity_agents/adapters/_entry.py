@@ -1,0 +1,58 @@
+"""Entry points: a ready object, or a factory whose parameters are known by their names and given the engine's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..worker._engine import Engine
+from . import _project
+from ._base import Setup
+
+#: Names of parameters that mean the framework's chat client.
+MODEL_NAMES = ("model", "llm", "client", "chat_client", "model_client", "service", "generator", "chat_generator")
+
+
+class Entry:
+    """What an entry point names."""
+
+    def __init__(self, setup: Setup, engine: Engine, model: Callable[[], Any], tools: Callable[[], Any]) -> None:
+        self.reference = setup.entrypoint
+        self.found = _project.resolve(setup.entrypoint)
+        self._given: Mapping[str, Callable[[], Any]] = {
+            **dict.fromkeys(MODEL_NAMES, model), "tools": tools, "engine": lambda: engine, "config": lambda: dict(setup.config),
+        }  # fmt: skip
+
+    def is_factory(self, *ready: type) -> bool:
+        """Whether it makes the agent, and is none itself. Raises LookupError if it is neither."""
+        if isinstance(self.found, ready):
+            return False
+        if callable(self.found):
+            return True
+        raise LookupError(self._wrong(self.found, ready))
+
+    async def make(self, *ready: type) -> Any:
+        """The ready object, or what the factory makes now. Raises LookupError for anything else, or an unknown parameter."""
+        if not self.is_factory(*ready):
+            return self.found
+        arguments: dict[str, Any] = {}
+        for number, (name, parameter) in enumerate(inspect.signature(self.found).parameters.items()):
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if name in self._given:
+                arguments[name] = self._given[name]()
+            elif parameter.default is parameter.empty:
+                if number > 0 or len(inspect.signature(self.found).parameters) > 1:
+                    known = ", ".join(sorted(self._given))
+                    raise LookupError(f'"{self.reference}": parameter "{name}" is not known; known are: {known}')
+                arguments[name] = self._given["engine"]()
+        made = self.found(**arguments)
+        made = await made if inspect.isawaitable(made) else made
+        if not isinstance(made, ready):
+            raise LookupError(self._wrong(made, ready))
+        return made
+
+    def _wrong(self, found: Any, ready: tuple[type, ...]) -> str:
+        names = ", ".join(sorted(kind.__name__ for kind in ready))
+        return f'"{self.reference}" is or makes a {type(found).__name__}; it must be one of {names}, or a function that makes one'

@@ -1,0 +1,135 @@
+"""Every framework on a real node: answers, tools, a cancel with proof, and a resume that pays for nothing twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import MANY, eventually, openai_provider
+
+from singularity_agents import Client
+from singularity_agents._local_node import LocalNode
+from singularity_agents.testing import Asked, ScriptedModel, ToolCall
+
+HERE = Path(__file__).resolve().parent
+FRAMEWORKS = ("langchain", "langgraph", "crewai", "autogen")
+
+
+class Model:
+    """Multiplies by the user's tool; `on_result` is called when the tool's result is read for the first time."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.on_result: Callable[[], object] = lambda: None
+        self.held = threading.Event()
+        self.released = threading.Event()
+        self.script = ScriptedModel(*[self._answer] * MANY)
+
+    def clear(self) -> None:
+        self.counts.clear()
+        self.on_result = lambda: None
+        self.held.clear()
+        self.released.clear()
+
+    def _answer(self, asked: Asked) -> str | ToolCall:
+        text = "\n".join(str(message.get("content") or "") for message in asked.messages)
+        if "wait for ever" in text:
+            self.held.set()
+            self.released.wait(30)
+            return "too late"
+        if "6 times 7" not in text:
+            return "hello there"
+        if asked.messages[-1]["role"] != "tool":
+            self.counts["question"] += 1
+            return ToolCall("multiply", a=6, b=7)
+        self.counts["result"] += 1
+        if self.counts["result"] == 1:
+            self.on_result()
+        return f"It is {asked.last}"
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[tuple[str, Model]]:
+    model = Model()
+    agents = "".join(
+        f'[agents.of_{name}]\nframework = "{name}"\nproject = "{HERE}"\ntools = ["e2e_agents:multiply", "calculate"]\n'
+        for name in FRAMEWORKS
+    )
+    with model.script:
+        provider = openai_provider("scripted", model.script.base_url, "scripted")
+        default = '[models.default]\nendpoints = [{ provider = "scripted", name = "scripted" }]\n'
+        with LocalNode(provider + default + agents + "[workers]\nmax_per_framework = 2\n") as node:
+            yield node.address, model
+
+
+@pytest.fixture
+def model(place: tuple[str, Model]) -> Iterator[Model]:
+    place[1].clear()
+    yield place[1]
+    place[1].released.set()
+
+
+@pytest.fixture
+def client(place: tuple[str, Model], model: Model) -> Iterator[Client]:
+    with Client(place[0], max_retries=0, timeout="120s") as client:
+        yield client
+
+
+@pytest.fixture(params=FRAMEWORKS, scope="module")
+def framework(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def test_answers_a_plain_task_that_names_only_the_framework(client: Client, framework: str) -> None:
+    handle = client.submit("say hello", framework=framework)
+    task = handle.wait("60s")
+    assert task.result is not None, task.error
+    assert task.result.output == "hello there" and task.result.executor == framework
+    assert task.result.metrics.provider_calls == 1
+    text = "".join(str(e.data.get("text", "")) for e in client.watch(handle.id) if e.kind == "text_delta")
+    assert text in ("hello there", "")
+
+
+def test_calls_a_tool(client: Client, model: Model, framework: str) -> None:
+    handle = client.submit("What is 6 times 7?", agent=f"of_{framework}")
+    task = handle.wait("60s")
+    assert task.result is not None, task.error
+    assert task.result.output == "It is 42" and task.result.metrics.provider_calls == 2
+    events = list(client.watch(handle.id))
+    assert [e.data["name"] for e in events if e.kind == "tool_call"] == ["multiply"]
+    assert set(model.script.asked[-1].tools) == {"multiply", "calculate"}
+
+
+def test_is_cancelled_with_proof(client: Client, model: Model, framework: str) -> None:
+    handle = client.submit("wait for ever", agent=f"of_{framework}")
+    assert model.held.wait(30)
+    answer = client.cancel(handle.id, grace="5s")
+    assert answer.task.state == "CANCELLED"
+    assert answer.proof.witness and not answer.proof.survivors
+    # The worker has ended its run by itself, and the next task finds it well.
+    model.released.set()
+    assert client.execute("say hello", agent=f"of_{framework}").output == "hello there"
+
+
+def test_resumes_after_a_kill_without_paying_twice(client: Client, model: Model, framework: str) -> None:
+    started: list[str] = []
+
+    def kill() -> None:
+        task_id = eventually(lambda: started)[0]
+        os.kill(int(eventually(lambda: client.get(task_id).worker_pid)), signal.SIGKILL)
+
+    model.on_result = kill
+    handle = client.submit("What is 6 times 7?", agent=f"of_{framework}")
+    started.append(handle.id)
+    task = handle.wait("60s")
+    assert task.result is not None, task.error
+    assert task.result.output == "It is 42" and task.attempts == 2
+    assert task.result.metrics.provider_calls_replayed in (1, 2)
+    # The first call is answered from the journal; the second was under way when its worker was killed.
+    assert model.counts["question"] == 1 and model.counts["result"] in (1, 2)
