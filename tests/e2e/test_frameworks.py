@@ -17,7 +17,7 @@ from singularity_agents._local_node import LocalNode
 from singularity_agents.testing import Asked, ScriptedModel, ToolCall
 
 HERE = Path(__file__).resolve().parent
-FRAMEWORKS = ("langchain", "langgraph", "crewai", "autogen")
+FRAMEWORKS = ("langchain", "langgraph", "crewai", "autogen", "haystack", "semantic_kernel", "agent_framework")
 
 
 class Model:

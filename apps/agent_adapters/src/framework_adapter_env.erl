@@ -25,7 +25,8 @@ environment(Framework) -> Framework.
 %% @doc Frameworks that have an adapter in this version.
 -spec known() -> [binary()].
 known() ->
-    [<<"langchain">>, <<"langgraph">>, <<"crewai">>, <<"autogen">>, <<"custom">>].
+    [<<"langchain">>, <<"langgraph">>, <<"crewai">>, <<"autogen">>, <<"semantic_kernel">>, <<"haystack">>,
+     <<"agent_framework">>, <<"custom">>].
 
 %% @doc Whether the environment of a framework is there.
 -spec available(binary()) -> ok | {error, agent_error:t()}.

@@ -17,7 +17,7 @@ ENVIRONMENTS = Path(os.environ.get("SINGULARITY_ENVIRONMENTS", ROOT / "_build" /
 
 
 #: Frameworks by adapter, each in the environment of its lock.
-FRAMEWORKS = ("langchain", "crewai", "autogen")
+FRAMEWORKS = ("langchain", "crewai", "autogen", "haystack", "semantic_kernel", "agent_framework")
 #: Seconds for the import of the slowest framework on a busy machine.
 START_S = 60.0
 

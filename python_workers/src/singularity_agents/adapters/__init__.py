@@ -11,7 +11,7 @@ from ._pins import environment
 
 #: Group of entry points.
 GROUP: Final = "singularity_agents.adapters"
-_OWN: Final = ("autogen", "crewai", "custom", "langchain")
+_OWN: Final = ("agent_framework", "autogen", "crewai", "custom", "haystack", "langchain", "semantic_kernel")
 _loaded: dict[str, Adapter] = {}
 
 

@@ -1,0 +1,39 @@
+"""Microsoft Agent Framework: agents and workflows whose chat clients and tools are the engine's.
+
+>>> from singularity_agents.adapters.agent_framework import EngineChatClient
+>>> agent = Agent(EngineChatClient(), "You write.", name="writer")
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .. import _pins
+from .._base import Adapter
+
+if TYPE_CHECKING:
+    from ._model import EngineChatClient
+    from ._tools import function_tool
+
+__all__ = ["EngineChatClient", "function_tool", "load"]
+
+_HOMES = {"EngineChatClient": "_model", "function_tool": "_tools"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the framework when it is first needed."""
+    if home := _HOMES.get(name):
+        return getattr(import_module(f".{home}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load() -> Adapter:
+    """The adapter, the framework imported with its instrumentation off."""
+    _pins.versions("agent_framework")
+    for name in [name for name in os.environ if name.startswith("OTEL_") or name == "ENABLE_SENSITIVE_DATA"]:
+        del os.environ[name]
+    os.environ.update(ENABLE_INSTRUMENTATION="false", AGENT_FRAMEWORK_USER_AGENT_DISABLED="true")
+    adapter: Adapter = import_module("._adapter", __name__).AgentFrameworkAdapter()
+    return adapter

@@ -1,0 +1,139 @@
+"""The five steps for Microsoft Agent Framework."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from agent_framework import Agent, AgentResponseUpdate, Message, Workflow
+
+from ...worker._engine import Engine
+from ...worker._wire import tasks, worker
+from .. import _chat, _pins, _project, _prompt, _tooling
+from .._base import Health, Loaded, Outcome, Setup, result_of
+from .._entry import Entry
+from . import _tools
+from ._model import EngineChatClient, from_engine
+
+
+class Handle(NamedTuple):
+    """A run: the agent of the engine's making (None: the user's own), its messages, and the task's text."""
+
+    agent: Agent | None
+    messages: list[Message]
+    text: str
+
+
+class Native(NamedTuple):
+    """What came back; None where a limit ended the run."""
+
+    value: Any
+    is_default: bool
+
+
+class AgentFrameworkAdapter:
+    """An agent of the engine's making, or the user's own agent or workflow."""
+
+    name = "agent_framework"
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._entry: Entry | None = None
+        self._own: list[_tooling.WorkerTool] = []
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that matter."""
+        return _pins.versions("agent_framework")
+
+    async def initialize(self, setup: Setup, engine: Engine) -> Loaded:
+        """Imports the user's agent or workflow, and tools."""
+        self._engine = engine
+        _project.add_folder(setup.project)
+        self._own = _tooling.own_tools(setup)
+        if setup.entrypoint:
+            tools = [_tools.converted(tool) for tool in self._own]
+            self._entry = Entry(setup, engine, EngineChatClient, lambda: tools)
+            self._entry.is_factory(Agent, Workflow)
+        return Loaded(tools=_tooling.definitions(self._own))
+
+    async def health_check(self) -> Health:
+        """An agent can be built; no model is called."""
+        Agent(EngineChatClient(), "health")
+        return Health(True, "", _pins.PINS["agent_framework"]["agent-framework-core"])
+
+    def convert_task(self, execute: worker.Execute) -> Handle:
+        """The agent, and the conversation."""
+        text = execute.task.description
+        messages = [*(from_engine(m) for m in execute.task.context.conversation_history), Message("user", [text])]
+        if self._entry is not None:
+            return Handle(None, messages, text)
+        _prompt.begin(execute)
+        # One more than the task allows: the engine's own count ends the run, not a forced last answer.
+        limits: Any = {"max_iterations": _prompt.max_steps(execute) + 1}
+        agent = Agent(
+            EngineChatClient(function_invocation_configuration=limits),
+            _prompt.system_text(execute.agent, execute.task) or None,
+            name=execute.agent.id or "assistant",
+            tools=[_tools.converted(tool) for tool in [*_tooling.engine_tools(execute), *self._own]],
+        )
+        return Handle(agent, messages, text)
+
+    async def execute_framework_task(self, handle: Handle) -> Native:
+        """Runs it."""
+        runs: Any = handle.agent
+        if runs is None:
+            assert self._entry is not None
+            runs = await self._entry.make(Agent, Workflow)
+        if isinstance(runs, Workflow):
+            return Native(await _chat.settled(self._workflow(runs, handle)), False)
+        if handle.agent is None:
+            _tools.bracket(runs)
+        try:
+            return Native(await _chat.settled(runs.run(handle.messages)), handle.agent is not None)
+        except _chat.StepLimit:
+            return Native(None, True)
+
+    async def _workflow(self, workflow: Workflow, handle: Handle) -> Any:
+        assert self._engine is not None
+        for executor in workflow.get_executors_list():
+            if isinstance(agent := getattr(executor, "_agent", None), Agent):
+                _tools.bracket(agent)
+        stream = workflow.run(handle.text, stream=True)
+        async for event in stream:
+            kind = event.type
+            if kind in ("executor_invoked", "executor_completed", "executor_failed"):
+                name = event.executor_id or "executor"
+                self._engine.step("executor", name, started=kind == "executor_invoked", is_error=kind == "executor_failed")
+        return (await stream.get_final_response()).get_outputs()
+
+    def convert_result(self, native: Native) -> tasks.AgentResult:
+        """Text of the answer; of a workflow its outputs."""
+        value = native.value
+        if native.is_default:
+            if value is None:
+                return result_of(_prompt.outcome(_chat.last_answer(), limit_reached="max_steps"))
+            return result_of(_prompt.outcome(value.text))
+        if isinstance(value, list):
+            said = _said(value)
+            return result_of(Outcome(text=said[-1] if said else "", data={"outputs": said}))
+        structured = getattr(value, "value", None)
+        return result_of(Outcome(text=value.text, structured=structured))
+
+
+def _said(outputs: list[Any]) -> list[str]:
+    """Text of each output; the pieces in which an agent's answer came are one."""
+    made: list[str] = []
+    joined = False
+    for item in outputs:
+        piece = isinstance(item, AgentResponseUpdate)
+        if piece and joined:
+            made[-1] += _text(item)
+        else:
+            made.append(_text(item))
+        joined = piece
+    return made
+
+
+def _text(item: Any) -> str:
+    if isinstance(item, list):
+        return "\n".join(_text(one) for one in item)
+    return str(getattr(item, "text", item))

@@ -1,0 +1,197 @@
+"""The five steps for Haystack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from haystack import Pipeline
+from haystack.components.agents import Agent
+from haystack.dataclasses import ChatMessage
+
+from ..._errors import InvalidRequest
+from ...worker._engine import Engine
+from ...worker._wire import from_struct, tasks, worker
+from .. import _chat, _pins, _project, _prompt, _tooling
+from .._base import Health, Loaded, Outcome, Setup, result_of
+from .._entry import Entry
+from . import _messages, _tools
+from ._model import EngineChatGenerator
+
+#: Names of a pipeline's inputs that take the task's text, and its messages.
+_TEXT_INPUTS: Final = ("query", "question", "prompt", "text", "task", "description")
+_MESSAGE_INPUT: Final = "messages"
+#: Agents kept, by what they are made of: building one costs more than running it.
+_MAX_CACHED: Final = 64
+
+
+class Handle(NamedTuple):
+    """A run: the agent of the engine's making (None: the user's own), its messages, and data for a pipeline."""
+
+    agent: Agent | None
+    messages: list[ChatMessage]
+    text: str
+    data: dict[str, Any]
+
+
+class Native(NamedTuple):
+    """What came back; None where a limit ended the run."""
+
+    result: dict[str, Any] | None
+    is_default: bool
+
+
+class HaystackAdapter:
+    """An agent of the engine's making, or the user's own agent or pipeline."""
+
+    name = "haystack"
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._entry: Entry | None = None
+        self._own: list[_tooling.WorkerTool] = []
+        self._agents: dict[tuple[Any, ...], Agent] = {}
+        # Templates and schemas are built on first use: done here they are shared by all forks.
+        Agent(chat_generator=EngineChatGenerator(), system_prompt="warm")
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that matter."""
+        return _pins.versions("haystack")
+
+    async def initialize(self, setup: Setup, engine: Engine) -> Loaded:
+        """Imports the user's agent or pipeline, and tools."""
+        self._engine = engine
+        _project.add_folder(setup.project)
+        self._own = _tooling.own_tools(setup)
+        if setup.entrypoint:
+            tools = [_tools.converted(tool) for tool in self._own]
+            self._entry = Entry(setup, engine, EngineChatGenerator, lambda: tools)
+            self._entry.is_factory(Agent, Pipeline)
+        return Loaded(tools=_tooling.definitions(self._own))
+
+    async def health_check(self) -> Health:
+        """An agent can be built; no model is called."""
+        Agent(chat_generator=EngineChatGenerator())
+        return Health(True, "", _pins.PINS["haystack"]["haystack-ai"])
+
+    def convert_task(self, execute: worker.Execute) -> Handle:
+        """Messages, and the agent that fits."""
+        messages = [_messages.from_engine(m) for m in execute.task.context.conversation_history]
+        messages.append(ChatMessage.from_user(execute.task.description))
+        data = from_struct(execute.task.context.framework_specific_data)
+        if self._entry is not None:
+            return Handle(None, messages, execute.task.description, data)
+        _prompt.begin(execute)
+        return Handle(self._built(execute), messages, execute.task.description, data)
+
+    def _built(self, execute: worker.Execute) -> Agent:
+        told = _prompt.system_text(execute.agent, execute.task)
+        key = (told, _prompt.max_steps(execute), *(t.SerializeToString(deterministic=True) for t in execute.engine_tools))
+        agent = self._agents.get(key)
+        if agent is None:
+            if len(self._agents) >= _MAX_CACHED:
+                self._agents.clear()
+            agent = self._agents[key] = Agent(
+                chat_generator=EngineChatGenerator(),
+                tools=[_tools.converted(tool) for tool in [*_tooling.engine_tools(execute), *self._own]],
+                # The text is no template of the user's.
+                system_prompt=_plain(told) if told else None,
+                # One more than the task allows: the engine's own count ends the run, not a bare tool result.
+                max_agent_steps=_prompt.max_steps(execute) + 1,
+            )
+        return agent
+
+    async def execute_framework_task(self, handle: Handle) -> Native:
+        """Runs it."""
+        runs: Any = handle.agent
+        if runs is None:
+            assert self._entry is not None
+            runs = await self._entry.make(Agent, Pipeline)
+        if isinstance(runs, Pipeline):
+            return Native(await _chat.settled(self._pipeline(runs, handle)), False)
+        if handle.agent is None:
+            _tools.bracket(runs)
+        try:
+            return Native(await _chat.settled(runs.run_async(messages=handle.messages)), handle.agent is not None)
+        except _chat.StepLimit:
+            return Native(None, True)
+
+    async def _pipeline(self, pipeline: Pipeline, handle: Handle) -> dict[str, Any]:
+        assert self._engine is not None
+        for name in pipeline.graph.nodes:
+            if isinstance(found := pipeline.get_component(name), Agent):
+                _tools.bracket(found)
+        last: dict[str, Any] = {}
+        shown: set[str] = set()
+        everything = set(pipeline.graph.nodes)
+        async for partial in pipeline.run_async_generator(_inputs(pipeline, handle), include_outputs_from=everything):
+            for name in partial:
+                if name not in shown:
+                    shown.add(name)
+                    self._engine.step("component", name)
+                    self._engine.step("component", name, started=False)
+            last = partial
+        ends = pipeline.outputs()
+        return {name: value for name, value in last.items() if name in ends}
+
+    def convert_result(self, native: Native) -> tasks.AgentResult:
+        """Text of the last message; of a pipeline its outputs."""
+        result = native.result
+        if result is None:
+            return result_of(_prompt.outcome(_chat.last_answer(), limit_reached="max_steps"))
+        if native.is_default:
+            return result_of(_prompt.outcome(_text(result.get("last_message"))))
+        last = result.get("last_message")
+        if isinstance(last, ChatMessage):
+            limit = "max_agent_steps" if result.get("exit_reason") == "max_agent_steps" else ""
+            return result_of(Outcome(text=_text(last), limit_reached=limit, data={"step_count": result.get("step_count", 0)}))
+        return result_of(Outcome(text=_found(result), data={"outputs": _json(result)}))
+
+
+def _inputs(pipeline: Pipeline, handle: Handle) -> dict[str, Any]:
+    """What the task says under `inputs`, else its text and messages for every open input that is named like one of theirs."""
+    given = handle.data.get("inputs", {})
+    if not isinstance(given, dict):
+        raise InvalidRequest("inputs must be a dictionary", reason="INVALID_FIELD", metadata={"field": "inputs"})
+    made: dict[str, dict[str, Any]] = {name: dict(value) for name, value in given.items() if isinstance(value, dict)}
+    for name, sockets in pipeline.inputs().items():
+        for socket in sockets:
+            known = made.setdefault(name, {})
+            if socket in known:
+                continue
+            if socket == _MESSAGE_INPUT:
+                known[socket] = handle.messages
+            elif socket in _TEXT_INPUTS:
+                known[socket] = handle.text
+    return {name: value for name, value in made.items() if value}
+
+
+def _plain(text: str) -> str:
+    return (
+        "{% raw %}" + text.replace("endraw", "end raw") + "{% endraw %}" if "{{" in text or "{%" in text or "{#" in text else text
+    )
+
+
+def _text(message: Any) -> str:
+    return str(message.text or "") if isinstance(message, ChatMessage) else ""
+
+
+def _found(value: Any) -> str:
+    """The last text that a pipeline gave."""
+    if isinstance(value, ChatMessage):
+        return _text(value)
+    if isinstance(value, str):
+        return value
+    items = list(value.values()) if isinstance(value, Mapping) else list(value) if isinstance(value, (list, tuple)) else []
+    for item in reversed(items):
+        if text := _found(item):
+            return text
+    return ""
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool)) or value is None else _found(value) or str(value)

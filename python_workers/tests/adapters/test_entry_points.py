@@ -1,0 +1,188 @@
+"""Users' own crews, teams, pipelines, orchestrations and workflows, in real workers against a node on a socket."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from singularity_agents._proto.singularity.agents.v1 import agent_service_pb2, task_pb2
+from singularity_agents._proto.singularity.worker.v1 import worker_pb2
+from singularity_agents.worker import _frames as f
+
+from ..worker.peer import Peer, chat_response
+from .script import Script
+
+Start = Callable[[str], Peer]
+
+
+def bound(start: Start, tmp_path: Path, framework: str, entrypoint: str = "") -> Peer:
+    """A worker with the user's code."""
+    shutil.copy(Path(__file__).parent / "sample_entries.py", tmp_path / "entries.py")
+    peer = start(framework)
+    peer.bind(
+        f"entries:{entrypoint}" if entrypoint else "",
+        tmp_path,
+        agent=agent_service_pb2.Agent(id="users", framework=framework),
+        storage_dir=tmp_path,
+    )
+    return peer
+
+
+def steps(peer: Peer, kind: str) -> list[str]:
+    """Names of the steps that began."""
+    events = [worker_pb2.StepEvent.FromString(payload) for payload in peer.events(f.Event.STEP)]
+    return [event.name for event in events if event.started and event.kind == kind]
+
+
+def run(peer: Peer, *answers: Any, fence: int = 1, task: task_pb2.AgentTask | None = None, **recorded: str) -> tuple[Script, Any]:
+    """One task to its successful end."""
+    script = Script(peer, *answers)
+    script.recorded = recorded
+    peer.execute("the moon", fence=fence, task=task)
+    status, result = peer.result(script)
+    assert status == f.Status.SUCCEEDED, result.error
+    return script, result.result
+
+
+def measures(what: str = "height", name: str = "measure") -> Any:
+    """A model's wish to call the user's own tool."""
+    return chat_response(tool_calls=[("c1", name, f'{{"what": "{what}"}}')])
+
+
+def test_a_crew_of_the_users_own(start: Start, tmp_path: Path) -> None:
+    peer = bound(start, tmp_path, "crewai", "crew")
+    task = task_pb2.AgentTask(description="the moon")
+    task.context.framework_specific_data.update({"inputs": {"topic": "the moon"}})
+    script, result = run(peer, measures(), chat_response("facts"), chat_response("a text"), task=task)
+    assert result.output == "a text"
+    assert [b.name for b in script.begun] == ["measure"] and script.ended[0].content == "height: 1"
+    assert "Read about the moon" in str(script.asked[0].messages)
+    data = result.framework_specific_data.fields
+    outputs = data["task_outputs"].list_value.values
+    assert [o.struct_value.fields["output"].string_value for o in outputs] == ["facts", "a text"]
+    assert data["crew_metrics"].struct_value.fields["successful_requests"].number_value == 3
+    assert {"Reader", "Writer"} <= set(steps(peer, "agent"))
+    # Again, with a record: the tool does not run.
+    script, _ = run(peer, measures(), chat_response("x"), chat_response("y"), fence=2, task=task, measure="known")
+    assert "known" in str(script.asked[1].messages) and not script.ended
+
+
+@pytest.mark.parametrize("process", ["sequential", "hierarchical"])
+def test_a_crew_of_plain_data(start: Start, tmp_path: Path, process: str) -> None:
+    peer = bound(start, tmp_path, "crewai")
+    task = task_pb2.AgentTask(description="the moon")
+    config: dict[str, Any] = {
+        "agents": [
+            {"role": "Reader", "goal": "Read", "backstory": "Reads"},
+            {"role": "Writer", "goal": "Write", "backstory": "Writes"},
+        ],
+        "tasks": [
+            {"description": "Read about {description}", "agent_index": 0},
+            {"description": "Write", "expected_output": "a text", "agent_index": 1},
+        ],
+        "process": process,
+    }
+    task.context.framework_specific_data.update({"crew_config": config})
+    script, result = run(peer, chat_response("facts"), chat_response("a text"), task=task)
+    assert result.output == "a text" and "Read about the moon" in str(script.asked[0].messages)
+    offered = {tool.name for tool in script.asked[0].tools}
+    assert offered == ({"delegate_work_to_coworker", "ask_question_to_coworker"} if process == "hierarchical" else set())
+    if process == "hierarchical":
+        return
+    for change, field in (
+        ({"agents": []}, "crew_config.agents"),
+        ({"tasks": [{"description": "x", "agent_index": 7}]}, "crew_config.tasks[0].agent_index"),
+        ({"agents": [{"role": "a", "goal": "b", "tools": ["os:system"]}]}, "crew_config.agents[0].tools"),
+        ({"target": "os:system"}, "crew_config.target"),
+        ({"process": "chaos"}, "crew_config.process"),
+    ):
+        task.context.framework_specific_data.update({"crew_config": {**config, **change}})
+        peer.execute(task=task, fence=9)
+        status, failed = peer.result()
+        assert (status, failed.error.reason, failed.error.metadata["field"]) == (f.Status.FAILED, "INVALID_FIELD", field)
+
+
+def test_a_round_robin_team_starts_anew_each_time(start: Start, tmp_path: Path) -> None:
+    peer = bound(start, tmp_path, "autogen", "round_robin")
+    script, result = run(peer, measures(), chat_response("facts"), chat_response("a text"))
+    assert result.output == "a text" and [e.content for e in script.ended] == ["height: 1"]
+    assert steps(peer, "agent") == ["reader", "writer"]
+    said = result.framework_specific_data.fields["messages"].list_value.values
+    assert [m.struct_value.fields["source"].string_value for m in said] == ["user", "reader", "writer"]
+    script, result = run(peer, measures(), chat_response("other"), chat_response("more"), fence=2, measure="known")
+    assert result.output == "more" and not script.ended
+    assert "facts" not in str(script.asked) and "known" in str(script.asked[1].messages)
+
+
+def test_a_selector_team(start: Start, tmp_path: Path) -> None:
+    peer = bound(start, tmp_path, "autogen", "selector")
+    _, result = run(peer, chat_response("writer"), chat_response("a text"))
+    assert result.output == "a text" and steps(peer, "agent") == ["writer"]
+
+
+def test_a_swarm(start: Start, tmp_path: Path) -> None:
+    peer = bound(start, tmp_path, "autogen", "swarm")
+    hands_over = chat_response(tool_calls=[("c1", "transfer_to_writer", "{}")])
+    _, result = run(peer, hands_over, *[chat_response("a text")] * 3)
+    assert result.output == "a text" and "writer" in steps(peer, "agent")
+
+
+def test_a_pipeline(start: Start, tmp_path: Path) -> None:
+    peer = bound(start, tmp_path, "haystack", "pipeline")
+    script, result = run(peer, chat_response("bright"))
+    assert result.output == "bright" and script.asked[0].messages[0].content[0].text == "Asked: the moon"
+    assert set(steps(peer, "component")) == {"prompt", "model"}
+
+
+@pytest.mark.parametrize(
+    ("framework", "entrypoint", "name"),
+    [
+        ("haystack", "haystack_agent", "measure"),
+        ("semantic_kernel", "kernel_agent", "Lab-measure"),
+        ("agent_framework", "maf_agent", "measure"),
+    ],
+)
+def test_tools_of_an_agent_of_the_users_own_are_recorded(
+    start: Start, tmp_path: Path, framework: str, entrypoint: str, name: str
+) -> None:
+    peer = bound(start, tmp_path, framework, entrypoint)
+    script, result = run(peer, measures(name=name), chat_response("high"))
+    assert result.output == "high"
+    assert [b.name for b in script.begun] == [name] and [e.content for e in script.ended] == ["height: 1"]
+    script, _ = run(peer, measures(name=name), chat_response("high"), fence=2, **{name: "known"})
+    assert script.asked[1].messages[-1].content[0].text == "known" and not script.ended
+
+
+@pytest.mark.parametrize(("entrypoint", "output"), [("sequential", "two"), ("group_chat", "two"), ("concurrent", "one\n\ntwo")])
+def test_orchestrations(start: Start, tmp_path: Path, entrypoint: str, output: str) -> None:
+    peer = bound(start, tmp_path, "semantic_kernel", entrypoint)
+    script, result = run(peer, chat_response("one"), chat_response("two"))
+    assert sorted(result.output.split("\n\n")) == sorted(output.split("\n\n")) and len(script.asked) == 2
+    assert sorted(steps(peer, "agent")) == ["reader", "writer"]
+
+
+def test_a_handoff(start: Start, tmp_path: Path) -> None:
+    peer = bound(start, tmp_path, "semantic_kernel", "handoff")
+    over = chat_response(tool_calls=[("c1", "Handoff-transfer_to_writer", "{}")])
+    done = chat_response(tool_calls=[("c2", "Handoff-complete_task", '{"task_summary": "written"}')])
+    script, result = run(peer, over, done)
+    assert "written" in result.output and len(script.asked) == 2
+
+
+def test_a_workflow(start: Start, tmp_path: Path) -> None:
+    peer = bound(start, tmp_path, "agent_framework", "workflow")
+    script, result = run(peer, chat_response("facts"), chat_response("text"))
+    assert result.output == "text" and "facts" in str(script.asked[1].messages)
+    assert steps(peer, "executor") == ["reader", "writer"]
+
+
+def test_an_entry_point_that_cannot_be_used_says_why(start: Start, tmp_path: Path) -> None:
+    peer = bound(start, tmp_path, "autogen", "wrong")
+    peer.execute()
+    status, result = peer.result()
+    assert status == f.Status.FAILED and '"nonsense" is not known' in result.error.message
+    assert "model" in result.error.message
