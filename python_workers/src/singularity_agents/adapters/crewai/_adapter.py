@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from typing import Any, NamedTuple
 
 from crewai import Agent, Crew, Task
@@ -63,7 +64,9 @@ class CrewAIAdapter:
 
     async def initialize(self, setup: Setup, engine: Engine) -> Loaded:
         """Imports the user's crew and tools."""
-        os.environ["CREWAI_STORAGE_DIR"] = os.path.abspath(setup.storage_dir or ".")  # noqa: ASYNC240
+        own = os.path.abspath(setup.storage_dir or ".")  # noqa: ASYNC240
+        # A crew locks files in the folder for temporary ones, of which a worker may write to its own alone.
+        os.environ["CREWAI_STORAGE_DIR"] = os.environ["TMPDIR"] = tempfile.tempdir = own
         self._setup, self._engine = setup, engine
         _project.add_folder(setup.project)
         self._own = _tooling.own_tools(setup)

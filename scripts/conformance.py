@@ -1,0 +1,82 @@
+"""Writes docs/conformance.md, frameworks and behaviours, from the reports of the suites `python` and `e2e` (scripts/test)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parent.parent
+LOGS = ROOT / "_build" / "test-logs"
+PAGE = ROOT / "docs" / "conformance.md"
+FRAMEWORKS: Final = ("langchain", "langgraph", "crewai", "autogen", "haystack", "semantic_kernel", "agent_framework")
+#: Behaviour and the test that shows it, by the beginning of its name.
+BEHAVIOURS: Final = {
+    "answers a plain task": "test_answers_a_plain_task",
+    "tool of the engine": "test_a_tool_of_the_engine",
+    "tool of the user, recorded": "test_a_tool_of_the_worker_is_recorded",
+    "error of a tool": "test_what_a_tool_raises",
+    "parallel tools": "test_several_tools_at_once",
+    "history": "test_history_and_preferences",
+    "limit of steps": "test_the_step_limit",
+    "structured output": "test_structured_output",
+    "refusal keeps its reason": "test_the_engines_refusal",
+    "tool in doubt waits": "test_a_tool_in_doubt",
+    "cancel in a model call": "test_cancel_in_a_model_call",
+    "cancel with proof": "test_is_cancelled_with_proof",
+    "resume after kill -9": "test_resumes_after_a_kill",
+}
+
+
+def outcomes(files: list[Path]) -> dict[tuple[str, str], bool]:
+    """Whether a test passed for a framework, in each of its forms."""
+    found: dict[tuple[str, str], bool] = {}
+    for file in files:
+        for case in ElementTree.parse(file).getroot().iter("testcase"):
+            name, _, form = case.get("name", "").partition("[")
+            framework = next((f for f in FRAMEWORKS if f in form.rstrip("]").split("-")), None)
+            if framework is None or case.find("skipped") is not None:
+                continue
+            passed = case.find("failure") is None and case.find("error") is None
+            found[name, framework] = found.get((name, framework), True) and passed
+    return found
+
+
+def cell(found: dict[tuple[str, str], bool], test: str, framework: str) -> str:
+    """yes, NO, or the name of the framework whose adapter is shared."""
+    seen = [passed for (name, of), passed in found.items() if of == framework and name.startswith(test)]
+    if not seen and framework == "langgraph":
+        return "as langchain"
+    return "not run" if not seen else "yes" if all(seen) else "NO"
+
+
+def page(found: dict[tuple[str, str], bool]) -> str:
+    """The table."""
+    lines = [
+        "# Conformance",
+        "",
+        "Made by `scripts/conformance.py` from the reports of `scripts/test python e2e`; each cell is a test of the framework's default",
+        "agent. LangGraph shares LangChain's adapter; its cells are tests of its own where it has some.",
+        "",
+        "| | " + " | ".join(FRAMEWORKS) + " |",
+        "|---" * (len(FRAMEWORKS) + 1) + "|",
+    ]
+    for behaviour, test in BEHAVIOURS.items():
+        lines.append(f"| {behaviour} | " + " | ".join(cell(found, test, framework) for framework in FRAMEWORKS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(names: list[str]) -> int:
+    """Reads the reports that are named, or those of the last run."""
+    files = [Path(name) for name in names] or [LOGS / "python.xml", LOGS / "e2e.xml"]
+    missing = [str(file) for file in files if not file.exists()]
+    if missing:
+        print(f"run scripts/test python e2e first: {', '.join(missing)} is missing", file=sys.stderr)
+        return 2
+    PAGE.write_text(page(outcomes(files)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
