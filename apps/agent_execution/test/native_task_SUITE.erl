@@ -140,7 +140,7 @@ the_shell_runs_a_task_by_every_option_form(_) ->
              auto, {native, #{max_steps => 3}}],
     [?assertMatch({ok, #{state := succeeded, output := <<"say it">>}},
                   agent_execution_supervisor:execute_task(Agent, "say it", Form)) || Form <- Forms],
-    ?assertMatch({error, #{reason := framework_unavailable}},
+    ?assertMatch({error, #{reason := invalid_field}},
                  agent_execution_supervisor:execute_task(Agent, "say it", #{method => {framework, unheard_of, #{}}})),
     ?assertMatch({ok, #{state := succeeded}}, native_agent_pool:execute_task(Agent, "say it", #{})),
     ?assertMatch({error, #{reason := agent_not_found}}, agent_execution_supervisor:spawn_agent(astronaut, native)).
