@@ -68,6 +68,8 @@
     fence = 0 :: non_neg_integer(),
     %% For the journal; none for an ephemeral task.
     attempt = none :: none | pos_integer(),
+    %% What the task may spend, and what happens then.
+    money = #{} :: map(),
     gate = open :: open | closed,
     %% Between TERM and KILL, in ms; none where the caller said "now".
     term_ms = ?TERM_GRACE_MS :: non_neg_integer()
@@ -350,7 +352,8 @@ frame(event, #{kind := Kind, fence := F, payload := P}, _, W = #worker{lease = #
          end, L),
     {keep_state, W};
 frame(call, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F, gate = Gate} = L, calls = Calls}) ->
-    Open = #{task_id => L#lease.task_id, tenant => maps:get(tenant, W#worker.spec), deadline_ms => 0},
+    #{tenant := Tenant, agent := Agent} = W#worker.spec,
+    Open = (L#lease.money)#{task_id => L#lease.task_id, tenant => Tenant, agent_id => maps:get(id, Agent, <<>>), deadline_ms => 0},
     Ctx = case L#lease.attempt of none -> Open; N -> Open#{fence => F, attempt => N} end,
     {Notes, Calls1} = framework_adapter_calls:open(Frame, Gate, Ctx, Calls),
     {keep_state, send_waiting(note(Notes, W#worker{calls = Calls1}))};
@@ -413,7 +416,8 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
     Out1 = case framework_adapter_credit:take(iolist_size(Frame), Out) of {ok, O} -> O; wait -> Out end,
     Manager ! {worker, Id, {busy, TaskId}},
     Journaled = case Header of #{durability := ephemeral} -> none; #{} -> Attempt end,
-    W1 = W#worker{lease = Lease#lease{task_id = TaskId, fence = Fence, attempt = Journaled, gate = open, term_ms = ?TERM_GRACE_MS},
+    W1 = W#worker{lease = Lease#lease{task_id = TaskId, fence = Fence, attempt = Journaled, gate = open,
+                                 money = maps:with([max_cost_micros, budget_approved, on_budget_end], Header), term_ms = ?TERM_GRACE_MS},
                   out = Out1, tasks = W#worker.tasks + 1, log = [],
                   live = framework_adapter_liveness:new(now_ms())},
     {next_state, busy, send(Frame, W1)}.

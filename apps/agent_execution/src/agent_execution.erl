@@ -11,6 +11,7 @@
 -export([agents/0]).
 -export([frameworks/0]).
 -export([performance/0]).
+-export([budgets/0]).
 -export([why/1]).
 -export([tree/0]).
 
@@ -78,6 +79,15 @@ performance() ->
            || R <- Rows]),
     Rows.
 
+%% @doc Accounts of money: limits, what is spent, what is lent to calls.
+-spec budgets() -> [map()].
+budgets() ->
+    Accounts = agent_providers:budgets(),
+    print("~-14s ~-36s ~-12s ~-12s ~s~n", ["TENANT", "ACCOUNT", "LIMIT", "SPENT", "LENT"],
+          [[maps:get(tenant, A), maps:get(account, A) | [dollars(maps:get(K, A)) || K <- [limit_micros, spent_micros, lent_micros]]]
+           || A <- Accounts]),
+    Accounts.
+
 %% @doc Why a task is in the state it is in: one sentence.
 -spec why(TaskId :: binary() | string()) -> {ok, binary()} | {error, agent_error:t()}.
 why(Name) ->
@@ -123,6 +133,10 @@ print(Format, Head, Rows) ->
 -spec text(atom() | iodata()) -> string().
 text(A) when is_atom(A) -> atom_to_list(A);
 text(T) -> unicode:characters_to_list(T).
+
+-spec dollars(undefined | integer()) -> string().
+dollars(undefined) -> "-";
+dollars(Micros) -> lists:flatten(io_lib:format("$~b.~6..0b", [Micros div 1000000, abs(Micros rem 1000000)])).
 
 -spec age(integer()) -> string().
 age(0) -> "";

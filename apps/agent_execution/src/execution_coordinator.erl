@@ -28,6 +28,8 @@
 %% A claim that found no store comes back, in ms.
 -define(CLAIM_RETRY_MS, 1000).
 
+%% How long a task without money waits before it looks again, in ms.
+-define(BUDGET_LOOK_MS, 3600000).
 %% A provider call may outlive the attempt by so much: our own clock ends the task, and says which limit it was, in ms.
 -define(CALL_MARGIN_MS, 2000).
 %% A short task ends without a garbage collection: with the default heap there were three.
@@ -219,6 +221,8 @@ refused(#{lost_count := Used} = Claimed, Header) ->
     case Claimed of
         _ when Used >= Max ->
             agent_error:new(poison_task, <<"its attempts ended what ran them">>, #{<<"attempts">> => integer_to_binary(Used)});
+        _ when map_get(budget_denied, Header) ->
+            agent_error:new(budget_exhausted, <<"the task's money is spent, and more of it was not approved">>);
         #{unjournaled_tools := [_ | _] = Tools} ->
             case maps:get(allow_replay, Header, false) of
                 true -> none;
@@ -538,7 +542,7 @@ record({finish, End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch =
     end;
 record({park, End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch = Batch}) ->
     {Events, _} = execution_events:take(Batch),
-    case agent_store:write({park, Id, Fence, End#{events => Events}}) of
+    case agent_store:write({park, Id, Fence, (asked(End))#{events => Events}}) of
         {ok, {waiting, _}} -> stop(T);
         %% The answer was quicker than the question.
         {ok, {ready, _}} -> requeued(now_ms(), T);
@@ -556,6 +560,19 @@ record({requeue, #{delay := Delay} = End}, T = #task{row = #row{task_id = Id, fe
         {ok, _} -> requeued(NotBefore, T);
         Other -> unrecorded(Other, {requeue, End}, T)
     end.
+
+%% A question of money is looked at again when its window turns, and once an hour: somebody may have raised the limit.
+-spec asked(map()) -> map().
+asked(#{budget := #{message := Message} = Error}) ->
+    Later = now_ms() + ?BUDGET_LOOK_MS,
+    Expire = case maps:get(metadata, Error, #{}) of
+                 #{<<"resets_ms">> := <<"0">>} -> Later;
+                 #{<<"resets_ms">> := Resets} -> min(Later, binary_to_integer(Resets));
+                 #{} -> Later
+             end,
+    #{budget => #{message => Message, expire_ms => Expire}};
+asked(End) ->
+    End.
 
 -spec unrecorded(term(), {finish | requeue | park, map()}, #task{}) -> gen_statem:event_handler_result(atom()).
 unrecorded({error, #{reason := Reason}}, _, T) when Reason =:= attempt_fenced; Reason =:= task_already_terminal;

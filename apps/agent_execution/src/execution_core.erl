@@ -45,7 +45,7 @@
     | {abort_native, GraceMs :: pos_integer()} | kill_native
     | {cancel_worker, GraceMs :: non_neg_integer()} | fence | kill_worker
     | {finish, map()}
-    | {park, #{inputs := binary()}}
+    | {park, #{inputs := binary()} | #{budget := agent_error:t()}}
     | {requeue, #{outcome := lost | failed | timed_out, cause := binary(), counts := boolean(),
                   delay := none | {fixed, pos_integer()} | {jitter, pos_integer()}}}.
 
@@ -60,6 +60,7 @@
     multiplier :: float(),
     non_retryable :: [binary()],
     allow_replay :: boolean(),
+    on_budget_end :: fail | wait | cheaper_model,
     stop = none :: none | stop()
 }).
 -opaque core() :: #core{}.
@@ -74,7 +75,8 @@ new(Header, #{executor := Executor, used := Used}) ->
           max_backoff_ms = maps:get(max_backoff_ms, Retry, 60000),
           multiplier = float(maps:get(multiplier, Retry, 2.0)),
           non_retryable = maps:get(non_retryable, Retry, []),
-          allow_replay = maps:get(allow_replay, Header, false)}.
+          allow_replay = maps:get(allow_replay, Header, false),
+          on_budget_end = maps:get(on_budget_end, Header, fail)}.
 
 %% @doc Where the attempt is.
 -spec phase(core()) -> phase().
@@ -108,6 +110,12 @@ step({result, input_requested, #{inputs := Inputs}}, C) ->
     {[{park, #{inputs => Inputs}}], C#core{phase = ended}};
 step({result, input_requested, _}, C) ->
     give_up(agent_error:new(worker_protocol_error, <<"the worker asked for input without a question">>), failed, C);
+%% The money is gone, and the task waits until there is more or somebody says that it may go on.
+step({result, _, #{error := #{reason := budget_exhausted}, unjournaled_tools := [_ | _] = Tools}},
+     C = #core{on_budget_end = wait, allow_replay = false}) ->
+    give_up(replay_not_allowed(Tools), failed, C);
+step({result, _, #{error := #{reason := budget_exhausted} = Error}}, C = #core{on_budget_end = wait}) ->
+    {[{park, #{budget => Error}}], C#core{phase = ended}};
 step({result, _, Props}, C) ->
     failed(maps:get(error, Props, agent_error:new(internal, <<"the executor gave no reason">>)), C);
 %% Losses.

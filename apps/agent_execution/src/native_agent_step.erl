@@ -136,10 +136,11 @@ recorded(Effects, S = #step{unrecorded = [Entry | Rest], spec = #{task_id := Id,
     end.
 
 -spec call(non_neg_integer(), binary(), non_neg_integer(), #step{}) -> ok.
-call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Header, deadline_ms := Deadline}}) ->
+call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Header, agent := Agent, deadline_ms := Deadline}}) ->
     Ref = make_ref(),
-    Options = #{stream => maps:get(stream_text, Header, true), credit => ?CHUNK_CREDIT, deadline_ms => Deadline,
-                task_id => TaskId, tenant => maps:get(tenant, Header, <<>>)},
+    Money = maps:with([max_cost_micros, budget_approved, on_budget_end], Header),
+    Options = Money#{stream => maps:get(stream_text, Header, true), credit => ?CHUNK_CREDIT, deadline_ms => Deadline,
+                     task_id => TaskId, tenant => maps:get(tenant, Header, <<>>), agent_id => payer(Agent)},
     case agent_providers:chat(Ref, Request, in_attempt(Options, S#step.journal)) of
         ok ->
             reply(CallId, Ref, 0, S);
@@ -165,6 +166,11 @@ call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Hea
         {error, Error} ->
             finish(failed, #{error => engine_errors:from(Error)}, S)
     end.
+
+%% The name under which an agent spends: its id, or the type of one that has none.
+-spec payer(map()) -> binary().
+payer(#{id := Id}) when Id =/= <<>> -> Id;
+payer(Agent) -> maps:get(agent_type, Agent, <<>>).
 
 -spec in_attempt(map(), engine_tools:attempt()) -> map().
 in_attempt(Options, none) -> Options;

@@ -9,6 +9,7 @@
 -export([store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3, store_say/5]).
 -export([providers_start/3, providers_stop/1, providers_panic/1, providers_info/1]).
 -export([chat/4, embed/4, credit/3, cancel/2, set_endpoint/3]).
+-export([budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3]).
 -export([grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2]).
 -export([agent_new/3, agent_step/2, tool_call/2, task_encode/1]).
 -export([wire_encode/2, wire_decode/2, agent_encode/1, agent_decode/1, uuid7/0]).
@@ -17,7 +18,7 @@
 
 -nifs([abi_version/0, runtime_start/1, runtime_stop/1, store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3, store_say/5,
        providers_start/3, providers_stop/1, providers_panic/1, providers_info/1, chat/4, embed/4, credit/3, cancel/2,
-       set_endpoint/3, grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2, agent_new/3,
+       set_endpoint/3, budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3, grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2, agent_new/3,
        agent_step/2, tool_call/2, task_encode/1, wire_encode/2, wire_decode/2, agent_encode/1,
        agent_decode/1, uuid7/0]).
 -on_load(load/0).
@@ -100,6 +101,21 @@ cancel(Providers, Ref) -> down({Providers, Ref}).
 %% @doc Says where a provider is now.
 -spec set_endpoint(providers(), binary(), map() | unavailable) -> ok | {error, native_down}.
 set_endpoint(Providers, Name, Endpoint) -> down({Providers, Name, Endpoint}).
+%% @doc The caller hears of wants from now on: `{agent_native, budget, want, #{tenant, id, needs}}'.
+-spec budget_attach(providers()) -> ok | {error, native_down}.
+budget_attach(Providers) -> down(Providers).
+%% @doc Lends committed amounts, in pico-dollars.
+-spec budget_grant(providers(), binary(), [{binary(), integer()}]) -> ok | {error, native_down}.
+budget_grant(Providers, Tenant, Grants) -> down({Providers, Tenant, Grants}).
+%% @doc Answers a want: its call looks again, or is refused.
+-spec budget_answer(providers(), binary(), pos_integer(), ok | unavailable | map()) -> ok | {error, native_down}.
+budget_answer(Providers, Tenant, Id, Answer) -> down({Providers, Tenant, Id, Answer}).
+%% @doc Open leases of a tenant, `{Account, Open, Reserved, Idle}': all, or those that changed and those that are idle.
+-spec budget_sums(providers(), binary(), all | changed) -> [{binary(), integer(), integer(), boolean()}] | {error, native_down}.
+budget_sums(Providers, Tenant, Which) -> down({Providers, Tenant, Which}).
+%% @doc Takes what is free out of a lease.
+-spec budget_take(providers(), binary(), binary()) -> integer() | {error, native_down}.
+budget_take(Providers, Tenant, Account) -> down({Providers, Tenant, Account}).
 %% @doc Starts the listener; `ready' follows.
 -spec grpc_start(runtime(), reference(), binary(), store(), providers(), pid(), pos_integer()) -> started(grpc()).
 grpc_start(Runtime, Ref, Config, Store, Providers, Ingress, Credit) ->

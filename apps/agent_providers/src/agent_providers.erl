@@ -9,6 +9,7 @@
 -export([cancel/1]).
 -export([credit/2]).
 -export([info/0]).
+-export([budgets/0]).
 
 %% @doc Starts a call; its end is one message `{agent_native, Ref, done | error, _}', or is here already: `{done, _}'.
 -spec chat(reference(), binary(), map()) -> ok | {done, map()} | busy | {error, agent_error:t()}.
@@ -42,6 +43,27 @@ info() ->
         {error, native_down} ->
             []
     end.
+
+%% @doc Every account that is configured or was used: limits, what is spent, and what is lent to calls, in micro-dollars.
+-spec budgets() -> [#{tenant := binary(), account := binary(), limit_micros := non_neg_integer() | undefined, window_ms := non_neg_integer(),
+                      spent_micros := integer(), lent_micros := integer()}].
+budgets() ->
+    Configured = agent_config:get([budgets], #{}),
+    Tenants = lists:usort(maps:keys(Configured) ++ maps:keys(agent_config:get([tenants], #{})) ++ [<<"default">>]),
+    lists:append([budgets(Tenant, maps:get(accounts, maps:get(Tenant, Configured, #{}), [])) || Tenant <- Tenants]).
+
+-spec budgets(binary(), [map()]) -> [map()].
+budgets(Tenant, Accounts) ->
+    Now = erlang:system_time(millisecond),
+    Limits = maps:from_list([{<<Window/binary, $:, Level/binary, $:, Name/binary>>, Limit}
+                             || #{level := Level, name := Name, window := Window, limit_micros := Limit} <- Accounts]),
+    Rows = case agent_store:read({ledger, Tenant}) of {ok, Found} -> Found; {error, _} -> [] end,
+    Used = maps:from_list([{Account, {Spent, Lent}} || {Account, Window, Spent, Lent} <- Rows, Window =:= budget_core:window_ms(Account, Now)]),
+    [begin
+         {Spent, Lent} = maps:get(Account, Used, {0, 0}),
+         #{tenant => Tenant, account => Account, limit_micros => maps:get(Account, Limits, undefined),
+           window_ms => budget_core:window_ms(Account, Now), spent_micros => Spent div 1000000, lent_micros => Lent div 1000000}
+     end || Account <- lists:usort(maps:keys(Limits) ++ maps:keys(Used))].
 
 %% The journal is the store's. While that is away nobody can tell whether the answer was paid already: the caller asks again.
 -spec journaled(map(), fun((map(), reference()) -> Answer)) -> Answer | {error, agent_error:t()}

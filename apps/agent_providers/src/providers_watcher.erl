@@ -20,9 +20,10 @@ start(Runtime, Ref) ->
 stop(Handle) ->
     agent_native:providers_stop(Handle).
 
-%% @doc A model server that runs already is announced anew.
+%% @doc A model server that runs already is announced anew, and the ledgers are told whom they lend to.
 -spec up(reference(), map()) -> ok.
-up(_Handle, _Info) ->
+up(Handle, _Info) ->
+    budget_desk:attach(Handle),
     model_server:announce().
 
 %% @doc Nothing to withdraw.

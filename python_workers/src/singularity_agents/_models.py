@@ -389,6 +389,8 @@ class Provider(Value):
     latency: Duration | None = None
     error_rates: dict[str, float] = {}
     quarantined_credentials: list[str] = []
+    requests: int = 0
+    cost_micros: int | None = None
 
 
 class Model(Value):
@@ -399,6 +401,7 @@ class Model(Value):
     context: int = 0
     capabilities: list[str] = []
     prices: dict[str, int] = {}
+    price_source: str = ""
 
 
 class ProviderCandidate(Value):

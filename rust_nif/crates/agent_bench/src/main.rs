@@ -200,7 +200,10 @@ async fn cancel(args: &[String]) -> Result<(), Failure> {
         let id = client.submit_task(pb::SubmitTaskRequest { task, request_id: String::new() }).await?.into_inner().id;
         let deadline = Instant::now() + Duration::from_secs(20);
         // It says something once it has started its children.
-        let mut events = client.watch_task(pb::WatchTaskRequest { task_id: id.clone(), after: 0, include_text: true, live_text: false }).await?.into_inner();
+        let mut events = client
+            .watch_task(pb::WatchTaskRequest { task_id: id.clone(), after: 0, include_text: true, live_text: false })
+            .await?
+            .into_inner();
         loop {
             let event = tokio::time::timeout_at(deadline.into(), events.message()).await??;
             match event.and_then(|e| e.event) {

@@ -15,12 +15,17 @@ struct Walk<'a> {
 
 /// A checked tree with the defaults filled in, or every fault in the order of the file.
 pub(crate) fn check(name: &str, text: &str) -> Result<Node, Vec<String>> {
+    check_as(ROOT, name, text)
+}
+
+/// The same for a file of other keys.
+pub(crate) fn check_as(keys: &'static [Field], name: &str, text: &str) -> Result<Node, Vec<String>> {
     let table = DeTable::parse(text).map_err(|e| {
         let line = e.span().map_or(1, |s| line_of(text, s.start));
         vec![format!("{name}:{line}: {}", e.message())]
     })?;
     let mut walk = Walk { name, text, faults: Vec::new() };
-    let root = walk.table(ROOT, table.get_ref(), "");
+    let root = walk.table(keys, table.get_ref(), "");
     if walk.faults.is_empty() {
         return Ok(root);
     }
@@ -127,11 +132,6 @@ impl Walk<'_> {
             }
             (Kind::Ints(..), _) => (None, "a list of numbers"),
             (Kind::Secret, v) => (secret(v), "a reference, { env = \"NAME\" } or { file = \"path\" }, never the key itself"),
-            (Kind::Secrets, DeValue::Array(items)) => {
-                let all: Option<Vec<Node>> = items.iter().map(|i| secret(i.get_ref())).collect();
-                (all.map(Node::List), "references, [{ file = \"path\" }] or [{ env = \"NAME\" }], never keys themselves")
-            }
-            (Kind::Secrets, _) => (None, "references, [{ file = \"path\" }] or [{ env = \"NAME\" }]"),
             (Kind::Table(fields), DeValue::Table(t)) => return Some(self.table(fields, t, path)),
             (Kind::Tables(fields), DeValue::Array(items)) => {
                 let mut nodes = Vec::with_capacity(items.len());

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use crate::money;
 use crate::node::{Key, Node};
 
 /// What the environment and the command line say.
@@ -30,6 +31,8 @@ impl Overrides {
 
 /// Model of the embedded server.
 const EMBEDDED_MODEL: &str = "smollm2-135m";
+/// Digits of a key's SHA-256 that name the key where money is counted.
+const KEY_ID: usize = 16;
 /// Address of OpenAI's API, for a key in the environment.
 const OPENAI_URL: &str = "https://api.openai.com/v1";
 
@@ -85,7 +88,9 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
     override_server(root, o);
     providers(root, o);
     agents(root);
-    let tenants = tenants(root, &mut faults);
+    let (tenants, budgets) = tenants(root, &mut faults);
+    money::model_prices(root, &mut faults);
+    let prices = money::list_prices(root, &mut faults);
     references(root, &mut faults);
     off_loopback(root, &tenants, &mut faults);
     let location = store_location(root, &mut faults);
@@ -100,8 +105,11 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
         "store": {"location": location, "retention": retention},
         "providers": root.get("providers").map(Node::json),
         "models": root.get("models").map(Node::json),
+        "prices": prices,
+        "budgets": budgets.json(),
         "tenants": tenants.iter().map(|(name, keys)| (name.clone(), serde_json::json!({"key_sha256": keys}))).collect::<serde_json::Map<_, _>>(),
     });
+    root.set(fixed("budgets"), budgets);
     root.set(fixed("native"), Node::Json(native));
     Ok(())
 }
@@ -205,13 +213,13 @@ fn agents(root: &mut Node) {
     root.set(fixed("agent_types"), Node::Map(types));
 }
 
-/// SHA-256 of each tenant's keys; the keys themselves go no further.
-fn tenants(root: &mut Node, faults: &mut Vec<String>) -> BTreeMap<String, Vec<String>> {
-    let mut all = BTreeMap::new();
-    let Some(Node::Map(tenants)) = root.get_mut("tenants") else { return all };
+/// SHA-256 of each tenant's keys; the keys themselves go no further. With them the tenants' budgets.
+fn tenants(root: &mut Node, faults: &mut Vec<String>) -> (BTreeMap<String, Vec<String>>, Node) {
+    let (mut all, mut budgets) = (BTreeMap::new(), Vec::new());
+    let Some(Node::Map(tenants)) = root.get_mut("tenants") else { return (all, Node::Map(budgets)) };
     for (name, tenant) in tenants {
         let Some(Node::List(keys)) = tenant.get("keys") else { continue };
-        let mut digests = Vec::new();
+        let mut digests: Vec<String> = Vec::new();
         for key in keys {
             let value = match (key.get("env").and_then(Node::str), key.get("file").and_then(Node::str)) {
                 (Some(variable), _) => std::env::var(variable).map_err(|_| format!("the environment variable {variable} is not set")),
@@ -226,15 +234,20 @@ fn tenants(root: &mut Node, faults: &mut Vec<String>) -> BTreeMap<String, Vec<St
                 Err(why) => faults.push(format!("[tenants.{}] keys: {why}", name.text())),
             }
         }
+        let names: Vec<String> = digests.iter().map(|digest| digest.chars().take(KEY_ID).collect()).collect();
+        budgets.extend(money::accounts(name.text(), tenant, &names, faults).map(|accounts| (name.clone(), accounts)));
         tenant.set(fixed("keys"), Node::Int(i64::try_from(digests.len()).unwrap_or(0)));
         all.insert(name.text().to_owned(), digests);
     }
-    all
+    (all, Node::Map(budgets))
 }
 
 fn references(root: &Node, faults: &mut Vec<String>) {
     for (alias, model) in root.get("models").map(Node::entries).unwrap_or_default() {
         let Some(Node::List(endpoints)) = model.get("endpoints") else { continue };
+        if endpoints.is_empty() && model.get("prices").is_none() {
+            faults.push(format!("[models.{}] endpoints is missing", alias.text()));
+        }
         for endpoint in endpoints {
             let provider = endpoint.get("provider").and_then(Node::str).unwrap_or_default();
             if root.get("providers").and_then(|p| p.get(provider)).is_none() {

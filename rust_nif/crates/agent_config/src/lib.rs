@@ -5,6 +5,7 @@
 
 mod check;
 mod finish;
+mod money;
 mod node;
 mod schema;
 mod units;

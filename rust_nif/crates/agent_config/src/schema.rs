@@ -20,7 +20,6 @@ pub(crate) enum Kind {
     Ints(i64, i64),
     /// `{ env = "NAME" }` or `{ file = "path" }`.
     Secret,
-    Secrets,
     /// A table of these keys.
     Table(&'static [Field]),
     /// A table whose keys are the user's.
@@ -85,11 +84,46 @@ const AGENT: &[Field] = &[
     f("expected_output", Kind::Text),
 ];
 
+/// A price list: dollars per 1,000,000 tokens, and per request.
+pub(crate) const PRICE: &[Field] = &[
+    f("valid_from", Kind::Text),
+    d("above", Kind::Int(0, 1_000_000_000), "0"),
+    f("input", Kind::Money),
+    f("output", Kind::Money),
+    f("cache_read", Kind::Money),
+    f("cache_write_5m", Kind::Money),
+    f("cache_write_1h", Kind::Money),
+    f("reasoning", Kind::Money),
+    d("request", Kind::Money, "\"0\""),
+];
+
+/// The file of list prices.
+pub(crate) const PRICE_FILE: &[Field] = &[f(
+    "price",
+    Kind::Tables(&[
+        f("model", Kind::Text),
+        f("host", Kind::Text),
+        f("source", Kind::Text),
+        f("valid_from", Kind::Text),
+        d("above", Kind::Int(0, 1_000_000_000), "0"),
+        f("input", Kind::Money),
+        f("output", Kind::Money),
+        f("cache_read", Kind::Money),
+        f("cache_write_5m", Kind::Money),
+        f("cache_write_1h", Kind::Money),
+        f("reasoning", Kind::Money),
+        d("request", Kind::Money, "\"0\""),
+    ]),
+)];
+
+const BUDGET: &[Field] = &[f("total_usd", Kind::Money), f("day_usd", Kind::Money), f("month_usd", Kind::Money)];
+
 const TENANT: &[Field] = &[
-    d("keys", Kind::Secrets, "[]"),
+    d("keys", Kind::Tables(&[f("env", Kind::Text), f("file", Kind::Text), f("budget", Kind::Table(BUDGET))]), "[]"),
     d("max_running", Kind::Int(1, 1_000_000), "1000"),
     d("max_pending", Kind::Int(1, 1_000_000), "5000"),
-    f("budget", Kind::Table(&[f("month_usd", Kind::Money), f("day_usd", Kind::Money), f("total_usd", Kind::Money)])),
+    f("budget", Kind::Table(BUDGET)),
+    f("agent_budgets", Kind::Named(&Kind::Table(BUDGET))),
     f("default_task_cost", Kind::Money),
 ];
 
@@ -123,12 +157,13 @@ pub(crate) const ROOT: &[Field] = &[
     d("providers", Kind::Named(&Kind::Table(PROVIDER)), "{}"),
     d(
         "models",
-        Kind::Named(&Kind::Table(&[f(
-            "endpoints",
-            Kind::Tables(&[f("provider", Kind::Text), f("name", Kind::Text), d("priority", Kind::Int(0, 1000), "1")]),
-        )])),
+        Kind::Named(&Kind::Table(&[
+            d("endpoints", Kind::Tables(&[f("provider", Kind::Text), f("name", Kind::Text), d("priority", Kind::Int(0, 1000), "1")]), "[]"),
+            f("prices", Kind::Tables(PRICE)),
+        ])),
         "{}",
     ),
+    d("prices", Kind::Table(&[f("file", Kind::Text)]), "{}"),
     d("agents", Kind::Named(&Kind::Table(AGENT)), "{}"),
     d(
         "workers",
@@ -187,4 +222,4 @@ pub(crate) const ROOT: &[Field] = &[
 ];
 
 /// Keys that a table of the user's must have.
-pub(crate) const REQUIRED: &[(&str, &[&str])] = &[("providers", &["dialect"]), ("models", &["endpoints"])];
+pub(crate) const REQUIRED: &[(&str, &[&str])] = &[("providers", &["dialect"])];

@@ -78,6 +78,39 @@ fn tenants_keys_leave_only_their_hash() {
 }
 
 #[test]
+fn budgets_name_their_accounts_and_prices_are_those_of_a_million_tokens() {
+    let file = std::env::temp_dir().join(format!("singularity-budget-key-{}", std::process::id()));
+    std::fs::write(&file, "a-key-of-enough-length\n").unwrap();
+    let c = good(&format!(
+        "[tenants.acme]\nbudget = {{ month_usd = \"5\" }}\ndefault_task_cost = \"1\"\nagent_budgets = {{ coder = {{ day_usd = \"2.5\" }} }}\n\
+         keys = [{{ file = \"{}\", budget = {{ total_usd = \"7\" }} }}]\n\
+         [[models.m.prices]]\nvalid_from = \"2026-01-31\"\ninput = \"0.0375\"\noutput = \"3\"\n",
+        file.display()
+    ));
+    std::fs::remove_file(&file).unwrap();
+    let acme = &c["budgets"]["acme"];
+    assert_eq!(acme["default_task_cost_micros"], 1_000_000);
+    let accounts: Vec<_> = acme["accounts"].as_array().unwrap().iter().map(|a| (a["level"].as_str(), a["limit_micros"].as_i64())).collect();
+    assert_eq!(accounts, [(Some("tenant"), Some(5_000_000)), (Some("agent"), Some(2_500_000)), (Some("key"), Some(7_000_000))]);
+    assert_eq!(acme["accounts"][2]["name"].as_str().map(str::len), Some(16));
+    assert_eq!(c["native"]["budgets"]["acme"], *acme);
+    assert_eq!(c["native"]["models"]["m"]["prices"][0]["input_micros"], 37_500);
+}
+
+#[test]
+fn every_shipped_price_has_a_date_and_a_source_and_a_wrong_one_is_named() {
+    assert_eq!(good("")["native"]["prices"], serde_json::json!([]), "no provider asks such prices");
+    let hosts = "[providers.o]\ndialect = \"openai\"\nbase_url = \"https://api.openai.com/v1\"\n\
+                 [providers.a]\ndialect = \"anthropic\"\nbase_url = \"https://api.anthropic.com\"\n";
+    let c = good(hosts);
+    let shipped = c["native"]["prices"].as_array().unwrap();
+    assert!(shipped.len() > 10 && shipped.iter().all(|p| p["source"].is_string() && p["valid_from"].is_string()));
+    let e = bad("[[models.m.prices]]\nvalid_from = \"soon\"\ninput = \"20000\"\n");
+    assert!(e.contains("expected a date") && e.contains("per 1,000,000 tokens") && e.contains("entry 1 has no output"), "{e}");
+    assert!(bad("[prices]\nfile = \"nowhere.toml\"\n").contains("nowhere.toml"));
+}
+
+#[test]
 fn a_well_known_key_adds_its_provider() {
     let env = [("OPENAI_API_KEY", "k"), ("SINGULARITY_MODEL", "gpt-x")].map(|(k, v)| (k.to_owned(), v.to_owned()));
     let overrides = Overrides { env: env.into(), data_dir: Some("/d".into()) };

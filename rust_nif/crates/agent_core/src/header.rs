@@ -66,6 +66,14 @@ pub struct TaskHeader {
     /// The last event of it that counts; 0: all.
     pub fork_after: i64,
     pub has_plan: bool,
+    /// What the task may spend, in micro-dollars; 0: no limit; none: the tenant's default.
+    pub max_cost_micros: Option<i64>,
+    /// At the end of the money.
+    pub on_budget_end: &'static str,
+    /// How often somebody has approved as much again.
+    pub budget_approved: i64,
+    /// Somebody was asked for more money and said no.
+    pub budget_denied: bool,
     pub content_hash: Vec<u8>,
     pub hash_version: u32,
     pub create_ms: i64,
@@ -168,6 +176,14 @@ pub fn header(task: &pb::AgentTask, task_id: &str, request_id: &str, tenant: &st
         fork_of: String::new(),
         fork_after: 0,
         has_plan: task.plan.is_some(),
+        max_cost_micros: req.max_cost_micros,
+        on_budget_end: match req.on_budget_end() {
+            pb::OnBudgetEnd::Unspecified | pb::OnBudgetEnd::Fail => "fail",
+            pb::OnBudgetEnd::Wait => "wait",
+            pb::OnBudgetEnd::CheaperModel => "cheaper_model",
+        },
+        budget_approved: 0,
+        budget_denied: false,
         content_hash: Vec::new(),
         hash_version: crate::hash::VERSION,
         create_ms: now_ms,

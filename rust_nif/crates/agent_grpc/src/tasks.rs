@@ -101,7 +101,6 @@ fn pending(task: &pb::AgentTask) -> Option<(&'static str, &'static str)> {
         (asks(r.map(|r| !r.denied_providers.is_empty())), "provider_selection", "task.requirements.denied_providers"),
         (asks(r.map(|r| !r.data_tags.is_empty())), "provider_selection", "task.requirements.data_tags"),
         (asks(r.map(|r| r.min_quality > 0.0)), "provider_selection", "task.requirements.min_quality"),
-        (asks(r.map(|r| r.max_cost_micros.is_some_and(|n| n > 0))), "budgets", "task.requirements.max_cost_micros"),
         (asks(h.map(|h| h.hedge)), "hedging", "task.execution_hints.hedge"),
         (asks(h.map(|h| matches!(h.cache(), pb::CacheMode::Use | pb::CacheMode::Refresh))), "response_cache", "task.execution_hints.cache"),
     ]

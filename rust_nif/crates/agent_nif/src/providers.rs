@@ -88,6 +88,8 @@ fn caller(options: Term<'_>) -> Caller {
         agent: text(options, atoms::agent_id()),
         task_id: text(options, atoms::task_id()),
         key_id: String::new(),
+        task_limit_micros: get(options, atoms::max_cost_micros()),
+        approved: int(options, atoms::budget_approved()),
     }
 }
 
@@ -97,9 +99,15 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
     let Some(tokio) = handle.runtime.handle() else { return terms::native_down(env) };
     let inline = request.len() <= INLINE_BYTES;
     let request = match pb::ChatRequest::decode(request.as_slice()) {
-        Ok(request) => request,
+        Ok(mut request) => {
+            if get::<Atom>(options, atoms::on_budget_end()) == Some(atoms::cheaper_model()) {
+                request.policy.get_or_insert_default().set_on_budget_end(pb::OnBudgetEnd::CheaperModel);
+            }
+            request
+        }
         Err(_) => return terms::error_tuple(env, &AgentError::new(Reason::InvalidField, "the chat request cannot be decoded")),
     };
+    let caller = caller(options);
     let streams = get::<bool>(options, atoms::stream()).unwrap_or(false);
     let journal = Journal::of(options, || journal::chat(&request));
     // Whether nothing is recorded can be said at once in a task's first attempt, and once its entries were read in a later one.
@@ -107,7 +115,7 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
     if inline && !streams && journal.as_ref().is_none_or(|journal| asked.is_some() && journal.may_begin()) {
         let (response, note) = match asked.take() {
             Some(Asked::Recorded(response)) => (Some(response), Note::Replayed),
-            live => match (handle.providers.chat_now(&request), live) {
+            live => match (handle.providers.chat_now(&request, &caller), live) {
                 (Some(response), Some(Asked::Live(live))) => {
                     let answer = response.encode_to_vec();
                     (Some(response), Note::Record(live, answer))
@@ -123,7 +131,7 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
         }
     }
     let credit = Arc::new(Semaphore::new(usize::try_from(int(options, atoms::credit())).unwrap_or(0).max(1)));
-    let (limit, caller) = (deadline(options), caller(options));
+    let limit = deadline(options);
     let reply = Final::new(env.pid(), reference, Reason::TaskCancelled);
     let mut calls = handle.calls.lock();
     if calls.len() >= MAX_CALLS {

@@ -45,7 +45,16 @@ pub(crate) fn header_term<'a>(env: Env<'a>, h: &TaskHeader) -> Term<'a> {
         .put(atoms::multiplier(), h.multiplier)
         .put(atoms::non_retryable(), &h.non_retryable)
         .end();
+    let on_budget_end = match h.on_budget_end {
+        "wait" => atoms::wait(),
+        "cheaper_model" => atoms::cheaper_model(),
+        _ => atoms::fail(),
+    };
     Map::new(env)
+        .opt(atoms::max_cost_micros(), h.max_cost_micros)
+        .put(atoms::on_budget_end(), on_budget_end)
+        .put(atoms::budget_approved(), h.budget_approved)
+        .put(atoms::budget_denied(), h.budget_denied)
         .put(atoms::task_id(), &h.task_id)
         .put(atoms::request_id(), &h.request_id)
         .put(atoms::tenant(), &h.tenant)

@@ -6,6 +6,7 @@ use agent_core::header::TaskHeader;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use agent_store::journal::Change;
+use agent_store::ledger::{LedgerChange, LedgerOp, LedgerRow};
 use agent_store::schedule::Due;
 use agent_store::{AttemptInfo, Enqueued, Finish, Location, Metrics, Retention, ScheduleOp, TaskStore, WriteOp, Written};
 use parking_lot::RwLock;
@@ -180,6 +181,7 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
         Written::State { state, fence } => Map::new(env).put(atoms::state(), terms::state_atom(state)).put(atoms::fence(), fence).end(),
         Written::Fenced(fence) => (atoms::ok(), fence).encode(env),
         Written::Memory(_) | Written::Schedule(_) => atoms::ok().encode(env),
+        Written::Ledger(rows) => (atoms::ledger(), ledger_term(env, &rows)).encode(env),
         Written::Recovered { more } => (if more { atoms::more() } else { atoms::done() }).encode(env),
     }
 }
@@ -251,8 +253,19 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
         }
     } else if kind == atoms::park() {
         let m = at(3)?;
-        let asked = get::<Binary<'_>>(m, atoms::inputs()).ok_or(rustler::Error::BadArg)?;
-        let inputs = agent_proto::worker::v1::Result::decode(asked.as_slice()).map_err(|_| rustler::Error::BadArg)?.inputs;
+        let inputs = match get::<Term<'_>>(m, atoms::budget()) {
+            Some(question) => vec![pb::InputRequested {
+                input_id: agent_store::questions::money_id(fence()?),
+                kind: agent_store::questions::MONEY.to_owned(),
+                prompt: text(question, atoms::message()),
+                expire_time: Some(agent_core::header::timestamp(int(question, atoms::expire_ms()))),
+                ..Default::default()
+            }],
+            None => {
+                let asked = get::<Binary<'_>>(m, atoms::inputs()).ok_or(rustler::Error::BadArg)?;
+                agent_proto::worker::v1::Result::decode(asked.as_slice()).map_err(|_| rustler::Error::BadArg)?.inputs
+            }
+        };
         WriteOp::Park { id: id()?, fence: fence()?, inputs, events: get::<Term<'_>>(m, atoms::events()).map(events_of).unwrap_or_default() }
     } else if kind == atoms::signal() {
         let bytes: Binary<'_> = at(3)?.decode()?;
@@ -269,6 +282,8 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
     } else if kind == atoms::schedule_fired() {
         let task = get::<Term<'_>>(at(4)?, atoms::task_id()).and_then(string);
         WriteOp::Schedule { tenant: id()?, op: ScheduleOp::Fired { id: at(2).and_then(str_of)?, tick_ms: at(3)?.decode()?, task_id: task } }
+    } else if kind == atoms::ledger() {
+        WriteOp::Ledger { tenant: id()?, op: ledger_of(at(2)?)? }
     } else if kind == atoms::put_agent() {
         let data: Binary<'_> = at(4)?.decode()?;
         WriteOp::PutAgent { tenant: id()?, id: at(2).and_then(str_of)?, data: data.as_slice().to_vec() }
@@ -278,6 +293,25 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
         return Err(rustler::Error::BadArg);
     };
     Ok(op)
+}
+
+fn ledger_of(term: Term<'_>) -> NifResult<LedgerOp> {
+    if term.is_atom() {
+        return Ok(LedgerOp::Close);
+    }
+    let changes: Vec<Term<'_>> = term.decode()?;
+    let change = |m: Term<'_>| LedgerChange {
+        account: text(m, atoms::account()),
+        window_ms: int(m, atoms::window_ms()),
+        spent: int(m, atoms::spent()),
+        lent: int(m, atoms::lent()),
+        limit: get(m, atoms::limit()),
+    };
+    Ok(LedgerOp::Change(changes.into_iter().map(change).collect()))
+}
+
+fn ledger_term<'a>(env: Env<'a>, rows: &[LedgerRow]) -> Term<'a> {
+    rows.iter().map(|r| (&r.account, r.window_ms, r.spent, r.lent).encode(env)).collect::<Vec<_>>().encode(env)
 }
 
 fn route_of(m: Term<'_>) -> pb::Route {
@@ -456,6 +490,7 @@ enum Answer {
     Ids(Vec<String>),
     Schedules(Vec<Due>),
     Queued(Vec<TaskHeader>),
+    Ledger(Vec<LedgerRow>),
 }
 
 impl Answer {
@@ -468,6 +503,7 @@ impl Answer {
             Answer::Running(all) => all.encode(env),
             Answer::Ids(all) => all.encode(env),
             Answer::Queued(all) => all.iter().map(|h| (&h.task_id, header_term(env, h)).encode(env)).collect::<Vec<_>>().encode(env),
+            Answer::Ledger(rows) => ledger_term(env, &rows),
             Answer::Schedules(all) => all.into_iter().map(|due| due_term(env, due)).collect::<Vec<_>>().encode(env),
         }
     }
@@ -505,6 +541,9 @@ fn read_of(op: Term<'_>) -> NifResult<Read> {
     } else if kind == atoms::due_schedules() {
         let now: i64 = arg.decode()?;
         Box::new(move |s| Ok(Answer::Schedules(s.due_schedules(now)?)))
+    } else if kind == atoms::ledger() {
+        let (tenant, account) = (str_of(arg)?, parts.get(2).copied().and_then(string));
+        Box::new(move |s| Ok(Answer::Ledger(s.ledger(&tenant, account.as_deref())?)))
     } else if kind == atoms::due() {
         let now: i64 = arg.decode()?;
         Box::new(move |s| Ok(Answer::Ids(s.due(now)?)))

@@ -11,4 +11,8 @@ pub struct Caller {
     pub agent: String,
     /// Task.
     pub task_id: String,
+    /// What the task may spend, in micro-dollars; 0: it has no limit; none: the tenant's default.
+    pub task_limit_micros: Option<i64>,
+    /// How often as much again was approved.
+    pub approved: i64,
 }

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::meter::Budget;
+use crate::price::{Listed, Prices};
+
 /// `providers` and `models` of the native configuration.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -13,6 +16,10 @@ pub struct ProvidersConfig {
     pub providers: BTreeMap<String, ProviderConfig>,
     /// Aliases by name.
     pub models: BTreeMap<String, ModelConfig>,
+    /// List prices at the hosts of the providers.
+    pub prices: Vec<Listed>,
+    /// Budgets by tenant.
+    pub budgets: BTreeMap<String, Budget>,
 }
 
 /// How a provider is spoken to.
@@ -185,7 +192,11 @@ impl Secret {
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ModelConfig {
     /// Where it is served.
+    #[serde(default)]
     pub endpoints: Vec<EndpointConfig>,
+    /// Its prices; none: those of the list.
+    #[serde(default)]
+    pub prices: Prices,
 }
 
 /// One endpoint of an alias.

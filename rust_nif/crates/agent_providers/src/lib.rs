@@ -9,8 +9,12 @@ mod classify;
 mod config;
 mod constrain;
 mod echo;
+mod estimate;
 mod hints;
+pub mod meter;
+mod money;
 mod openai;
+pub mod price;
 mod read;
 mod sse;
 mod think;
@@ -18,7 +22,7 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use agent_core::{AgentError, Reason};
@@ -53,12 +57,17 @@ struct Provider {
     calls: AtomicU64,
     failures: AtomicU64,
     latency_ms: AtomicU64,
+    /// Spent since the start, in pico-dollars.
+    spent: AtomicI64,
+    /// A call was made whose price is not known: the sum is not either.
+    unpriced: AtomicBool,
 }
 
 /// All configured providers and models.
 pub struct Providers {
     providers: BTreeMap<String, Arc<Provider>>,
     models: BTreeMap<String, config::ModelConfig>,
+    money: money::Money,
 }
 
 struct InFlight<'a>(&'a Provider);
@@ -92,10 +101,17 @@ impl Providers {
                 calls: AtomicU64::new(0),
                 failures: AtomicU64::new(0),
                 latency_ms: AtomicU64::new(0),
+                spent: AtomicI64::new(0),
+                unpriced: AtomicBool::new(false),
             };
             providers.insert(name.clone(), Arc::new(provider));
         }
-        Ok(Arc::new(Self { providers, models: config.models.clone() }))
+        Ok(Arc::new(Self { providers, models: config.models.clone(), money: money::Money::new(config) }))
+    }
+
+    /// The leases of this node.
+    pub fn meter(&self) -> &meter::Meter {
+        &self.money.meter
     }
 
     /// Says where a provider is now (`Some`), or that it is not there.
@@ -116,10 +132,10 @@ impl Providers {
         deadline: Option<Instant>,
         pieces: Option<&Pieces>,
     ) -> Result<pb::ChatResponse, AgentError> {
-        // Nothing is counted by tenant yet.
-        let _ = caller;
-        let (provider, model) = self.resolve(&request.model)?;
+        let chosen = self.resolve(&request.model)?;
+        let (provider, model, prices, money::Paid { request, reservation }) = self.paid(chosen, request, caller).await?;
         let _slot = provider.enter()?;
+        let request = request.as_ref();
         let started = Instant::now();
         let limit = limit_of(request, deadline, provider.config.timeouts.total);
         let call = self.call(&provider, &model, request, pieces);
@@ -131,8 +147,11 @@ impl Providers {
                     .with("kind", "timeout"))
             }
         };
+        let pico = money::settle(reservation, &prices, result.as_ref().map(|r| r.usage.as_ref()));
         provider.record(result.is_ok(), started.elapsed());
-        let response = result.map_err(|e| e.with("provider", &provider.name).with("model", &model))?;
+        provider.spend(pico);
+        let mut response = result.map_err(|e| e.with("provider", &provider.name).with("model", &model))?;
+        response.cost_micros = money::shown(pico);
         let response = provider.sign(response, model, started.elapsed());
         if let Some(pieces) = pieces {
             let last = pb::StreamChatResponse { piece: Some(pb::stream_chat_response::Piece::Final(response.clone())) };
@@ -141,17 +160,62 @@ impl Providers {
         Ok(response)
     }
 
+    /// Money for a request; where the policy says so, for the next cheaper endpoint that can be paid.
+    async fn paid<'a>(
+        &self,
+        (provider, model): (Arc<Provider>, String),
+        request: &'a pb::ChatRequest,
+        caller: &Caller,
+    ) -> Result<(Arc<Provider>, String, Arc<price::Prices>, money::Paid<'a>), AgentError> {
+        let prices = self.money.prices(alias(&request.model), &provider.config, &model);
+        let refused = match self.money.reserve(request, caller, &prices, None).await {
+            Ok(paid) => return Ok((provider, model, prices, paid)),
+            Err(refused) => refused,
+        };
+        let cheaper = request.policy.as_ref().is_some_and(|p| p.on_budget_end() == pb::OnBudgetEnd::CheaperModel);
+        if !cheaper || refused.reason != Reason::BudgetExhausted {
+            return Err(refused);
+        }
+        let most = |prices: &price::Prices| prices.at_most(1_000_000, 1_000_000).unwrap_or(i64::MAX);
+        let (_, candidates) = self.candidates(alias(&request.model));
+        let mut others: Vec<_> = candidates
+            .into_iter()
+            .filter(|c| c.refused.is_empty())
+            .filter_map(|c| {
+                let other = self.providers.get(&c.provider)?.clone();
+                let own = self.money.prices(alias(&request.model), &other.config, &c.model);
+                (most(&own) < most(&prices)).then_some((other, c.model, own))
+            })
+            .collect();
+        // The dearest of the cheaper ones first: it is the nearest to what was wanted.
+        others.sort_by_key(|(_, _, own)| std::cmp::Reverse(most(own)));
+        for (other, model, own) in others {
+            if let Ok(paid) = self.money.reserve(request, caller, &own, None).await {
+                return Ok((other, model, own, paid));
+            }
+        }
+        Err(refused)
+    }
+
     /// The whole answer where the provider has it without waiting for anything (echo, unshaped), for whoever would else change
     /// threads for it. `None`: ask [`Providers::chat`], which also gives every error.
-    pub fn chat_now(&self, request: &pb::ChatRequest) -> Option<pb::ChatResponse> {
+    pub fn chat_now(&self, request: &pb::ChatRequest, caller: &Caller) -> Option<pb::ChatResponse> {
         let (provider, model) = self.resolve(&request.model).ok()?;
         if provider.config.dialect != Dialect::Echo {
             return None;
         }
+        let prices = self.money.prices(alias(&request.model), &provider.config, &model);
+        // A lease may have to be waited for.
+        if self.money.limits(request, caller, &prices) {
+            return None;
+        }
         let _slot = provider.enter().ok()?;
         let started = Instant::now();
-        let response = echo::chat_now(&model, request)?;
+        let mut response = echo::chat_now(&model, request)?;
         provider.record(true, started.elapsed());
+        let pico = response.usage.as_ref().and_then(|usage| prices.cost(usage));
+        provider.spend(pico);
+        response.cost_micros = money::shown(pico);
         Some(provider.sign(response, model, started.elapsed()))
     }
 
@@ -190,25 +254,39 @@ impl Providers {
         caller: &Caller,
         deadline: Option<Instant>,
     ) -> Result<pb::EmbedResponse, AgentError> {
-        let _ = caller;
         let (provider, model) = self.resolve(&request.model)?;
+        let prices = self.money.prices(alias(&request.model), &provider.config, &model);
         let _slot = provider.enter()?;
+        let reservation = self.money.reserve_embed(request, caller, &prices).await?;
+        let result = self.embedded(&provider, &model, request, deadline).await;
+        let pico = money::settle(reservation, &prices, result.as_ref().map(|r| r.usage.as_ref()));
+        provider.spend(pico);
+        let mut response = result?;
+        response.provider.clone_from(&provider.name);
+        response.model = model;
+        response.cost_micros = money::shown(pico);
+        Ok(response)
+    }
+
+    async fn embedded(
+        &self,
+        provider: &Provider,
+        model: &str,
+        request: &pb::EmbedRequest,
+        deadline: Option<Instant>,
+    ) -> Result<pb::EmbedResponse, AgentError> {
         if provider.config.dialect == Dialect::Echo {
-            return Ok(echo::embed(&model, request, &provider.name));
+            return Ok(echo::embed(model, request, &provider.name));
         }
         let place = provider.place.read().clone();
         let Place::At { base_url, key } = place else {
             return Err(AgentError::new(Reason::ProviderUnavailable, format!("{} is not available", provider.name)).with("kind", "connect"));
         };
-        let endpoint =
-            openai::Endpoint { http: &provider.http, base_url: &base_url, key: key.as_deref(), model: &model, config: &provider.config };
+        let endpoint = openai::Endpoint { http: &provider.http, base_url: &base_url, key: key.as_deref(), model, config: &provider.config };
         let limit = deadline.map_or(provider.config.timeouts.total, |d| d.saturating_duration_since(Instant::now()));
-        let mut response = tokio::time::timeout(limit, openai::embed(&endpoint, request))
+        tokio::time::timeout(limit, openai::embed(&endpoint, request))
             .await
-            .unwrap_or_else(|_| Err(AgentError::new(Reason::ProviderTimeout, "no answer in time").with("kind", "timeout")))?;
-        response.provider.clone_from(&provider.name);
-        response.model = model;
-        Ok(response)
+            .unwrap_or_else(|_| Err(AgentError::new(Reason::ProviderTimeout, "no answer in time").with("kind", "timeout")))
     }
 
     /// The provider and the model's name there: an alias' first usable endpoint, `provider/model`, a listed model, or a provider that
@@ -316,18 +394,34 @@ impl Providers {
 
     /// Every model and alias.
     pub fn list_models(&self) -> Vec<pb::Model> {
-        let aliases = self.models.iter().map(|(name, m)| pb::Model {
-            name: name.clone(),
-            endpoints: m.endpoints.iter().map(|e| format!("{}/{}", e.provider, e.name)).collect(),
-            capabilities: vec!["tools".into(), "json_schema".into(), "streaming".into()],
-            ..Default::default()
+        let prices = &|alias: &str, provider: Option<&Arc<Provider>>, model: &str| {
+            let prices = provider.map(|p| self.money.prices(alias, &p.config, model)).unwrap_or_default();
+            let (date, source) = prices.source();
+            (prices.view(), format!("{date} {source}").trim().to_owned())
+        };
+        let aliases = self.models.iter().filter(|(_, m)| !m.endpoints.is_empty()).map(|(name, m)| {
+            let first = m.endpoints.iter().min_by_key(|e| e.priority);
+            let (prices, price_source) = first.map(|e| prices(name, self.providers.get(&e.provider), &e.name)).unwrap_or_default();
+            pb::Model {
+                prices,
+                price_source,
+                name: name.clone(),
+                endpoints: m.endpoints.iter().map(|e| format!("{}/{}", e.provider, e.name)).collect(),
+                capabilities: vec!["tools".into(), "json_schema".into(), "streaming".into()],
+                ..Default::default()
+            }
         });
         let listed = self.providers.values().flat_map(|p| {
-            p.config.models.iter().map(|m| pb::Model {
-                name: m.clone(),
-                endpoints: vec![format!("{}/{m}", p.name)],
-                capabilities: vec!["streaming".into()],
-                ..Default::default()
+            p.config.models.iter().map(move |m| {
+                let (prices, price_source) = prices(m, Some(p), m);
+                pb::Model {
+                    prices,
+                    price_source,
+                    name: m.clone(),
+                    endpoints: vec![format!("{}/{m}", p.name)],
+                    capabilities: vec!["streaming".into()],
+                    ..Default::default()
+                }
             })
         });
         aliases.chain(listed).collect()
@@ -365,6 +459,14 @@ impl Provider {
         response
     }
 
+    /// What a request cost; none: nobody knows.
+    fn spend(&self, pico: Option<i64>) {
+        match pico {
+            Some(pico) => drop(self.spent.fetch_add(pico, Ordering::Relaxed)),
+            None => self.unpriced.store(true, Ordering::Relaxed),
+        }
+    }
+
     fn record(&self, ok: bool, took: Duration) {
         self.calls.fetch_add(1, Ordering::Relaxed);
         if !ok {
@@ -391,6 +493,7 @@ impl Provider {
             in_flight: i32::try_from(self.in_flight.load(Ordering::Relaxed)).unwrap_or(i32::MAX),
             latency: (calls > 0).then(|| agent_core::header::duration(ms)),
             error_rates,
+            cost_micros: (!self.unpriced.load(Ordering::Relaxed)).then(|| price::micros(self.spent.load(Ordering::Relaxed))),
             requests: i64::try_from(calls).unwrap_or(i64::MAX),
             ..Default::default()
         }
@@ -406,6 +509,11 @@ fn limit_of(request: &pb::ChatRequest, deadline: Option<Instant>, total: Duratio
         limit = limit.min(d.saturating_duration_since(Instant::now()));
     }
     limit
+}
+
+/// What an empty name of a model means.
+fn alias(model: &str) -> &str {
+    if model.is_empty() { "default" } else { model }
 }
 
 fn clip(name: &str) -> String {

@@ -7,6 +7,7 @@ use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 
 use crate::journal::Entry;
+use crate::ledger::LedgerRow;
 use crate::op::{WriteOp, Written};
 use crate::order::{Order, Place};
 use crate::record::Record;
@@ -68,6 +69,8 @@ pub trait Store: Send + Sync {
         after: i64,
         limit: i64,
     ) -> Result<Vec<(i64, pb::Message)>, AgentError>;
+    /// Up to `limit` rows of a tenant's ledger.
+    fn ledger(&self, tenant: &str, account: Option<&str>, limit: i64) -> Result<Vec<LedgerRow>, AgentError>;
     /// All agents.
     fn agents(&self) -> Result<AgentRows, AgentError>;
     /// Number of this boot, one higher than ever before.

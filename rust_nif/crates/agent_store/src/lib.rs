@@ -9,11 +9,12 @@ mod fault;
 pub mod filter;
 mod hub;
 pub mod journal;
+pub mod ledger;
 mod memory;
 pub mod op;
 pub mod order;
 mod postgres;
-mod questions;
+pub mod questions;
 pub mod record;
 pub mod schedule;
 mod spool;
@@ -38,6 +39,7 @@ use filter::Filter;
 pub use hub::Listener;
 use hub::{Behind, Hub, Live};
 use journal::{Decision, Session, Sessions};
+use ledger::LedgerRow;
 use memory::Memory;
 pub use op::{AttemptInfo, Finish, MemoryAnswer, MemoryOp, Metrics, ScheduleOp, WriteOp, Written};
 use order::Order;
@@ -55,6 +57,8 @@ pub const QUEUED_PAGE: usize = 5000;
 /// A database that was silent for so long closes the gate: no model call begins until it is back. Long enough for a server that is
 /// restarted, and shorter than what another node would wait for before it takes over.
 const GATE_CLOSES: Duration = Duration::from_secs(8);
+/// Rows of a ledger given at once.
+const LEDGER_ROWS: i64 = 1000;
 /// Tasks that one call of ListTasks looks at.
 const LIST_SCAN: usize = 20_000;
 
@@ -276,6 +280,7 @@ impl TaskStore {
             | WriteOp::DeleteAgent { .. }
             | WriteOp::Memory { .. }
             | WriteOp::Schedule { .. }
+            | WriteOp::Ledger { .. }
             | WriteOp::Recover => Ok(Written::Ok),
         }
     }
@@ -597,6 +602,11 @@ impl TaskStore {
         let found = self.durable.messages(tenant, &r.namespace, &r.conversation_id, after, one_more(size))?;
         let (page, token) = cut(found, size, |(n, _)| n.to_string());
         Ok((page.into_iter().map(|(_, message)| message).collect(), token))
+    }
+
+    /// Accounts of a tenant, or one of them, the newest window first; at most [`LEDGER_ROWS`].
+    pub fn ledger(&self, tenant: &str, account: Option<&str>) -> Result<Vec<LedgerRow>, AgentError> {
+        self.durable.ledger(tenant, account, LEDGER_ROWS)
     }
 
     /// Agents made through the API.

@@ -6,6 +6,7 @@ use agent_proto::agents::v1 as pb;
 use prost::Message;
 
 use crate::journal::{Change, Decision, Key, Replay};
+use crate::ledger::{LedgerOp, LedgerRow};
 
 /// How an attempt or task ended, and what it cost.
 #[derive(Clone, Debug)]
@@ -129,6 +130,7 @@ pub enum WriteOp {
     Submit { header: Box<TaskHeader>, spec: Box<pb::AgentTask>, run: bool, route: Option<Box<pb::Route>> },
     Memory { tenant: String, op: Box<MemoryOp> },
     Schedule { tenant: String, op: ScheduleOp },
+    Ledger { tenant: String, op: LedgerOp },
     Claim { id: String },
     Attempt { id: String, fence: i64, info: AttemptInfo },
     Route { id: String, fence: i64, route: pb::Route },
@@ -171,6 +173,7 @@ impl WriteOp {
             | WriteOp::DeleteAgent { .. }
             | WriteOp::Memory { .. }
             | WriteOp::Schedule { .. }
+            | WriteOp::Ledger { .. }
             | WriteOp::Recover => None,
         }
     }
@@ -181,6 +184,7 @@ impl WriteOp {
             WriteOp::Submit { .. } => "submit",
             WriteOp::Memory { .. } => "memory",
             WriteOp::Schedule { .. } => "schedule",
+            WriteOp::Ledger { .. } => "ledger",
             WriteOp::Claim { .. } => "claim",
             WriteOp::Attempt { .. } => "attempt",
             WriteOp::Route { .. } => "route",
@@ -204,7 +208,7 @@ impl WriteOp {
     /// Whether it may have written something when it is refused: then its part of the transaction must be taken back. All others are
     /// refused before their first write.
     pub(crate) fn may_fail_halfway(&self) -> bool {
-        matches!(self, WriteOp::Memory { .. } | WriteOp::Schedule { .. } | WriteOp::Recover)
+        matches!(self, WriteOp::Memory { .. } | WriteOp::Schedule { .. } | WriteOp::Ledger { .. } | WriteOp::Recover)
     }
 
     /// Bytes of content that it holds while it waits, roughly.
@@ -278,4 +282,6 @@ pub enum Written {
     },
     Memory(MemoryAnswer),
     Schedule(Box<pb::Schedule>),
+    /// The rows that changed.
+    Ledger(Vec<LedgerRow>),
 }

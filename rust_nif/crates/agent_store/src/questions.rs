@@ -8,6 +8,25 @@ use pb::input_answer::Answer;
 /// Answers that one task keeps.
 const MAX_ANSWERS: usize = 1000;
 
+/// Kind of the question whether a task may go on although its money is spent.
+pub const MONEY: &str = "budget";
+
+/// The name of that question, asked by an attempt.
+pub fn money_id(fence: i64) -> String {
+    format!("budget:{fence}")
+}
+
+/// Whether it is the name of such a question.
+pub(crate) fn is_money(input_id: &str) -> bool {
+    input_id.starts_with("budget:")
+}
+
+/// How often more money was approved, and whether it was refused.
+pub(crate) fn money(answers: &[pb::InputAnswer]) -> (i64, bool) {
+    let said = |yes| answers.iter().filter(|a| is_money(&a.input_id) && a.answer == Some(Answer::Approve(yes))).count();
+    (i64::try_from(said(true)).unwrap_or(i64::MAX - 1), said(false) > 0)
+}
+
 /// Questions that no answer is there for.
 pub(crate) fn unanswered(asked: Vec<pb::InputRequested>, answers: &[pb::InputAnswer]) -> Vec<pb::InputRequested> {
     asked.into_iter().filter(|i| answers.iter().all(|a| a.input_id != i.input_id)).collect()
@@ -37,6 +56,7 @@ pub(crate) fn waiting_for(pending: &[pb::InputRequested]) -> pb::WaitingFor {
     match pending.first().map(|i| i.kind.as_str()) {
         Some("approval") => pb::WaitingFor::Approval,
         Some("client_tool") => pb::WaitingFor::ClientTool,
+        Some(MONEY) => pb::WaitingFor::Budget,
         _ => pb::WaitingFor::Input,
     }
 }
@@ -102,6 +122,7 @@ pub(crate) fn fitting(mut answer: pb::InputAnswer, task: &pb::Task) -> Result<pb
 fn expected(kind: &str, given: &pb::InputAnswer) -> Option<&'static str> {
     let (fits, wanted) = match (kind, &given.answer) {
         _ if given.payload.is_some() => return None,
+        (MONEY, a) => (matches!(a, Some(Answer::Approve(_))), "approve"),
         ("client_tool", a) => (matches!(a, Some(Answer::ToolResult(_))), "tool_result or payload"),
         ("approval", a) => (matches!(a, Some(Answer::Approve(_) | Answer::ToolResult(_))), "approve, tool_result or payload"),
         (_, a) => (a.is_some(), "approve, input or payload"),

@@ -4,7 +4,7 @@
 //! submit -> QUEUED | RUNNING(attempt 1, fence 1) | WAITING(timer)
 //! claim  : QUEUED -> RUNNING (next attempt, next fence)      wake: WAITING -> QUEUED, never RUNNING
 //! requeue: RUNNING -> QUEUED | WAITING(retry)                fence: RUNNING -> RUNNING (next fence, same attempt)
-//! park   : RUNNING -> WAITING(approval, input, client tool)  signal: an answer; after the last one WAITING is due
+//! park   : RUNNING -> WAITING(approval, input, client tool, budget)  signal: an answer; after the last one WAITING is due
 //! finish : QUEUED | RUNNING | WAITING -> SUCCEEDED | FAILED | CANCELLED | TIMED_OUT; a terminal task is never left
 //! ```
 
@@ -108,6 +108,10 @@ impl Record {
         let created = self.task.create_time.as_ref().map_or(0, agent_core::header::timestamp_ms);
         let mut h = header(&spec, &self.task.id, &self.task.request_id, &self.tenant, created);
         h.retry_of.clone_from(&self.task.retry_of);
+        // Each approval adds what the task was given at first.
+        let (approved, denied) = questions::money(&self.task.answers);
+        h.budget_approved = approved;
+        h.budget_denied = denied;
         h
     }
 
@@ -195,7 +199,7 @@ impl Record {
                 lost: self.lost,
                 ran_ms,
                 unjournaled: self.task.unjournaled_tools.clone(),
-                answers: self.task.answers.clone(),
+                answers: self.task.answers.iter().filter(|a| !questions::is_money(&a.input_id)).cloned().collect(),
             },
         ))
     }
@@ -295,7 +299,8 @@ impl Record {
     ) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
         self.running(fence)?;
         let mut events: Vec<pb::TaskEvent> = new.into_iter().map(|e| self.stamp(e, now_ms)).collect();
-        self.close_attempt("waiting", "INPUT_REQUESTED", None, now_ms);
+        let cause = if inputs.iter().all(|i| i.kind == questions::MONEY) { "BUDGET_EXHAUSTED" } else { "INPUT_REQUESTED" };
+        self.close_attempt("waiting", cause, None, now_ms);
         self.task.pending_inputs = questions::unanswered(inputs, &self.task.answers);
         for input in self.task.pending_inputs.clone() {
             events.push(self.stamp(pb::task_event::Event::InputRequested(input), now_ms));
@@ -309,8 +314,8 @@ impl Record {
 
     /// A task without open questions is due: whoever looks for due tasks wakes it, should the one who answered not live to do so.
     fn parked(&mut self, now_ms: i64) -> Written {
-        use pb::WaitingFor::{Approval, ClientTool, Input};
-        let asked = self.task.state() == S::Waiting && matches!(self.task.waiting_for(), Approval | Input | ClientTool);
+        use pb::WaitingFor::{Approval, Budget, ClientTool, Input};
+        let asked = self.task.state() == S::Waiting && matches!(self.task.waiting_for(), Approval | Budget | Input | ClientTool);
         let ready = asked && self.task.pending_inputs.is_empty();
         if ready {
             self.not_before_ms = now_ms;

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use agent_core::header::header;
 
 use super::*;
+use crate::ledger::{LedgerChange, LedgerOp};
 
 mod blobs;
 
@@ -936,4 +937,42 @@ async fn a_task_that_waits_unwatched_takes_no_memory_and_is_watched_all_the_same
     let next = tokio::time::timeout(Duration::from_secs(20), watcher).await.unwrap().unwrap();
     assert_eq!(next[0].sequence, seen + 1);
     place.stop(&store);
+}
+
+fn lend(account: &str, spent: i64, lent: i64, limit: i64) -> LedgerChange {
+    LedgerChange { account: account.into(), window_ms: 0, spent, lent, limit: Some(limit) }
+}
+
+fn ledger(store: &TaskStore, op: LedgerOp) -> Result<Vec<LedgerRow>, AgentError> {
+    match write(store, WriteOp::Ledger { tenant: "t".into(), op })? {
+        Written::Ledger(rows) => Ok(rows),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_lease_is_taken_from_all_accounts_or_from_none_and_never_above_a_limit() {
+    for place in places("ledger") {
+        let store = place.open();
+        let both = |spent, lent| LedgerOp::Change(vec![lend("none:agent:a", spent, lent, 100), lend("none:tenant:", spent, lent, 150)]);
+        let rows = ledger(&store, both(0, 90)).unwrap();
+        assert_eq!((rows[0].lent, rows[1].account.as_str()), (90, "none:tenant:"));
+        // The agent has no room for it, so the tenant lends nothing either.
+        let e = ledger(&store, both(0, 20)).unwrap_err();
+        assert_eq!((e.reason, e.metadata["account"].as_str()), (Reason::BudgetExhausted, "none:agent:a"));
+        assert_eq!(store.ledger("t", Some("none:tenant:")).unwrap()[0].lent, 90);
+        // 60 were spent and the rest is given back; a debt is booked although the limit is passed.
+        ledger(&store, both(60, -90)).unwrap();
+        let rows = ledger(&store, LedgerOp::Change(vec![lend("none:agent:a", 50, -10, 100)])).unwrap();
+        assert_eq!((rows[0].spent, rows[0].lent), (110, -10));
+        ledger(&store, LedgerOp::Change(vec![lend("none:tenant:", 0, 40, 150)])).unwrap();
+        assert!(store.ledger("other", None).unwrap().is_empty());
+        // Nobody knows what became of the lease: it counts as spent, and a debt is no income.
+        place.stop(&store);
+        drop(store);
+        let store = place.open();
+        ledger(&store, LedgerOp::Close).unwrap();
+        let rows: Vec<_> = store.ledger("t", None).unwrap().into_iter().map(|r| (r.account, r.spent, r.lent)).collect();
+        assert_eq!(rows, [("none:agent:a".to_owned(), 110, 0), ("none:tenant:".to_owned(), 100, 0)]);
+    }
 }

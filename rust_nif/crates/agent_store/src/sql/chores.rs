@@ -6,7 +6,7 @@ use agent_core::AgentError;
 use agent_proto::agents::v1 as pb;
 
 use super::blobs::{Blobs, Searched};
-use super::{WriterDb, memory, tasks};
+use super::{WriterDb, ledger, memory, tasks};
 use crate::Retention;
 
 /// A writer without work for so long looks after its chores.
@@ -105,5 +105,6 @@ fn forget(db: &mut dyn WriterDb, keep: &Retention, now_ms: i64) -> Result<Vec<St
     }
     tasks::forget_tombstones(db, now_ms)?;
     memory::expire(db, now_ms)?;
+    ledger::forget(db, now_ms)?;
     Ok(old.into_iter().map(|r| r.task.id).collect())
 }

@@ -6,7 +6,7 @@ use agent_proto::agents::v1 as pb;
 
 use super::tasks::{Known, load, record_of, select, select_open};
 use super::writer::{Outcome, Thread};
-use super::{Param, all, journal, memory, schedules, tasks};
+use super::{Param, all, journal, ledger, memory, schedules, tasks};
 use crate::blob::{Address, BLOB_BYTES};
 use crate::durable::{deleted_request, existing, not_found};
 use crate::journal::{Change, Key};
@@ -153,6 +153,10 @@ impl Thread {
             WriteOp::Schedule { tenant, op } => {
                 let schedule = schedules::write(&mut *self.db, &tenant, op, now)?;
                 Ok((Written::Schedule(Box::new(schedule)), Vec::new()))
+            }
+            WriteOp::Ledger { tenant, op } => {
+                let rows = ledger::write(&mut *self.db, &tenant, &op, now)?;
+                Ok((Written::Ledger(rows), Vec::new()))
             }
             WriteOp::Recover => self.recover(now),
         }

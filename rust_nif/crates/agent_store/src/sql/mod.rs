@@ -6,6 +6,7 @@ pub(crate) mod blobs;
 pub(crate) mod chores;
 mod items;
 pub(crate) mod journal;
+pub(crate) mod ledger;
 pub(crate) mod memory;
 pub(crate) mod queue;
 pub(crate) mod reads;

@@ -5,7 +5,7 @@ use agent_core::{AgentError, Reason};
 use crate::durable::refuse;
 
 /// Version of the schema that this program writes.
-pub(crate) const SCHEMA: i64 = 6;
+pub(crate) const SCHEMA: i64 = 7;
 
 /// The words of the partial index `task_open`: a query uses it only if it says the same.
 pub(crate) const OPEN: &str = "state IN (1, 2, 3)";
@@ -74,6 +74,11 @@ pub(crate) const MIGRATIONS: [&str; SCHEMA as usize] = [
     CREATE INDEX journal_blob ON journal(blob) WHERE blob IS NOT NULL;
     CREATE TABLE secret(name TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE blob(address BLOB PRIMARY KEY, tenant TEXT NOT NULL, touched_ms INTEGER NOT NULL, data BLOB NOT NULL);",
+    "CREATE TABLE ledger(
+        tenant TEXT NOT NULL, account TEXT NOT NULL, window_ms INTEGER NOT NULL, spent INTEGER NOT NULL, lent INTEGER NOT NULL,
+        update_ms INTEGER NOT NULL, PRIMARY KEY(tenant, account, window_ms)
+    ) WITHOUT ROWID;
+    CREATE INDEX ledger_update ON ledger(update_ms);",
 ];
 
 /// The same words for PostgreSQL. Texts compare by their bytes there too.

@@ -9,11 +9,12 @@ use agent_proto::agents::v1 as pb;
 use super::blobs::Blobs;
 use super::queue::Writer;
 use super::schema::SCHEMA;
-use super::{Db, Opened, ReadPool, memory, reads, schedules};
+use super::{Db, Opened, ReadPool, ledger, memory, reads, schedules};
 use crate::Retention;
 use crate::durable::{AgentRows, Done, Store};
 use crate::hub::Hub;
 use crate::journal::Entry;
+use crate::ledger::LedgerRow;
 use crate::op::WriteOp;
 use crate::order::{Order, Place};
 use crate::record::Record;
@@ -145,6 +146,10 @@ impl Store for SqlStore {
         limit: i64,
     ) -> Result<Vec<(i64, pb::Message)>, AgentError> {
         self.read(|db| memory::messages(db, tenant, namespace, conversation, after, limit))
+    }
+
+    fn ledger(&self, tenant: &str, account: Option<&str>, limit: i64) -> Result<Vec<LedgerRow>, AgentError> {
+        self.read(|db| ledger::rows(db, tenant, account, limit))
     }
 
     fn agents(&self) -> Result<AgentRows, AgentError> {
