@@ -49,7 +49,7 @@ a_refusal_names_the_account_and_when_it_begins_anew_test() ->
 a_second_of_what_was_spent_lately_is_lent_test() ->
     A = <<"none:tenant:">>,
     Rows = #{A => #{window_ms => 0, spent => 0, lent => 0, rate => 300}},
-    ?assertMatch({#{A := {300, 1000}}, [{1, ok}]}, budget_core:plan([{1, [{A, 1000, 10}]}], Rows, 0)),
+    ?assertMatch({#{A := {310, 1000}}, [{1, ok}]}, budget_core:plan([{1, [{A, 1000, 10}]}], Rows, 0)),
     ?assertMatch({#{A := {250, 250}}, [{1, ok}]}, budget_core:plan([{1, [{A, 250, 10}]}], Rows, 0)).
 
 windows_are_those_of_utc_test() ->

@@ -61,7 +61,7 @@ pub(super) struct Leases {
 impl Leases {
     /// All of it or nothing; else what the accounts lack.
     pub(super) fn reserve(&mut self, charged: &[(Account, i64)], pico: i64) -> Result<(), Vec<Need>> {
-        let free = |account| self.accounts.get(account).map_or(0, |l: &Lease| l.free);
+        let free = |account: &Account| self.free(account);
         let short = charged.iter().filter(|(account, _)| free(account) < pico);
         let needs: Vec<Need> = short
             .map(|(account, limit)| Need { account: account.clone(), limit: *limit, short: pico.saturating_sub(free(account)) })
@@ -81,13 +81,18 @@ impl Leases {
 
     /// Whether the account that refused has enough after all: in its lease now, or with what the ledger has left.
     pub(super) fn enough(&self, charged: &[(Account, i64)], pico: i64, refusal: &Refusal) -> bool {
-        let free = self.accounts.get(&refusal.account).map_or(0, |lease| lease.free);
+        let free = self.free(&refusal.account);
         let charged = charged.iter().any(|(account, _)| *account == refusal.account);
         charged && pico.saturating_sub(free) <= refusal.left()
     }
 
-    /// Leases that are half used, once each: the next is asked for before this one runs dry.
-    pub(super) fn low(&mut self, charged: &[(Account, i64)]) -> Vec<Need> {
+    /// What an account has in hand.
+    pub(super) fn free(&self, account: &Account) -> i64 {
+        self.accounts.get(account).map_or(0, |lease| lease.free)
+    }
+
+    /// Leases that are half used, once each: one more call like this is asked for before they run dry.
+    pub(super) fn low(&mut self, charged: &[(Account, i64)], pico: i64) -> Vec<Need> {
         let mut low = Vec::new();
         for (account, limit) in charged.iter().filter(|(account, _)| account.level != Level::Task) {
             if let Some(lease) = self.accounts.get_mut(account)
@@ -95,7 +100,7 @@ impl Leases {
                 && lease.free < lease.last_grant / 2
             {
                 lease.asked = true;
-                low.push(Need { account: account.clone(), limit: *limit, short: lease.last_grant });
+                low.push(Need { account: account.clone(), limit: *limit, short: pico });
             }
         }
         low
@@ -169,8 +174,9 @@ impl Refusal {
         self.limit.saturating_sub(self.spent).saturating_sub(self.lent)
     }
 
-    /// As the caller hears it.
-    pub(super) fn error(self, tenant: &str) -> AgentError {
+    /// As the caller hears it. `free`: what its lease has in hand, which is lent and yet not set aside for any call.
+    pub(super) fn error(mut self, tenant: &str, free: i64) -> AgentError {
+        self.lent = self.lent.saturating_sub(free);
         let Account { window, level, ref name } = self.account;
         let per = match window {
             Window::None => "",

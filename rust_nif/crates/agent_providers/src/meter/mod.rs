@@ -102,7 +102,7 @@ impl Meter {
             let told = {
                 let mut open = leases.lock();
                 let Err(needs) = open.reserve(&charged, pico) else {
-                    let low = open.low(&charged);
+                    let low = open.low(&charged, pico);
                     drop(open);
                     if !low.is_empty() {
                         self.want(Want { id: 0, tenant: payer.tenant.to_owned(), needs: low });
@@ -127,7 +127,10 @@ impl Meter {
                 Ok(Ok(Ok(()))) => {}
                 // What was asked for may be more than is lacking now: other calls have brought leases of their own since.
                 Ok(Ok(Err(refusal))) if leases.lock().enough(&charged, pico, &refusal) => {}
-                Ok(Ok(Err(refusal))) => return Err(refusal.error(payer.tenant)),
+                Ok(Ok(Err(refusal))) => {
+                    let free = leases.lock().free(&refusal.account);
+                    return Err(refusal.error(payer.tenant, free));
+                }
                 Ok(Err(_)) | Err(_) => return Err(no_ledger()),
             }
         }
