@@ -62,6 +62,15 @@ pub struct ProviderConfig {
     /// Where its key is.
     #[serde(default)]
     pub api_key: Option<Secret>,
+    /// More keys, used in turn.
+    #[serde(default)]
+    pub credentials: Vec<CredentialConfig>,
+    /// Tags of data that may go there.
+    #[serde(default)]
+    pub data_tags: Vec<String>,
+    /// Longest pause that is made before the same endpoint is asked again.
+    #[serde(default = "default_max_wait", rename = "max_wait_ms", deserialize_with = "millis")]
+    pub max_wait: Duration,
     /// Models it serves; empty: any.
     #[serde(default)]
     pub models: Vec<String>,
@@ -83,6 +92,23 @@ pub struct ProviderConfig {
     /// Whether `<think>…</think>` at the start of the content is reasoning.
     #[serde(default)]
     pub think_tags: bool,
+}
+
+fn default_max_wait() -> Duration {
+    Duration::from_secs(120)
+}
+
+fn millis<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    u64::deserialize(d).map(Duration::from_millis)
+}
+
+/// A key with a name of its own.
+#[derive(Clone, Debug, Deserialize)]
+pub struct CredentialConfig {
+    /// Name in views; never the key.
+    pub id: String,
+    /// Where the key is.
+    pub key: Secret,
 }
 
 fn default_body_bytes() -> usize {
@@ -209,4 +235,11 @@ pub struct EndpointConfig {
     /// Smaller first.
     #[serde(default)]
     pub priority: i32,
+    /// Share among those of one priority.
+    #[serde(default = "default_weight")]
+    pub weight: u32,
+}
+
+fn default_weight() -> u32 {
+    1
 }

@@ -13,7 +13,8 @@ use agent_proto::agents::v1 as pb;
 use serde_json::{Value, json};
 
 use crate::calls::Calls;
-use crate::{Pieces, classify, openai, openai::Endpoint, send_text, wire};
+use crate::flow::Flow;
+use crate::{classify, openai, openai::Endpoint, send_text, wire};
 
 /// Longest answer where the task sets none: a small model may repeat itself for ever.
 const MAX_TOKENS: i32 = 256;
@@ -21,7 +22,7 @@ const MAX_TOKENS: i32 = 256;
 pub(crate) async fn chat(
     endpoint: &Endpoint<'_>,
     request: &pb::ChatRequest,
-    pieces: Option<&Pieces>,
+    pieces: Option<&Flow<'_>>,
 ) -> Result<pb::ChatResponse, AgentError> {
     let offered = offered(request);
     let plain = rewrite(request, &offered.tools);
@@ -222,14 +223,14 @@ async fn decode(
     endpoint: &Endpoint<'_>,
     request: &pb::ChatRequest,
     schema: &Value,
-    pieces: Option<&Pieces>,
+    pieces: Option<&Flow<'_>>,
 ) -> Result<wire::Answer, AgentError> {
     let mut body = wire::body(endpoint.model, request, pieces.is_some());
     body["response_format"] = json!({"type": "json_schema", "json_schema": {"name": "step", "schema": schema}});
     let Some(pieces) = pieces else { return openai::complete(endpoint, &body, None).await };
     let (own, mut deltas) = tokio::sync::mpsc::channel(16);
     let call = async {
-        let answer = openai::complete(endpoint, &body, Some(&own)).await;
+        let answer = openai::complete(endpoint, &body, Some(&Flow::new(&own))).await;
         drop(own);
         answer
     };

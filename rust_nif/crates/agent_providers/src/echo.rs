@@ -7,7 +7,8 @@ use std::time::Duration;
 use agent_core::{AgentError, agent::text_message, agent::text_of};
 use agent_proto::agents::v1 as pb;
 
-use crate::{Pieces, classify, send_text};
+use crate::flow::Flow;
+use crate::{classify, send_text};
 
 #[derive(Default)]
 struct Shape<'a> {
@@ -44,7 +45,7 @@ fn tokens_of(text: &str) -> i64 {
     i64::try_from(text.split_whitespace().count().max(usize::from(!text.is_empty()))).unwrap_or(i64::MAX)
 }
 
-pub(crate) async fn chat(model: &str, request: &pb::ChatRequest, pieces: Option<&Pieces>) -> Result<pb::ChatResponse, AgentError> {
+pub(crate) async fn chat(model: &str, request: &pb::ChatRequest, pieces: Option<&Flow<'_>>) -> Result<pb::ChatResponse, AgentError> {
     let shape = shape(model);
     if let Some(latency) = shape.latency {
         tokio::time::sleep(latency).await;

@@ -3,19 +3,29 @@
 //! [`Providers`] is the one door: it finds the endpoint of a model or alias, bounds what is under way, and gives one normalised answer or one
 //! typed error. Dropping the future of a call aborts its HTTP request.
 
+mod attempts;
+mod breaker;
 mod caller;
 mod calls;
+mod candidates;
+mod chance;
+mod choose;
 mod classify;
 mod config;
 mod constrain;
+mod credentials;
 mod echo;
 mod estimate;
+mod failover;
+mod flow;
+mod health;
 mod hints;
 pub mod meter;
 mod money;
 mod openai;
 pub mod price;
 mod read;
+mod retries;
 mod sse;
 mod think;
 mod wire;
@@ -27,10 +37,16 @@ use std::time::{Duration, Instant};
 
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
 pub use caller::Caller;
+pub use candidates::analyze_task_requirements;
+use credentials::{Credential, Credentials};
+use flow::Flow;
+use health::{Health, Healths};
+use retries::Retries;
+
 pub use config::{Dialect, ProviderConfig, ProvidersConfig, Secret, Timeouts};
 
 /// Longest answer of the embedded model where the task sets none: a small model may repeat itself for ever.
@@ -40,10 +56,10 @@ const LOCAL_MAX_TOKENS: i32 = 256;
 pub type Pieces = mpsc::Sender<pb::StreamChatResponse>;
 
 /// Where an endpoint is now.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone)]
 enum Place {
     /// Configured or announced.
-    At { base_url: String, key: Option<String> },
+    At { base_url: Arc<str>, keys: Arc<Credentials> },
     /// Not there, and why.
     Nowhere(String),
 }
@@ -55,12 +71,19 @@ struct Provider {
     place: RwLock<Place>,
     in_flight: AtomicU32,
     calls: AtomicU64,
-    failures: AtomicU64,
     latency_ms: AtomicU64,
+    tally: Mutex<Tally>,
     /// Spent since the start, in pico-dollars.
     spent: AtomicI64,
     /// A call was made whose price is not known: the sum is not either.
     unpriced: AtomicBool,
+}
+
+/// Sums since the start.
+#[derive(Default)]
+struct Tally {
+    errors: BTreeMap<String, i64>,
+    tokens: pb::Usage,
 }
 
 /// All configured providers and models.
@@ -68,6 +91,8 @@ pub struct Providers {
     providers: BTreeMap<String, Arc<Provider>>,
     models: BTreeMap<String, config::ModelConfig>,
     money: money::Money,
+    healths: Healths,
+    retries: Retries,
 }
 
 struct InFlight<'a>(&'a Provider);
@@ -84,11 +109,11 @@ impl Providers {
         let mut providers = BTreeMap::new();
         for (name, c) in &config.providers {
             let place = match (&c.base_url, c.dialect) {
-                (_, Dialect::Echo) => Place::At { base_url: String::new(), key: None },
+                (_, Dialect::Echo) => Place::at("", Credentials::default()),
                 (_, Dialect::Anthropic | Dialect::OpenaiResponses) => Place::Nowhere("this dialect has not come yet".into()),
                 (None, _) => Place::Nowhere("the local model server has not started yet".into()),
-                (Some(url), _) => match c.api_key.as_ref().map(Secret::read).transpose() {
-                    Ok(key) => Place::At { base_url: url.trim_end_matches('/').to_owned(), key },
+                (Some(url), _) => match keys(c) {
+                    Ok(keys) => Place::at(url, keys),
                     Err(problem) => Place::Nowhere(problem),
                 },
             };
@@ -99,14 +124,20 @@ impl Providers {
                 place: RwLock::new(place),
                 in_flight: AtomicU32::new(0),
                 calls: AtomicU64::new(0),
-                failures: AtomicU64::new(0),
                 latency_ms: AtomicU64::new(0),
+                tally: Mutex::default(),
                 spent: AtomicI64::new(0),
                 unpriced: AtomicBool::new(false),
             };
             providers.insert(name.clone(), Arc::new(provider));
         }
-        Ok(Arc::new(Self { providers, models: config.models.clone(), money: money::Money::new(config) }))
+        Ok(Arc::new(Self {
+            providers,
+            models: config.models.clone(),
+            money: money::Money::new(config),
+            healths: Healths::new(),
+            retries: Retries::default(),
+        }))
     }
 
     /// The leases of this node.
@@ -118,92 +149,19 @@ impl Providers {
     pub fn set_endpoint(&self, provider: &str, endpoint: Option<(String, Option<String>)>) {
         if let Some(p) = self.providers.get(provider) {
             *p.place.write() = match endpoint {
-                Some((base_url, key)) => Place::At { base_url, key },
+                Some((base_url, key)) => Place::at(&base_url, Credentials::new(vec![Credential::new("local", key)])),
                 None => Place::Nowhere("the local model server is being restarted".into()),
             };
         }
     }
 
-    /// One model call. With `pieces` the answer is streamed there too; its last piece is the whole answer.
-    pub async fn chat(
-        &self,
-        request: &pb::ChatRequest,
-        caller: &Caller,
-        deadline: Option<Instant>,
-        pieces: Option<&Pieces>,
-    ) -> Result<pb::ChatResponse, AgentError> {
-        let chosen = self.resolve(&request.model)?;
-        let (provider, model, prices, money::Paid { request, reservation }) = self.paid(chosen, request, caller).await?;
-        let _slot = provider.enter()?;
-        let request = request.as_ref();
-        let started = Instant::now();
-        let limit = limit_of(request, deadline, provider.config.timeouts.total);
-        let call = self.call(&provider, &model, request, pieces);
-        let result = match tokio::time::timeout(limit, call).await {
-            Ok(result) => result,
-            Err(_) => {
-                Err(AgentError::new(Reason::ProviderTimeout, format!("{} did not answer within {} s", provider.name, limit.as_secs_f32()))
-                    .with("phase", "deadline")
-                    .with("kind", "timeout"))
-            }
-        };
-        let pico = money::settle(reservation, &prices, result.as_ref().map(|r| r.usage.as_ref()));
-        provider.record(result.is_ok(), started.elapsed());
-        provider.spend(pico);
-        let mut response = result.map_err(|e| e.with("provider", &provider.name).with("model", &model))?;
-        response.cost_micros = money::shown(pico);
-        let response = provider.sign(response, model, started.elapsed());
-        if let Some(pieces) = pieces {
-            let last = pb::StreamChatResponse { piece: Some(pb::stream_chat_response::Piece::Final(response.clone())) };
-            let _ = pieces.send(last).await;
-        }
-        Ok(response)
-    }
-
-    /// Money for a request; where the policy says so, for the next cheaper endpoint that can be paid.
-    async fn paid<'a>(
-        &self,
-        (provider, model): (Arc<Provider>, String),
-        request: &'a pb::ChatRequest,
-        caller: &Caller,
-    ) -> Result<(Arc<Provider>, String, Arc<price::Prices>, money::Paid<'a>), AgentError> {
-        let prices = self.money.prices(alias(&request.model), &provider.config, &model);
-        let refused = match self.money.reserve(request, caller, &prices, None).await {
-            Ok(paid) => return Ok((provider, model, prices, paid)),
-            Err(refused) => refused,
-        };
-        let cheaper = request.policy.as_ref().is_some_and(|p| p.on_budget_end() == pb::OnBudgetEnd::CheaperModel);
-        if !cheaper || refused.reason != Reason::BudgetExhausted {
-            return Err(refused);
-        }
-        let most = |prices: &price::Prices| prices.at_most(1_000_000, 1_000_000).unwrap_or(i64::MAX);
-        let (_, candidates) = self.candidates(alias(&request.model));
-        let mut others: Vec<_> = candidates
-            .into_iter()
-            .filter(|c| c.refused.is_empty())
-            .filter_map(|c| {
-                let other = self.providers.get(&c.provider)?.clone();
-                let own = self.money.prices(alias(&request.model), &other.config, &c.model);
-                (most(&own) < most(&prices)).then_some((other, c.model, own))
-            })
-            .collect();
-        // The dearest of the cheaper ones first: it is the nearest to what was wanted.
-        others.sort_by_key(|(_, _, own)| std::cmp::Reverse(most(own)));
-        for (other, model, own) in others {
-            if let Ok(paid) = self.money.reserve(request, caller, &own, None).await {
-                return Ok((other, model, own, paid));
-            }
-        }
-        Err(refused)
-    }
-
     /// The whole answer where the provider has it without waiting for anything (echo, unshaped), for whoever would else change
     /// threads for it. `None`: ask [`Providers::chat`], which also gives every error.
     pub fn chat_now(&self, request: &pb::ChatRequest, caller: &Caller) -> Option<pb::ChatResponse> {
-        let (provider, model) = self.resolve(&request.model).ok()?;
-        if provider.config.dialect != Dialect::Echo {
+        if request.policy.as_ref().is_some_and(|p| !is_plain(p)) {
             return None;
         }
+        let (provider, model) = self.only_echo(alias(&request.model))?;
         let prices = self.money.prices(alias(&request.model), &provider.config, &model);
         // A lease may have to be waited for.
         if self.money.limits(request, caller, &prices) {
@@ -212,7 +170,7 @@ impl Providers {
         let _slot = provider.enter().ok()?;
         let started = Instant::now();
         let mut response = echo::chat_now(&model, request)?;
-        provider.record(true, started.elapsed());
+        provider.answered(started.elapsed(), response.usage.as_ref());
         let pico = response.usage.as_ref().and_then(|usage| prices.cost(usage));
         provider.spend(pico);
         response.cost_micros = money::shown(pico);
@@ -223,17 +181,16 @@ impl Providers {
         &self,
         provider: &Provider,
         model: &str,
+        key: Option<&Credential>,
         request: &pb::ChatRequest,
-        pieces: Option<&Pieces>,
+        pieces: Option<&Flow<'_>>,
     ) -> Result<pb::ChatResponse, AgentError> {
         if provider.config.dialect == Dialect::Echo {
             return echo::chat(model, request, pieces).await;
         }
-        let place = provider.place.read().clone();
-        let Place::At { base_url, key } = place else {
-            return Err(AgentError::new(Reason::ProviderUnavailable, format!("{} is not available", provider.name)).with("kind", "connect"));
-        };
-        let endpoint = openai::Endpoint { http: &provider.http, base_url: &base_url, key: key.as_deref(), model, config: &provider.config };
+        let base_url = provider.base_url()?;
+        let key = key.and_then(Credential::secret);
+        let endpoint = openai::Endpoint { http: &provider.http, base_url: &base_url, key, model, config: &provider.config };
         let bounded;
         let mut request = request;
         if provider.config.dialect == Dialect::Local && request.max_tokens.is_none() {
@@ -254,16 +211,44 @@ impl Providers {
         caller: &Caller,
         deadline: Option<Instant>,
     ) -> Result<pb::EmbedResponse, AgentError> {
-        let (provider, model) = self.resolve(&request.model)?;
-        let prices = self.money.prices(alias(&request.model), &provider.config, &model);
+        let policy = request.policy.as_ref();
+        attempts::possible(policy)?;
+        let choices = self.choose(&request.model, policy, candidates::Size { input: estimate::embed(request), output: 0 })?;
+        let last = choices.len().min(failover::MAX_ATTEMPTS) - 1;
+        self.retries.first(&caller.tenant, Instant::now());
+        for (at, choice) in choices.iter().enumerate() {
+            match self.embedded_at(choice, request, caller, deadline).await {
+                Err(e) if at < last && failover::rule(&e).elsewhere() && self.retries.take(&caller.tenant) => {}
+                Err(e) => return Err(e.with("provider", &choice.provider.name).with("model", &choice.model)),
+                answer => return answer,
+            }
+        }
+        Err(AgentError::new(Reason::Internal, "a choice of nothing"))
+    }
+
+    async fn embedded_at(
+        &self,
+        choice: &candidates::Choice,
+        request: &pb::EmbedRequest,
+        caller: &Caller,
+        deadline: Option<Instant>,
+    ) -> Result<pb::EmbedResponse, AgentError> {
+        let (provider, model) = (&choice.provider, &choice.model);
+        let prices = self.money.prices(alias(&request.model), &provider.config, model);
         let _slot = provider.enter()?;
         let reservation = self.money.reserve_embed(request, caller, &prices).await?;
-        let result = self.embedded(&provider, &model, request, deadline).await;
+        let started = Instant::now();
+        let key = provider.key(started, &[]);
+        let result = self.embedded(provider, model, key.as_deref(), request, deadline).await;
         let pico = money::settle(reservation, &prices, result.as_ref().map(|r| r.usage.as_ref()));
         provider.spend(pico);
+        match &result {
+            Ok(r) => provider.answered(started.elapsed(), r.usage.as_ref()),
+            Err(e) => provider.failed(e),
+        }
         let mut response = result?;
         response.provider.clone_from(&provider.name);
-        response.model = model;
+        response.model.clone_from(model);
         response.cost_micros = money::shown(pico);
         Ok(response)
     }
@@ -272,124 +257,32 @@ impl Providers {
         &self,
         provider: &Provider,
         model: &str,
+        key: Option<&Credential>,
         request: &pb::EmbedRequest,
         deadline: Option<Instant>,
     ) -> Result<pb::EmbedResponse, AgentError> {
         if provider.config.dialect == Dialect::Echo {
             return Ok(echo::embed(model, request, &provider.name));
         }
-        let place = provider.place.read().clone();
-        let Place::At { base_url, key } = place else {
-            return Err(AgentError::new(Reason::ProviderUnavailable, format!("{} is not available", provider.name)).with("kind", "connect"));
-        };
-        let endpoint = openai::Endpoint { http: &provider.http, base_url: &base_url, key: key.as_deref(), model, config: &provider.config };
+        let base_url = provider.base_url()?;
+        let key = key.and_then(Credential::secret);
+        let endpoint = openai::Endpoint { http: &provider.http, base_url: &base_url, key, model, config: &provider.config };
         let limit = deadline.map_or(provider.config.timeouts.total, |d| d.saturating_duration_since(Instant::now()));
         tokio::time::timeout(limit, openai::embed(&endpoint, request))
             .await
             .unwrap_or_else(|_| Err(AgentError::new(Reason::ProviderTimeout, "no answer in time").with("kind", "timeout")))
     }
 
-    /// The provider and the model's name there: an alias' first usable endpoint, `provider/model`, a listed model, or a provider that
-    /// lists none and speaks to any.
-    fn resolve(&self, wanted: &str) -> Result<(Arc<Provider>, String), AgentError> {
-        let wanted = if wanted.is_empty() { "default" } else { wanted };
-        let (chosen, candidates) = self.candidates(wanted);
-        if let Some((provider, model)) = chosen {
-            return Ok((provider, model));
-        }
-        match candidates.first() {
-            Some(c) => Err(AgentError::new(
-                Reason::ProviderUnavailable,
-                format!("no provider of \"{}\" is available: {}: {}", clip(wanted), c.provider, c.refused),
-            )
-            .with("kind", "connect")
-            .retry_after(1000)),
-            None => {
-                let known: Vec<&str> = self
-                    .models
-                    .keys()
-                    .map(String::as_str)
-                    .chain(self.providers.values().flat_map(|p| p.config.models.iter().map(String::as_str)))
-                    .collect();
-                Err(AgentError::new(
-                    Reason::ModelNotFound,
-                    format!("there is no model \"{}\"; known are {}", clip(wanted), known.join(", ")),
-                )
-                .with("model", clip(wanted)))
-            }
-        }
-    }
-
-    fn candidates(&self, wanted: &str) -> (Option<(Arc<Provider>, String)>, Vec<pb::ProviderCandidate>) {
-        let mut found: Vec<(Arc<Provider>, String)> = Vec::new();
-        if let Some(alias) = self.models.get(wanted) {
-            let mut endpoints: Vec<_> = alias.endpoints.iter().collect();
-            endpoints.sort_by_key(|e| e.priority);
-            found.extend(endpoints.iter().filter_map(|e| Some((self.providers.get(&e.provider)?.clone(), e.name.clone()))));
-        }
-        if found.is_empty()
-            && let Some((provider, model)) = wanted.split_once('/')
-        {
-            found.extend(self.providers.get(provider).map(|p| (p.clone(), model.to_owned())));
-        }
-        if found.is_empty() {
-            let base = wanted.split('?').next().unwrap_or(wanted);
-            found.extend(self.providers.values().filter(|p| p.serves(base)).map(|p| (p.clone(), wanted.to_owned())));
-        }
-        let mut chosen = None;
-        let mut candidates = Vec::with_capacity(found.len());
-        for (i, (provider, model)) in found.into_iter().enumerate() {
-            let refused = match &*provider.place.read() {
-                Place::At { .. } => String::new(),
-                Place::Nowhere(why) => why.clone(),
-            };
-            #[allow(clippy::cast_precision_loss)]
-            candidates.push(pb::ProviderCandidate {
-                provider: provider.name.clone(),
-                model: model.clone(),
-                score: 1.0 / (1.0 + i as f64),
-                refused: refused.clone(),
-                ..Default::default()
-            });
-            if chosen.is_none() && refused.is_empty() {
-                chosen = Some((provider, model));
-            }
-        }
-        (chosen, candidates)
-    }
-
-    /// Dry run of the choice, with reasons.
-    pub fn select(&self, req: &pb::TaskRequirements) -> Result<pb::SelectProviderResponse, AgentError> {
-        let wanted = if req.model.is_empty() { "default" } else { &req.model };
-        let (_, mut candidates) = self.candidates(wanted);
-        for c in &mut candidates {
-            if req.denied_providers.contains(&c.provider) {
-                c.refused = "denied by the task".into();
-            } else if !req.allowed_providers.is_empty() && !req.allowed_providers.contains(&c.provider) {
-                c.refused = "not among the allowed providers".into();
-            }
-        }
-        match candidates.iter().find(|c| c.refused.is_empty()).cloned() {
-            Some(c) => Ok(pb::SelectProviderResponse {
-                reason: format!("first usable endpoint of \"{}\" by priority", clip(wanted)),
-                provider: c.provider,
-                model: c.model,
-                candidates,
-            }),
-            None if candidates.is_empty() => Err(AgentError::new(Reason::ModelNotFound, format!("there is no model \"{}\"", clip(wanted)))),
-            None => {
-                let mut error = AgentError::new(Reason::NoProviderMatches, "every provider of the model was removed");
-                for c in candidates {
-                    error = error.with(&c.provider, &c.refused);
-                }
-                Err(error)
-            }
-        }
+    /// Where nothing but `echo` serves a name.
+    fn only_echo(&self, wanted: &str) -> Option<(Arc<Provider>, String)> {
+        let found = self.found(wanted);
+        let [(provider, model, ..)] = found.as_slice() else { return None };
+        (provider.config.dialect == Dialect::Echo).then(|| (provider.clone(), model.clone()))
     }
 
     /// Every provider as clients see it.
     pub fn list(&self) -> Vec<pb::Provider> {
-        self.providers.values().map(|p| p.view()).collect()
+        self.providers.values().map(|p| p.view(&self.healths.at(&p.name))).collect()
     }
 
     /// Every model and alias.
@@ -467,37 +360,126 @@ impl Provider {
         }
     }
 
-    fn record(&self, ok: bool, took: Duration) {
+    fn answered(&self, took: Duration, usage: Option<&pb::Usage>) {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        if !ok {
-            self.failures.fetch_add(1, Ordering::Relaxed);
-        }
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let old = self.latency_ms.load(Ordering::Relaxed);
         self.latency_ms.store(if old == 0 { ms } else { (old * 7 + ms) / 8 }, Ordering::Relaxed);
+        if let Some(u) = usage {
+            let sum = &mut self.tally.lock().tokens;
+            sum.input_tokens += u.input_tokens;
+            sum.output_tokens += u.output_tokens;
+            sum.cached_tokens += u.cached_tokens;
+            sum.reasoning_tokens += u.reasoning_tokens;
+            sum.cache_write_tokens += u.cache_write_tokens;
+            sum.cache_write_1h_tokens += u.cache_write_1h_tokens;
+        }
     }
 
-    fn view(&self) -> pb::Provider {
-        let (calls, failures) = (self.calls.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed));
+    fn failed(&self, error: &AgentError) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let kind = error.metadata.get("kind").map_or("other", String::as_str);
+        *self.tally.lock().errors.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    /// The key for a request: the next in turn, or any where all are set aside. None: the provider asks for none.
+    fn key(&self, now: Instant, tried: &[String]) -> Option<Arc<Credential>> {
+        match &*self.place.read() {
+            Place::At { keys, .. } => keys.pick(now, tried).or_else(|| keys.any()),
+            Place::Nowhere(_) => None,
+        }
+    }
+
+    fn has_key_beside(&self, tried: &[String]) -> bool {
+        match &*self.place.read() {
+            Place::At { keys, .. } => keys.has_beside(Instant::now(), tried),
+            Place::Nowhere(_) => false,
+        }
+    }
+
+    fn all_aside(&self, now: Instant) -> bool {
+        match &*self.place.read() {
+            Place::At { keys, .. } => keys.all_aside(now),
+            Place::Nowhere(_) => false,
+        }
+    }
+
+    fn base_url(&self) -> Result<Arc<str>, AgentError> {
+        match &*self.place.read() {
+            Place::At { base_url, .. } => Ok(base_url.clone()),
+            Place::Nowhere(_) => {
+                Err(AgentError::new(Reason::ProviderUnavailable, format!("{} is not available", self.name)).with("kind", "connect"))
+            }
+        }
+    }
+
+    fn view(&self, healths: &[Arc<Health>]) -> pb::Provider {
+        let calls = self.calls.load(Ordering::Relaxed);
         let ms = i64::try_from(self.latency_ms.load(Ordering::Relaxed)).unwrap_or(0);
+        let (errors, tokens) = {
+            let tally = self.tally.lock();
+            (tally.errors.clone(), tally.tokens)
+        };
         #[allow(clippy::cast_precision_loss)]
-        let error_rates = if calls == 0 { BTreeMap::new() } else { [("all".to_owned(), failures as f64 / calls as f64)].into() };
+        let error_rates = errors.iter().map(|(kind, n)| (kind.clone(), *n as f64 / calls.max(1) as f64)).collect();
+        let (state, quarantined_credentials) = match &*self.place.read() {
+            Place::At { keys, .. } => ("ready".to_owned(), keys.aside(Instant::now())),
+            Place::Nowhere(why) => (format!("unavailable: {why}"), Vec::new()),
+        };
+        let first_token = healths.iter().filter_map(|h| h.first_token()).min();
         pb::Provider {
             name: self.name.clone(),
             dialect: self.config.dialect.name().to_owned(),
-            state: match &*self.place.read() {
-                Place::At { .. } => "ready".to_owned(),
-                Place::Nowhere(why) => format!("unavailable: {why}"),
-            },
-            breaker: "closed".into(),
+            state,
+            breaker: breaker_of(healths).to_owned(),
             in_flight: i32::try_from(self.in_flight.load(Ordering::Relaxed)).unwrap_or(i32::MAX),
             latency: (calls > 0).then(|| agent_core::header::duration(ms)),
             error_rates,
-            cost_micros: (!self.unpriced.load(Ordering::Relaxed)).then(|| price::micros(self.spent.load(Ordering::Relaxed))),
+            quarantined_credentials,
             requests: i64::try_from(calls).unwrap_or(i64::MAX),
-            ..Default::default()
+            errors,
+            tokens: Some(tokens),
+            cost_micros: (!self.unpriced.load(Ordering::Relaxed)).then(|| price::micros(self.spent.load(Ordering::Relaxed))),
+            first_token: first_token.map(|t| agent_core::header::duration(i64::try_from(t.as_millis()).unwrap_or(i64::MAX))),
+            limit: i32::try_from(self.config.concurrency).unwrap_or(i32::MAX),
         }
     }
+}
+
+impl Place {
+    fn at(url: &str, keys: Credentials) -> Self {
+        Place::At { base_url: url.trim_end_matches('/').into(), keys: Arc::new(keys) }
+    }
+}
+
+/// The worst of a provider's breakers.
+fn breaker_of(healths: &[Arc<Health>]) -> &'static str {
+    let states: Vec<breaker::State> = healths.iter().map(|h| h.breaker()).collect();
+    if states.iter().any(|s| matches!(s, breaker::State::Open(_))) {
+        "open"
+    } else if states.iter().any(|s| matches!(s, breaker::State::HalfOpen(..))) {
+        "half_open"
+    } else {
+        "closed"
+    }
+}
+
+/// The keys of a provider; those that cannot be read are missing, unless none can.
+fn keys(config: &ProviderConfig) -> Result<Credentials, String> {
+    let named = config.credentials.iter().map(|c| (c.id.as_str(), &c.key));
+    let read: Vec<(&str, Result<String, String>)> =
+        config.api_key.iter().map(|key| ("default", key)).chain(named).map(|(id, key)| (id, key.read())).collect();
+    let problem = read.iter().find_map(|(_, key)| key.as_ref().err().cloned());
+    let all: Vec<Credential> = read.into_iter().filter_map(|(id, key)| Some(Credential::new(id, Some(key.ok()?)))).collect();
+    match problem {
+        Some(problem) if all.is_empty() => Err(problem),
+        _ => Ok(Credentials::new(all)),
+    }
+}
+
+/// Rules that leave everything to the configuration.
+fn is_plain(p: &pb::CallPolicy) -> bool {
+    p.allowed_providers.is_empty() && p.denied_providers.is_empty() && p.data_tags.is_empty() && attempts::possible(Some(p)).is_ok()
 }
 
 fn limit_of(request: &pb::ChatRequest, deadline: Option<Instant>, total: Duration) -> Duration {
@@ -520,7 +502,7 @@ fn clip(name: &str) -> String {
     name.chars().take(80).collect()
 }
 
-pub(crate) async fn send_text(pieces: Option<&Pieces>, text: &str) {
+pub(crate) async fn send_text(pieces: Option<&Flow<'_>>, text: &str) {
     if let Some(pieces) = pieces
         && !text.is_empty()
     {

@@ -7,8 +7,9 @@ use agent_proto::agents::v1 as pb;
 use futures::StreamExt;
 use serde_json::Value;
 
+use crate::flow::Flow;
 use crate::read::Reader;
-use crate::{Pieces, ProviderConfig, classify, sse, wire};
+use crate::{ProviderConfig, classify, sse, wire};
 
 /// Bytes of an error body that are read: what stands behind is no message.
 const ERROR_BODY_BYTES: usize = 64 * 1024;
@@ -83,7 +84,7 @@ async fn error_body(response: reqwest::Response, idle: Duration) -> Vec<u8> {
 pub(crate) async fn chat(
     endpoint: &Endpoint<'_>,
     request: &pb::ChatRequest,
-    pieces: Option<&Pieces>,
+    pieces: Option<&Flow<'_>>,
 ) -> Result<pb::ChatResponse, AgentError> {
     let body = wire::body(endpoint.model, request, pieces.is_some());
     let answer = complete(endpoint, &body, pieces).await?;
@@ -91,7 +92,7 @@ pub(crate) async fn chat(
 }
 
 /// Sends a body and gathers the answer, whatever form it comes in; pieces go to `pieces`.
-pub(crate) async fn complete(endpoint: &Endpoint<'_>, body: &Value, pieces: Option<&Pieces>) -> Result<wire::Answer, AgentError> {
+pub(crate) async fn complete(endpoint: &Endpoint<'_>, body: &Value, pieces: Option<&Flow<'_>>) -> Result<wire::Answer, AgentError> {
     let response = endpoint.post("chat/completions", body).await?;
     let mut reader = Reader::new(response, endpoint.config, pieces.is_some());
     match reader.form().await? {
@@ -101,7 +102,7 @@ pub(crate) async fn complete(endpoint: &Endpoint<'_>, body: &Value, pieces: Opti
     }
 }
 
-async fn forward(pieces: Option<&Pieces>, all: Vec<pb::stream_chat_response::Piece>) {
+async fn forward(pieces: Option<&Flow<'_>>, all: Vec<pb::stream_chat_response::Piece>) {
     if let Some(pieces) = pieces {
         for piece in all {
             let _ = pieces.send(pb::StreamChatResponse { piece: Some(piece) }).await;
@@ -109,7 +110,7 @@ async fn forward(pieces: Option<&Pieces>, all: Vec<pb::stream_chat_response::Pie
     }
 }
 
-async fn whole(reader: &mut Reader<'_>, pieces: Option<&Pieces>) -> Result<wire::Answer, AgentError> {
+async fn whole(reader: &mut Reader<'_>, pieces: Option<&Flow<'_>>) -> Result<wire::Answer, AgentError> {
     let body = reader.all().await?;
     let text = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&body);
     let value: Value = serde_json::from_slice(text).map_err(|_| classify::bad("it is not JSON"))?;
@@ -130,7 +131,7 @@ async fn whole(reader: &mut Reader<'_>, pieces: Option<&Pieces>) -> Result<wire:
 }
 
 /// Reads a stream to its end mark, which is the finish reason; behind it only usage is waited for.
-async fn stream(reader: &mut Reader<'_>, pieces: Option<&Pieces>) -> Result<wire::Answer, AgentError> {
+async fn stream(reader: &mut Reader<'_>, pieces: Option<&Flow<'_>>) -> Result<wire::Answer, AgentError> {
     let mut decoder = sse::Decoder::new(reader.config.max_event_bytes);
     let mut answer = wire::Answer::new(reader.config.think_tags);
     loop {

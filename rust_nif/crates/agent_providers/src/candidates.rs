@@ -1,0 +1,227 @@
+//! Who could serve a call, who may, and in which order they are asked.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use agent_core::{AgentError, Reason};
+use agent_proto::agents::v1 as pb;
+
+use crate::choose::{self, Candidate, Terms, Weights};
+use crate::health::Health;
+use crate::{Place, Provider, Providers, alias, chance, clip};
+
+/// Tokens of an answer that are expected where the caller sets no limit.
+const ANSWER_TOKENS: i64 = 256;
+/// Bytes of a text for each token, on average.
+const BYTES_PER_TOKEN: i64 = 4;
+
+/// An endpoint of a model.
+#[derive(Clone)]
+pub(crate) struct Choice {
+    pub(crate) provider: Arc<Provider>,
+    pub(crate) model: String,
+    pub(crate) health: Arc<Health>,
+    priority: i32,
+    weight: f64,
+    terms: Option<Terms>,
+    /// Why it may not serve.
+    refused: String,
+    /// Why it had better not: it serves where nobody else can.
+    avoided: String,
+}
+
+/// How large a call is expected to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    pub(crate) input: i64,
+    pub(crate) output: i64,
+}
+
+impl Size {
+    pub(crate) fn of(request: &pb::ChatRequest) -> Self {
+        let input = crate::estimate::chat(request) / BYTES_PER_TOKEN;
+        Self { input, output: request.max_tokens.map_or(ANSWER_TOKENS, |n| i64::from(n).min(ANSWER_TOKENS)) }
+    }
+}
+
+impl Providers {
+    /// The endpoints of a name: of an alias, of `provider/model`, of a listed model, or of a provider that lists none and speaks to any.
+    pub(crate) fn found(&self, wanted: &str) -> Vec<(Arc<Provider>, String, i32, f64)> {
+        if let Some(model) = self.models.get(wanted).filter(|m| !m.endpoints.is_empty()) {
+            let endpoints = model.endpoints.iter();
+            return endpoints
+                .filter_map(|e| Some((self.providers.get(&e.provider)?.clone(), e.name.clone(), e.priority, f64::from(e.weight))))
+                .collect();
+        }
+        if let Some((provider, model)) = wanted.split_once('/')
+            && let Some(provider) = self.providers.get(provider)
+        {
+            return vec![(provider.clone(), model.to_owned(), 0, 1.0)];
+        }
+        let base = wanted.split('?').next().unwrap_or(wanted);
+        self.providers.values().filter(|p| p.serves(base)).map(|p| (p.clone(), wanted.to_owned(), 0, 1.0)).collect()
+    }
+
+    /// What the vision calls `get_available_providers`: every endpoint of a model with what speaks against it.
+    fn available(&self, wanted: &str, policy: Option<&pb::CallPolicy>, size: Size, now: Instant) -> Vec<Choice> {
+        let weights = weights(policy);
+        let all = self.found(wanted).into_iter().map(|(provider, model, priority, weight)| {
+            let health = self.healths.of(&provider.name, model.split('?').next().unwrap_or(&model));
+            let seen = health.seen(now);
+            let refused = provider.refuses(policy);
+            let avoided = if !seen.admits {
+                "its breaker is open".to_owned()
+            } else if seen.cooling {
+                "it asked to wait".to_owned()
+            } else if provider.all_aside(now) {
+                "its keys are set aside".to_owned()
+            } else {
+                String::new()
+            };
+            let prices = self.money.prices(wanted, &provider.config, &model);
+            #[allow(clippy::cast_precision_loss)]
+            let candidate = Candidate {
+                priority,
+                weight,
+                cost: prices.at_most(size.input, size.output).map(|pico| pico as f64 / 1e12),
+                first_token_s: seen.first_token_s,
+                answer_s: seen.token_s * size.output as f64,
+                load: f64::from(seen.in_flight) / f64::from(provider.config.concurrency.max(1)),
+                success: seen.success,
+            };
+            let terms = Some(choose::terms(&candidate, weights));
+            (Choice { provider, model, health, priority, weight, terms, refused, avoided }, candidate)
+        });
+        let (choices, candidates): (Vec<Choice>, Vec<Candidate>) = all.unzip();
+        if choices.len() < 2 {
+            return choices;
+        }
+        let order = choose::order(&candidates, weights, || f64::from(chance::number()));
+        order.into_iter().map(|i| choices[i].clone()).collect()
+    }
+
+    /// What the vision calls `select_optimal_provider`: the endpoints that a call may go to, the best one first.
+    /// Errors: MODEL_NOT_FOUND; PROVIDER_UNAVAILABLE; NO_PROVIDER_MATCHES, with what removed each of them.
+    pub(crate) fn choose(&self, model: &str, policy: Option<&pb::CallPolicy>, size: Size) -> Result<Vec<Choice>, AgentError> {
+        let wanted = alias(model);
+        let all = self.available(wanted, policy, size, Instant::now());
+        if all.is_empty() {
+            return Err(self.unknown(wanted));
+        }
+        let (allowed, refused): (Vec<Choice>, Vec<Choice>) = all.into_iter().partition(|c| c.refused.is_empty());
+        if allowed.is_empty() {
+            return Err(nobody(wanted, &refused));
+        }
+        let (good, avoided): (Vec<Choice>, Vec<Choice>) = allowed.into_iter().partition(|c| c.avoided.is_empty());
+        // Who had better not be asked comes last rather than never: a breaker that is wrong about everybody must not stop the work.
+        Ok(good.into_iter().chain(avoided).collect())
+    }
+
+    fn unknown(&self, wanted: &str) -> AgentError {
+        let listed = self.providers.values().flat_map(|p| p.config.models.iter().map(String::as_str));
+        let known: Vec<&str> = self.models.keys().map(String::as_str).chain(listed).collect();
+        AgentError::new(Reason::ModelNotFound, format!("there is no model \"{}\"; known are {}", clip(wanted), known.join(", ")))
+            .with("model", clip(wanted))
+            .with("kind", "not_found")
+    }
+
+    /// Dry run of the choice, with reasons.
+    pub fn select(&self, req: &pb::TaskRequirements) -> Result<pb::SelectProviderResponse, AgentError> {
+        let policy = analyze_task_requirements(req);
+        let wanted = alias(&req.model);
+        let output = req.max_tokens.unwrap_or(ANSWER_TOKENS).min(ANSWER_TOKENS);
+        let all = self.available(wanted, Some(&policy), Size { input: ANSWER_TOKENS, output }, Instant::now());
+        let candidates: Vec<pb::ProviderCandidate> = all.iter().map(Choice::view).collect();
+        if candidates.is_empty() {
+            return Err(self.unknown(wanted));
+        }
+        let best = all.iter().find(|c| c.refused.is_empty() && c.avoided.is_empty()).or_else(|| all.iter().find(|c| c.refused.is_empty()));
+        let Some(best) = best else { return Err(nobody(wanted, &all)) };
+        Ok(pb::SelectProviderResponse {
+            reason: best.reason(all.len()),
+            provider: best.provider.name.clone(),
+            model: best.model.clone(),
+            candidates,
+        })
+    }
+}
+
+impl Choice {
+    /// Why this one, in a sentence.
+    pub(crate) fn reason(&self, of: usize) -> String {
+        match &self.terms {
+            _ if of == 1 => "the only endpoint of the model".to_owned(),
+            Some(t) => {
+                format!("of {of} endpoints, priority {}: {:.6} dollars for an answer, time and failures included", self.priority, t.total)
+            }
+            None => format!("of {of} endpoints"),
+        }
+    }
+
+    fn view(&self) -> pb::ProviderCandidate {
+        let seen = self.health.seen(Instant::now());
+        let mut terms = std::collections::BTreeMap::from([
+            ("health".to_owned(), seen.success),
+            ("load".to_owned(), f64::from(seen.in_flight)),
+            ("first_token_s".to_owned(), seen.first_token_s),
+            ("priority".to_owned(), f64::from(self.priority)),
+            ("weight".to_owned(), self.weight),
+        ]);
+        if let Some(t) = self.terms {
+            terms.extend([("cost".to_owned(), t.cost), ("latency".to_owned(), t.latency), ("failure".to_owned(), t.failure)]);
+        }
+        let refused = if self.refused.is_empty() { self.avoided.clone() } else { self.refused.clone() };
+        // Higher is better.
+        let score = self.terms.map_or(0.0, |t| -t.total);
+        pb::ProviderCandidate { provider: self.provider.name.clone(), model: self.model.clone(), score, refused, terms }
+    }
+}
+
+impl Provider {
+    /// Why it may not serve under these rules; empty: it may.
+    fn refuses(&self, policy: Option<&pb::CallPolicy>) -> String {
+        if let Place::Nowhere(why) = &*self.place.read() {
+            return why.clone();
+        }
+        let Some(policy) = policy else { return String::new() };
+        if policy.denied_providers.contains(&self.name) {
+            return "denied_providers names it".to_owned();
+        }
+        if !policy.allowed_providers.is_empty() && !policy.allowed_providers.contains(&self.name) {
+            return "allowed_providers does not name it".to_owned();
+        }
+        let missing: Vec<&str> = policy.data_tags.iter().filter(|t| !self.config.data_tags.contains(t)).map(String::as_str).collect();
+        if missing.is_empty() { String::new() } else { format!("it may not have data tagged {}", missing.join(", ")) }
+    }
+}
+
+/// The rules that a task's requirements mean for its calls.
+pub fn analyze_task_requirements(req: &pb::TaskRequirements) -> pb::CallPolicy {
+    pb::CallPolicy {
+        allowed_providers: req.allowed_providers.clone(),
+        denied_providers: req.denied_providers.clone(),
+        data_tags: req.data_tags.clone(),
+        min_quality: req.min_quality,
+        weights: req.weights,
+        max_cost_micros: req.max_cost_micros,
+        on_budget_end: req.on_budget_end,
+        ..Default::default()
+    }
+}
+
+fn weights(policy: Option<&pb::CallPolicy>) -> Weights {
+    let said = policy.and_then(|p| p.weights.as_ref());
+    let factor = |n: Option<f64>| n.filter(|n| *n > 0.0).map_or(1.0, |n| n.clamp(0.1, 10.0));
+    Weights { cost: factor(said.map(|w| w.cost)), latency: factor(said.map(|w| w.latency)) }
+}
+
+/// Everybody was removed. Where they are only not there now, it is worth coming back.
+fn nobody(wanted: &str, all: &[Choice]) -> AgentError {
+    let away = all.iter().find(|c| matches!(&*c.provider.place.read(), Place::Nowhere(_)));
+    if let Some(c) = away.filter(|_| all.iter().all(|c| matches!(&*c.provider.place.read(), Place::Nowhere(_)))) {
+        let message = format!("no provider of \"{}\" is available: {}: {}", clip(wanted), c.provider.name, c.refused);
+        return AgentError::new(Reason::ProviderUnavailable, message).with("kind", "connect").retry_after(1000);
+    }
+    let message = format!("every provider of \"{}\" was removed", clip(wanted));
+    all.iter().fold(AgentError::new(Reason::NoProviderMatches, message), |error, c| error.with(&c.provider.name, &c.refused))
+}
