@@ -2,7 +2,11 @@
 
 use agent_proto::agents::v1 as pb;
 
-use crate::{header::timestamp_ms, json};
+use crate::{
+    Reason,
+    header::{duration_ms, timestamp_ms},
+    json,
+};
 
 /// Longest description, in bytes.
 pub const MAX_DESCRIPTION_BYTES: usize = 1024 * 1024;
@@ -16,6 +20,8 @@ pub const MAX_LABELS: usize = 64;
 pub const MAX_NAME_BYTES: usize = 256;
 /// Furthest start in the future, in ms.
 const MAX_NOT_BEFORE_MS: i64 = 366 * 24 * 3600 * 1000;
+/// Longest duration, in ms: ten years. A timer of the engine takes no number of any size.
+const MAX_DURATION_MS: i64 = 3660 * 24 * 3600 * 1000;
 /// Start times older than this are a mistake of the client's, in ms.
 const MAX_PAST_MS: i64 = 24 * 3600 * 1000;
 
@@ -46,6 +52,8 @@ impl Check {
     fn duration(&mut self, field: &str, value: Option<&prost_types::Duration>) {
         if value.is_some_and(|d| d.seconds < 0 || d.nanos < 0) {
             self.fail(field, "is negative, must be 0 (no limit) or more");
+        } else if value.is_some_and(|d| duration_ms(d) > MAX_DURATION_MS) {
+            self.fail(field, "is longer than ten years; 0 is no limit");
         }
     }
 
@@ -238,6 +246,15 @@ fn check_hints(c: &mut Check, hints: &pb::ExecutionHints, now_ms: i64) {
         if r.multiplier != 0.0 && !(1.0..=10.0).contains(&r.multiplier) {
             c.fail(at("retry.multiplier"), format!("{}, must be 1 to 10", r.multiplier));
         }
+        // A misspelt reason would be retried after all.
+        for (i, name) in r.non_retryable.iter().enumerate() {
+            if Reason::parse(name).is_none() {
+                c.fail(
+                    at(&format!("retry.non_retryable[{i}]")),
+                    format!("\"{}\" is no reason of an error, such as WORKER_CRASHED", clip(name)),
+                );
+            }
+        }
     }
     if let Some(t) = &hints.not_before {
         let ms = timestamp_ms(t);
@@ -298,6 +315,27 @@ mod tests {
                 "task.execution_hints.not_before",
             ]
         );
+    }
+
+    #[test]
+    fn a_reason_that_does_not_exist_is_no_reason_to_stop() {
+        let retry = pb::RetryPolicy { non_retryable: vec!["WORKER_OOM".into(), "WORKER_OMM".into()], ..Default::default() };
+        let hints = pb::ExecutionHints { retry: Some(retry), ..Default::default() };
+        let task = pb::AgentTask { description: "x".into(), execution_hints: Some(hints), ..Default::default() };
+        assert_eq!(fields(&task), ["task.execution_hints.retry.non_retryable[1]"]);
+    }
+
+    #[test]
+    fn a_duration_that_no_timer_takes_is_refused() {
+        let lasts = |seconds| {
+            let requirements =
+                pb::TaskRequirements { max_duration: Some(prost_types::Duration { seconds, nanos: 0 }), ..Default::default() };
+            fields(&pb::AgentTask { description: "x".into(), requirements: Some(requirements), ..Default::default() })
+        };
+        assert!(lasts(10 * 365 * 24 * 3600).is_empty());
+        for seconds in [315_576_000_000, i64::MAX] {
+            assert_eq!(lasts(seconds), ["task.requirements.max_duration"]);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use futures::StreamExt;
 use tonic::Status;
 
 use crate::engine::{EngineBody, EngineReply};
-use crate::tasks::{grace_ms, prepare};
+use crate::tasks::{MAX_REASON, MAX_REQUEST_ID, grace_ms, prepare, short_enough};
 use crate::{ENGINE_TIMEOUT, Shared, to_status};
 
 /// Tasks of one call.
@@ -19,6 +19,8 @@ const MAX_TASKS: usize = 1000;
 const PAGE: usize = 500;
 /// Tasks that are worked on at once.
 const AT_ONCE: usize = 32;
+/// Of the request id of a bulk retry, in bytes: each task's own is made of it, a colon and the task's id.
+const MAX_BULK_ID: usize = MAX_REQUEST_ID - 37;
 
 /// Tasks of a filter whose end agrees, and whether there are more.
 async fn found(shared: &Shared, tenant: &str, filter: String, limit: i32, ended: bool) -> Result<(Vec<pb::Task>, bool), Status> {
@@ -62,14 +64,14 @@ fn untouched(task: pb::Task) -> pb::BulkOutcome {
 /// Cancels what the filter finds.
 pub(crate) async fn cancel(shared: &Shared, tenant: String, r: pb::CancelTasksRequest) -> Result<pb::CancelTasksResponse, Status> {
     let grace_ms = grace_ms(r.grace.as_ref())?;
+    short_enough("reason", &r.reason, MAX_REASON)?;
     let (tasks, more) = found(shared, &tenant, r.filter, r.limit, false).await?;
     if r.dry_run {
         return Ok(pb::CancelTasksResponse { outcomes: tasks.into_iter().map(untouched).collect(), more });
     }
     let limit = Duration::from_millis(u64::try_from(grace_ms).unwrap_or(0)) + ENGINE_TIMEOUT;
-    let reason: String = r.reason.chars().take(1024).collect();
     let outcomes = futures::stream::iter(tasks.into_iter().map(|task| {
-        let (tenant, reason) = (&tenant, reason.clone());
+        let (tenant, reason) = (&tenant, r.reason.clone());
         async move {
             let body = EngineBody::Cancel { task_id: task.id.clone(), grace_ms, reason };
             let (state, error) = match shared.decision(tenant.clone(), body, limit).await {
@@ -84,6 +86,7 @@ pub(crate) async fn cancel(shared: &Shared, tenant: String, r: pb::CancelTasksRe
 
 /// Retries what the filter finds.
 pub(crate) async fn retry(shared: &Shared, tenant: String, r: pb::RetryTasksRequest) -> Result<pb::RetryTasksResponse, Status> {
+    short_enough("request_id", &r.request_id, MAX_BULK_ID)?;
     let (tasks, more) = found(shared, &tenant, r.filter, r.limit, true).await?;
     if r.dry_run {
         return Ok(pb::RetryTasksResponse { outcomes: tasks.into_iter().map(untouched).collect(), more });

@@ -37,6 +37,10 @@ fn given(schedule: Option<pb::Schedule>, wanted_id: &str, tenant: &str) -> Resul
         task: given.task,
         ..Default::default()
     };
+    if schedule.task.as_ref().and_then(|t| t.execution_hints.as_ref()).is_some_and(|h| h.not_before.is_some()) {
+        let why = "is said by the schedule; leave it out".to_owned();
+        violations.push(pb::FieldViolation { field: "schedule.task.execution_hints.not_before".into(), description: why });
+    }
     if let Err(error) = next_after(&schedule, now_ms()) {
         violations.extend(error.fields);
     }

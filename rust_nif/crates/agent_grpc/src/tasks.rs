@@ -22,7 +22,9 @@ const DEFAULT_GRACE_MS: i64 = 5000;
 const MAX_GRACE_MS: i64 = 600_000;
 
 /// Of a request id, in bytes.
-const MAX_REQUEST_ID: usize = 128;
+pub(crate) const MAX_REQUEST_ID: usize = 128;
+/// Of the reason of a cancel, in bytes.
+pub(crate) const MAX_REASON: usize = 1024;
 /// Of the name of a question, in bytes.
 const MAX_INPUT_ID: usize = 256;
 /// Of a comment, in bytes.
@@ -64,6 +66,11 @@ pub(crate) fn grace_ms(grace: Option<&prost_types::Duration>) -> Result<i64, Sta
         return Err(to_status(&AgentError::field("grace", "must be 0 s to 600 s")));
     }
     Ok(ms)
+}
+
+/// Refuses a text that is too long, by its field.
+pub(crate) fn short_enough(field: &str, text: &str, most: usize) -> Result<(), Status> {
+    AgentError::invalid(too_long(field, text.len(), most).into_iter().collect()).map_or(Ok(()), |e| Err(to_status(&e)))
 }
 
 /// No database keeps a NUL in a text.
@@ -234,10 +241,10 @@ impl pb::task_service_server::TaskService for Tasks {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
         let grace_ms = grace_ms(r.grace.as_ref())?;
+        short_enough("reason", &r.reason, MAX_REASON)?;
         let task_id = self.find(&tenant, &r.task_id)?;
         let limit = Duration::from_millis(u64::try_from(grace_ms).unwrap_or(0)) + crate::ENGINE_TIMEOUT;
-        let reason = r.reason.chars().take(1024).collect();
-        match self.0.ask_within(tenant.clone(), EngineBody::Cancel { task_id, grace_ms, reason }, limit).await? {
+        match self.0.ask_within(tenant.clone(), EngineBody::Cancel { task_id, grace_ms, reason: r.reason }, limit).await? {
             EngineReply::Cancelled { task_id, proof } => {
                 ok(pb::CancelTaskResponse { task: Some(self.get(&tenant, &task_id)?), proof: Some(*proof) })
             }
@@ -269,8 +276,9 @@ impl pb::task_service_server::TaskService for Tasks {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
         let old = self.get(&tenant, &r.task_id)?;
-        if r.after < 0 {
-            return Err(to_status(&AgentError::field("after", "must be 0 or the sequence of an event")));
+        let last = self.0.store.last_event(&tenant, &old.id).map_err(|e| to_status(&e))?;
+        if !(0..=last).contains(&r.after) {
+            return Err(to_status(&AgentError::field("after", format!("must be 0 or the sequence of an event; the last one is {last}"))));
         }
         let forgetful = old.durability() == pb::Durability::Ephemeral;
         let (mut header, spec) = prepare(r.task.or(old.spec), &r.request_id, &tenant).map_err(|e| to_status(&e))?;

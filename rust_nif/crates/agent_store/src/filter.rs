@@ -78,6 +78,10 @@ impl Filter {
     pub fn parse(text: &str) -> Result<Self, AgentError> {
         let mut conditions = Vec::new();
         for (position, word) in words(text) {
+            if word.matches('"').count() % 2 == 1 {
+                let why = format!("at position {position}: a quote is not closed");
+                return Err(AgentError::new(Reason::FilterInvalid, why).with("position", position));
+            }
             if word != "AND" {
                 conditions.push(condition(&word).map_err(|why| {
                     AgentError::new(Reason::FilterInvalid, format!("at position {position}: {why}")).with("position", position)
@@ -208,6 +212,12 @@ mod tests {
             create_time: Some("2026-11-24T08:00:00Z".parse().unwrap()),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn a_quote_that_is_not_closed_is_named() {
+        let error = Filter::parse("attempts>=3 agent=\"crew state=FAILED").unwrap_err();
+        assert_eq!((error.reason, error.metadata["position"].as_str()), (Reason::FilterInvalid, "13"));
     }
 
     #[test]

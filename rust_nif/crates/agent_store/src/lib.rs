@@ -48,6 +48,8 @@ use schedule::Due;
 
 /// Shortest suffix that names a task.
 const MIN_SUFFIX: usize = 4;
+/// Of a whole id.
+const ID_LENGTH: usize = 36;
 /// Events read from the disk at once for a watcher.
 const EVENT_PAGE: usize = 500;
 /// Tasks read from the disk at once for a listing.
@@ -327,11 +329,15 @@ impl TaskStore {
 
     /// The id that a whole id or a unique suffix of at least four characters names.
     pub fn find(&self, tenant: &str, id: &str) -> Result<String, AgentError> {
-        if id.len() == 36 {
-            return Ok(id.to_owned());
+        if id.is_empty() {
+            return Err(AgentError::field("task_id", "is missing"));
         }
-        if id.len() < MIN_SUFFIX || !id.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
+        // Nothing else reaches a database: it takes neither a zero byte nor a pattern of any length.
+        if !(MIN_SUFFIX..=ID_LENGTH).contains(&id.len()) || !id.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
             return Err(not_found(id));
+        }
+        if id.len() == ID_LENGTH {
+            return Ok(id.to_owned());
         }
         let mut found = self.memory.by_suffix(tenant, id);
         found.extend(self.durable.by_suffix(tenant, id)?);
@@ -448,6 +454,11 @@ impl TaskStore {
             }
         }
         self.get(tenant, id)
+    }
+
+    /// Sequence of the newest event of a task.
+    pub fn last_event(&self, tenant: &str, id: &str) -> Result<i64, AgentError> {
+        self.record(tenant, id).map(|record| record.sequence)
     }
 
     /// Events behind a cursor, at most a page; waits for one if there is none. Empty: the task has ended and nothing is left.

@@ -16,6 +16,8 @@ use pb::schedule::When;
 
 /// Shortest interval: the poll of due schedules looks once a second.
 const MIN_INTERVAL_MS: i64 = 1000;
+/// Longest interval, in ms: a year. The next times of a longer one soon lie beyond what a timestamp may hold.
+const MAX_INTERVAL_MS: i64 = 366 * 24 * 3600 * 1000;
 /// Missed times are made up for if they are younger than this, unless the schedule says otherwise, in ms.
 const CATCH_UP_MS: i64 = 60_000;
 /// Times that a client is shown.
@@ -76,8 +78,8 @@ pub fn next_after(schedule: &pb::Schedule, after_ms: i64) -> Result<Option<i64>,
         None => Err(AgentError::field("schedule.cron", "cron or interval is needed")),
         Some(When::Interval(interval)) => {
             let every = duration_ms(interval);
-            if every < MIN_INTERVAL_MS {
-                return Err(AgentError::field("schedule.interval", "must be 1 s or more"));
+            if !(MIN_INTERVAL_MS..=MAX_INTERVAL_MS).contains(&every) {
+                return Err(AgentError::field("schedule.interval", "must be 1 s to a year"));
             }
             let made = schedule.create_time.as_ref().map_or(0, timestamp_ms);
             Ok(Some(made + ((after_ms - made).max(0) / every + 1) * every))
