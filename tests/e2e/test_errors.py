@@ -130,7 +130,7 @@ def stale(client: Client) -> None:
 
 HAPPENS: dict[str, Callable[[Client], str]] = {
     "AGENT_NOT_FOUND": refused(lambda c: c.submit("x", agent="nobody")),
-    "CAPABILITY_PENDING": refused(lambda c: c.submit("x", max_cost_micros=1)),
+    "CAPABILITY_PENDING": refused(lambda c: c.submit("x", hedge=True)),
     "FILTER_INVALID": refused(lambda c: list(c.list(filter="no such thing"))),
     "INVALID_FIELD": refused(lambda c: c.submit("")),
     "MODEL_NOT_FOUND": provider("missing"),

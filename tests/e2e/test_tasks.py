@@ -153,6 +153,15 @@ def test_a_bad_provider_gives_a_typed_error(client: Client, model: str, wanted: 
     assert "canary" not in json.dumps(task.error.model_dump(mode="json"))
 
 
+@pytest.mark.parametrize("options", [{"method": "native"}, {"agent": "calculator"}])
+def test_a_provider_that_a_task_denies_serves_none_of_its_calls(client: Client, options: Any) -> None:
+    task = client.submit("hello", model="echo", denied_providers=["echo"], **options).wait("60s")
+    assert task.error is not None and "denied_providers" in json.dumps(task.error.model_dump(mode="json"))
+    assert client.execute("hello", model="echo", allowed_providers=["echo"], method="native").output == "hello"
+    tagged = client.submit("hello", model="echo", data_tags=["secret"], method="native").wait("60s")
+    assert tagged.error is not None and tagged.error.reason == "NO_PROVIDER_MATCHES"
+
+
 def test_what_has_not_come_says_so(client: Client) -> None:
     with pytest.raises(SingularityError) as error:
         client.memory.search("n", "k")
@@ -220,8 +229,9 @@ def test_time_in_which_nothing_runs_is_not_counted_as_duration(client: Client) -
 @pytest.mark.parametrize(
     ("field", "options"),
     [
-        ("task.requirements.denied_providers", {"denied_providers": ["openai"]}),
-        ("task.requirements.max_cost_micros", {"max_cost_micros": 5}),
+        ("task.requirements.min_quality", {"min_quality": 0.5}),
+        ("task.execution_hints.hedge", {"hedge": True}),
+        ("task.execution_hints.stream_policy", {"stream_policy": "restart"}),
         ("task.execution_hints.cache", {"cache": "use"}),
     ],
 )

@@ -417,7 +417,7 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
     Manager ! {worker, Id, {busy, TaskId}},
     Journaled = case Header of #{durability := ephemeral} -> none; #{} -> Attempt end,
     W1 = W#worker{lease = Lease#lease{task_id = TaskId, fence = Fence, attempt = Journaled, gate = open,
-                                 money = maps:with([max_cost_micros, budget_approved, on_budget_end], Header), term_ms = ?TERM_GRACE_MS},
+                                 money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy], Header), term_ms = ?TERM_GRACE_MS},
                   out = Out1, tasks = W#worker.tasks + 1, log = [],
                   live = framework_adapter_liveness:new(now_ms())},
     {next_state, busy, send(Frame, W1)}.

@@ -138,7 +138,7 @@ recorded(Effects, S = #step{unrecorded = [Entry | Rest], spec = #{task_id := Id,
 -spec call(non_neg_integer(), binary(), non_neg_integer(), #step{}) -> ok.
 call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Header, agent := Agent, deadline_ms := Deadline}}) ->
     Ref = make_ref(),
-    Money = maps:with([max_cost_micros, budget_approved, on_budget_end], Header),
+    Money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy], Header),
     Options = Money#{stream => maps:get(stream_text, Header, true), credit => ?CHUNK_CREDIT, deadline_ms => Deadline,
                      task_id => TaskId, tenant => maps:get(tenant, Header, <<>>), agent_id => payer(Agent)},
     case agent_providers:chat(Ref, Request, in_attempt(Options, S#step.journal)) of

@@ -50,6 +50,9 @@ const PROVIDER: &[Field] = &[
     f("dialect", Kind::Word(&["openai", "openai_responses", "anthropic", "local", "echo"])),
     f("base_url", Kind::Text),
     f("api_key", Kind::Secret),
+    f("credentials", Kind::Tables(&[f("id", Kind::Text), f("key", Kind::Secret)])),
+    f("data_tags", Kind::Texts),
+    f("max_wait", Kind::Duration),
     d("models", Kind::Texts, "[]"),
     f("native_tools", Kind::Bool),
     d("concurrency", Kind::Int(1, 100_000), "1024"),
@@ -158,7 +161,16 @@ pub(crate) const ROOT: &[Field] = &[
     d(
         "models",
         Kind::Named(&Kind::Table(&[
-            d("endpoints", Kind::Tables(&[f("provider", Kind::Text), f("name", Kind::Text), d("priority", Kind::Int(0, 1000), "1")]), "[]"),
+            d(
+                "endpoints",
+                Kind::Tables(&[
+                    f("provider", Kind::Text),
+                    f("name", Kind::Text),
+                    d("priority", Kind::Int(0, 1000), "1"),
+                    f("weight", Kind::Int(0, 1000)),
+                ]),
+                "[]",
+            ),
             f("prices", Kind::Tables(PRICE)),
         ])),
         "{}",

@@ -70,6 +70,8 @@ pub struct TaskHeader {
     pub max_cost_micros: Option<i64>,
     /// At the end of the money.
     pub on_budget_end: &'static str,
+    /// Rules of its model calls, an encoded `CallPolicy`; empty: none but the configuration's.
+    pub policy: Vec<u8>,
     /// How often somebody has approved as much again.
     pub budget_approved: i64,
     /// Somebody was asked for more money and said no.
@@ -124,6 +126,18 @@ pub fn canonical_task_type(name: &str) -> &str {
         "conversational" => "conversation",
         other => other,
     }
+}
+
+/// The rules that a task's requirements mean for its model calls; empty where they mean none.
+fn policy(req: &pb::TaskRequirements) -> Vec<u8> {
+    let policy = pb::CallPolicy {
+        allowed_providers: req.allowed_providers.clone(),
+        denied_providers: req.denied_providers.clone(),
+        data_tags: req.data_tags.clone(),
+        weights: req.weights,
+        ..Default::default()
+    };
+    prost::Message::encode_to_vec(&policy)
 }
 
 /// Builds the header of a validated task.
@@ -182,6 +196,7 @@ pub fn header(task: &pb::AgentTask, task_id: &str, request_id: &str, tenant: &st
             pb::OnBudgetEnd::Wait => "wait",
             pb::OnBudgetEnd::CheaperModel => "cheaper_model",
         },
+        policy: policy(req),
         budget_approved: 0,
         budget_denied: false,
         content_hash: Vec::new(),

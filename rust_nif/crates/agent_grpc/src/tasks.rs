@@ -104,10 +104,12 @@ fn pending(task: &pb::AgentTask) -> Option<(&'static str, &'static str)> {
     let asks = |yes: Option<bool>| yes.unwrap_or(false);
     [
         (task.plan.is_some(), "plans", "task.plan"),
-        (asks(r.map(|r| !r.allowed_providers.is_empty())), "provider_selection", "task.requirements.allowed_providers"),
-        (asks(r.map(|r| !r.denied_providers.is_empty())), "provider_selection", "task.requirements.denied_providers"),
-        (asks(r.map(|r| !r.data_tags.is_empty())), "provider_selection", "task.requirements.data_tags"),
-        (asks(r.map(|r| r.min_quality > 0.0)), "provider_selection", "task.requirements.min_quality"),
+        (asks(r.map(|r| r.min_quality > 0.0)), "learned_quality", "task.requirements.min_quality"),
+        (
+            asks(h.map(|h| matches!(h.stream_policy(), pb::StreamPolicy::Restart | pb::StreamPolicy::Resume))),
+            "stream_restart",
+            "task.execution_hints.stream_policy",
+        ),
         (asks(h.map(|h| h.hedge)), "hedging", "task.execution_hints.hedge"),
         (asks(h.map(|h| matches!(h.cache(), pb::CacheMode::Use | pb::CacheMode::Refresh))), "response_cache", "task.execution_hints.cache"),
     ]

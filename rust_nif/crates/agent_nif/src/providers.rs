@@ -93,6 +93,12 @@ fn caller(options: Term<'_>) -> Caller {
     }
 }
 
+/// The rules of the task hold for each of its calls; what the call says of its own only narrows them.
+fn rules(options: Term<'_>, own: &mut Option<pb::CallPolicy>) {
+    let Some(task) = get::<Binary<'_>>(options, atoms::policy()).and_then(|b| pb::CallPolicy::decode(b.as_slice()).ok()) else { return };
+    *own = Some(agent_providers::narrowed(task, own.take().unwrap_or_default()));
+}
+
 /// Starts a model call; `{done, Response}` where a provider has the whole answer at once.
 #[rustler::nif]
 fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<'a>, request: Binary<'a>, options: Term<'a>) -> Term<'a> {
@@ -100,6 +106,7 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
     let inline = request.len() <= INLINE_BYTES;
     let request = match pb::ChatRequest::decode(request.as_slice()) {
         Ok(mut request) => {
+            rules(options, &mut request.policy);
             if get::<Atom>(options, atoms::on_budget_end()) == Some(atoms::cheaper_model()) {
                 request.policy.get_or_insert_default().set_on_budget_end(pb::OnBudgetEnd::CheaperModel);
             }
@@ -306,9 +313,10 @@ fn embeddings_term<'a>(env: Env<'a>, r: &pb::EmbedResponse, note: Note) -> Term<
 #[rustler::nif]
 fn embed<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<'a>, request: Binary<'a>, options: Term<'a>) -> Term<'a> {
     let Some(tokio) = handle.runtime.handle() else { return terms::native_down(env) };
-    let Ok(request) = pb::EmbedRequest::decode(request.as_slice()) else {
+    let Ok(mut request) = pb::EmbedRequest::decode(request.as_slice()) else {
         return terms::error_tuple(env, &AgentError::new(Reason::InvalidField, "the embedding request cannot be decoded"));
     };
+    rules(options, &mut request.policy);
     let reply = Final::new(env.pid(), reference, Reason::TaskCancelled);
     let (providers, limit, caller) = (handle.providers.clone(), deadline(options), caller(options));
     let journal = Journal::of(options, || journal::embed(&request));

@@ -53,6 +53,7 @@ pub(crate) fn header_term<'a>(env: Env<'a>, h: &TaskHeader) -> Term<'a> {
     Map::new(env)
         .opt(atoms::max_cost_micros(), h.max_cost_micros)
         .put(atoms::on_budget_end(), on_budget_end)
+        .opt(atoms::policy(), (!h.policy.is_empty()).then(|| Bin(&h.policy)))
         .put(atoms::budget_approved(), h.budget_approved)
         .put(atoms::budget_denied(), h.budget_denied)
         .put(atoms::task_id(), &h.task_id)

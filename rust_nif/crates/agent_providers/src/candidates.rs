@@ -209,6 +209,30 @@ pub fn analyze_task_requirements(req: &pb::TaskRequirements) -> pb::CallPolicy {
     }
 }
 
+/// The rules of a task with those of one of its calls: lists only narrow, and what the task says of weights holds unless the call has its own.
+pub fn narrowed(task: pb::CallPolicy, call: pb::CallPolicy) -> pb::CallPolicy {
+    let allowed_providers = match (task.allowed_providers, call.allowed_providers) {
+        (task, call) if call.is_empty() => task,
+        (task, call) if task.is_empty() => call,
+        (task, call) => {
+            let both: Vec<String> = call.into_iter().filter(|name| task.contains(name)).collect();
+            // No name is no limit; an empty one is nobody's.
+            if both.is_empty() { vec![String::new()] } else { both }
+        }
+    };
+    let joined = |mut a: Vec<String>, b: Vec<String>| {
+        a.extend(b);
+        a
+    };
+    pb::CallPolicy {
+        allowed_providers,
+        denied_providers: joined(task.denied_providers, call.denied_providers),
+        data_tags: joined(task.data_tags, call.data_tags),
+        weights: call.weights.or(task.weights),
+        ..call
+    }
+}
+
 fn weights(policy: Option<&pb::CallPolicy>) -> Weights {
     let said = policy.and_then(|p| p.weights.as_ref());
     let factor = |n: Option<f64>| n.filter(|n| *n > 0.0).map_or(1.0, |n| n.clamp(0.1, 10.0));
@@ -224,4 +248,23 @@ fn nobody(wanted: &str, all: &[Choice]) -> AgentError {
     }
     let message = format!("every provider of \"{}\" was removed", clip(wanted));
     all.iter().fold(AgentError::new(Reason::NoProviderMatches, message), |error, c| error.with(&c.provider.name, &c.refused))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_cannot_widen_what_its_task_allows() {
+        let names = |all: &[&str]| all.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let task = pb::CallPolicy { allowed_providers: names(&["a", "b"]), denied_providers: names(&["c"]), ..Default::default() };
+        let both = narrowed(
+            task.clone(),
+            pb::CallPolicy { allowed_providers: names(&["b", "d"]), data_tags: names(&["x"]), ..Default::default() },
+        );
+        assert_eq!((both.allowed_providers, both.denied_providers, both.data_tags), (names(&["b"]), names(&["c"]), names(&["x"])));
+        let none = narrowed(task.clone(), pb::CallPolicy { allowed_providers: names(&["d"]), ..Default::default() });
+        assert_eq!(none.allowed_providers, names(&[""]), "nobody");
+        assert_eq!(narrowed(task.clone(), pb::CallPolicy::default()).allowed_providers, task.allowed_providers);
+    }
 }

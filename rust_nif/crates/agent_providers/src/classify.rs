@@ -81,6 +81,7 @@ impl Said {
                 codes.extend(at.get(key).and_then(Value::as_str).map(str::to_lowercase));
             }
         }
+        codes.extend(error.pointer("/details/error_code").and_then(Value::as_str).map(str::to_lowercase));
         let detail = first.get("detail");
         let text = [error.get("message"), Some(error), first.get("message"), detail, detail.and_then(|d| d.get(0)?.get("msg"))]
             .into_iter()

@@ -1,9 +1,11 @@
-//! Provider calls: OpenAI-compatible HTTP, the embedded local server, echo.
+//! Provider calls: OpenAI-compatible and Anthropic HTTP, the embedded local server, echo.
 //!
 //! [`Providers`] is the one door: it finds the endpoint of a model or alias, bounds what is under way, and gives one normalised answer or one
 //! typed error. Dropping the future of a call aborts its HTTP request.
 
+mod anthropic;
 mod attempts;
+mod blocks;
 mod breaker;
 mod caller;
 mod calls;
@@ -20,6 +22,7 @@ mod failover;
 mod flow;
 mod health;
 mod hints;
+mod messages;
 pub mod meter;
 mod money;
 mod openai;
@@ -41,7 +44,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
 pub use caller::Caller;
-pub use candidates::analyze_task_requirements;
+pub use candidates::{analyze_task_requirements, narrowed};
 use credentials::{Credential, Credentials};
 use flow::Flow;
 use health::{Health, Healths};
@@ -110,7 +113,7 @@ impl Providers {
         for (name, c) in &config.providers {
             let place = match (&c.base_url, c.dialect) {
                 (_, Dialect::Echo) => Place::at("", Credentials::default()),
-                (_, Dialect::Anthropic | Dialect::OpenaiResponses) => Place::Nowhere("this dialect has not come yet".into()),
+                (_, Dialect::OpenaiResponses) => Place::Nowhere("this dialect has not come yet".into()),
                 (None, _) => Place::Nowhere("the local model server has not started yet".into()),
                 (Some(url), _) => match keys(c) {
                     Ok(keys) => Place::at(url, keys),
@@ -190,7 +193,11 @@ impl Providers {
         }
         let base_url = provider.base_url()?;
         let key = key.and_then(Credential::secret);
-        let endpoint = openai::Endpoint { http: &provider.http, base_url: &base_url, key, model, config: &provider.config };
+        let endpoint =
+            openai::Endpoint { http: &provider.http, base_url: &base_url, key, provider: &provider.name, model, config: &provider.config };
+        if provider.config.dialect == Dialect::Anthropic {
+            return anthropic::chat(&endpoint, request, pieces).await;
+        }
         let bounded;
         let mut request = request;
         if provider.config.dialect == Dialect::Local && request.max_tokens.is_none() {
@@ -264,9 +271,14 @@ impl Providers {
         if provider.config.dialect == Dialect::Echo {
             return Ok(echo::embed(model, request, &provider.name));
         }
+        if provider.config.dialect == Dialect::Anthropic {
+            let why = format!("model: {} speaks a dialect without embeddings; name a model of another provider", provider.name);
+            return Err(AgentError::new(Reason::UnsupportedField, why).with("field", "model").with("kind", "invalid_request"));
+        }
         let base_url = provider.base_url()?;
         let key = key.and_then(Credential::secret);
-        let endpoint = openai::Endpoint { http: &provider.http, base_url: &base_url, key, model, config: &provider.config };
+        let endpoint =
+            openai::Endpoint { http: &provider.http, base_url: &base_url, key, provider: &provider.name, model, config: &provider.config };
         let limit = deadline.map_or(provider.config.timeouts.total, |d| d.saturating_duration_since(Instant::now()));
         tokio::time::timeout(limit, openai::embed(&endpoint, request))
             .await
@@ -325,7 +337,7 @@ impl Provider {
     fn serves(&self, model: &str) -> bool {
         match self.config.dialect {
             Dialect::Echo => model == "echo",
-            _ if self.config.models.is_empty() => self.config.dialect == Dialect::Openai,
+            _ if self.config.models.is_empty() => matches!(self.config.dialect, Dialect::Openai | Dialect::Anthropic),
             _ => self.config.models.iter().any(|m| m == model),
         }
     }

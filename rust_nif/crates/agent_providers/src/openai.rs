@@ -5,14 +5,17 @@ use std::time::Duration;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use futures::StreamExt;
+use reqwest::header::HeaderValue;
 use serde_json::Value;
 
 use crate::flow::Flow;
 use crate::read::Reader;
-use crate::{ProviderConfig, classify, sse, wire};
+use crate::{Dialect, ProviderConfig, classify, sse, wire};
 
 /// Bytes of an error body that are read: what stands behind is no message.
 const ERROR_BODY_BYTES: usize = 64 * 1024;
+/// The one version of the dialect `anthropic`.
+const ANTHROPIC_VERSION: &str = "2023-06-01";
 /// After the end mark usage may follow; it is waited for so long, and no error counts any more.
 pub(crate) const AFTER_END: Duration = Duration::from_secs(1);
 
@@ -21,6 +24,8 @@ pub(crate) struct Endpoint<'a> {
     pub(crate) http: &'a reqwest::Client,
     pub(crate) base_url: &'a str,
     pub(crate) key: Option<&'a str>,
+    /// Name of the provider.
+    pub(crate) provider: &'a str,
     pub(crate) model: &'a str,
     pub(crate) config: &'a ProviderConfig,
 }
@@ -49,10 +54,23 @@ fn is_loopback(url: &str) -> bool {
 }
 
 impl Endpoint<'_> {
-    async fn post(&self, path: &str, body: &Value) -> Result<reqwest::Response, AgentError> {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<reqwest::Response, AgentError> {
         let mut request = self.http.post(format!("{}/{path}", self.base_url)).json(body);
-        if let Some(key) = self.key {
-            request = request.bearer_auth(key);
+        let own = self.config.dialect == Dialect::Anthropic;
+        if own {
+            request = request.header("anthropic-version", ANTHROPIC_VERSION);
+        }
+        match self.key {
+            // A header value that is marked so is not printed.
+            Some(key) if own => {
+                let mut value = HeaderValue::from_str(key).map_err(|_| {
+                    AgentError::new(Reason::ProviderAuth, "the key has characters that no header takes").with("kind", "auth")
+                })?;
+                value.set_sensitive(true);
+                request = request.header("x-api-key", value);
+            }
+            Some(key) => request = request.bearer_auth(key),
+            None => {}
         }
         let response = match tokio::time::timeout(self.config.timeouts.headers, request.send()).await {
             Ok(Ok(response)) => response,
@@ -64,7 +82,12 @@ impl Endpoint<'_> {
         }
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let body = error_body(response, self.config.timeouts.idle).await;
-        Err(classify::response(status, &headers, &body))
+        let error = classify::response(status, &headers, &body);
+        let id = ["request-id", "x-request-id"].iter().find_map(|name| headers.get(*name)?.to_str().ok());
+        Err(match id {
+            Some(id) => error.with("provider_request_id", id),
+            None => error,
+        })
     }
 }
 
@@ -102,7 +125,7 @@ pub(crate) async fn complete(endpoint: &Endpoint<'_>, body: &Value, pieces: Opti
     }
 }
 
-async fn forward(pieces: Option<&Flow<'_>>, all: Vec<pb::stream_chat_response::Piece>) {
+pub(crate) async fn forward(pieces: Option<&Flow<'_>>, all: Vec<pb::stream_chat_response::Piece>) {
     if let Some(pieces) = pieces {
         for piece in all {
             let _ = pieces.send(pb::StreamChatResponse { piece: Some(piece) }).await;

@@ -120,9 +120,9 @@ pub(crate) fn usage(body: &Value) -> Option<pb::Usage> {
 
 pub(crate) fn finish_reason(raw: &str) -> pb::FinishReason {
     match raw {
-        "stop" | "eos" | "end_turn" => pb::FinishReason::Stop,
+        "stop" | "eos" | "end_turn" | "stop_sequence" => pb::FinishReason::Stop,
         "length" | "max_tokens" | "model_context_window_exceeded" => pb::FinishReason::Length,
-        "tool_calls" | "function_call" => pb::FinishReason::ToolCalls,
+        "tool_calls" | "function_call" | "tool_use" => pb::FinishReason::ToolCalls,
         "content_filter" => pb::FinishReason::ContentFilter,
         "refusal" => pb::FinishReason::Refusal,
         "pause_turn" => pb::FinishReason::Pause,
