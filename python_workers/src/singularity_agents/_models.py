@@ -390,7 +390,13 @@ class Provider(Value):
     error_rates: dict[str, float] = {}
     quarantined_credentials: list[str] = []
     requests: int = 0
+    #: Failed calls since the start, by kind.
+    errors: dict[str, int] = {}
+    #: Tokens since the start.
+    tokens: Usage | None = None
     cost_micros: int | None = None
+    first_token: Duration | None = None
+    limit: int = 0
 
 
 class Model(Value):
@@ -411,6 +417,8 @@ class ProviderCandidate(Value):
     model: str = ""
     score: float = 0.0
     refused: str = ""
+    #: Parts of the score by name.
+    terms: dict[str, float] = {}
 
 
 class ProviderChoice(Value):

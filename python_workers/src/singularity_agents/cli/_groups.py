@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .. import _models as m
 from .._durations import show
 from .._spec import HistoryItem
 from . import _environments
@@ -168,12 +169,17 @@ def list_providers(ctx: Context) -> int:
     """`providers`."""
     with ctx.client() as client:
         providers = client.providers.list()
-    rows = (
-        (p.name, p.dialect, p.state, p.breaker or "-", str(p.in_flight), show(p.latency.total_seconds()) if p.latency else "-")
-        for p in providers
-    )
-    ctx.io.rows("providers", providers, ("PROVIDER", "DIALECT", "STATE", "BREAKER", "IN FLIGHT", "LATENCY"), rows)
+    columns = ("PROVIDER", "DIALECT", "STATE", "BREAKER", "IN FLIGHT", "CALLS", "ERRORS", "FIRST TOKEN", "LATENCY", "COST")
+    ctx.io.rows("providers", providers, columns, map(_provider_row, providers))
     return OK
+
+
+def _provider_row(p: m.Provider) -> tuple[str, ...]:
+    failed = ", ".join(f"{kind} {count}" for kind, count in sorted(p.errors.items())) or "-"
+    cost = "unknown" if p.cost_micros is None else money(p.cost_micros)
+    first = show(p.first_token.total_seconds()) if p.first_token else "-"
+    latency = show(p.latency.total_seconds()) if p.latency else "-"
+    return (p.name, p.dialect, p.state, p.breaker or "-", str(p.in_flight), str(p.requests), failed, first, latency, cost)
 
 
 def get_provider(ctx: Context) -> int:
@@ -197,7 +203,10 @@ def explain_choice(ctx: Context) -> int:
         return OK
     ctx.io.line(f"{choice.provider}/{choice.model}   {choice.reason}")
     for c in choice.candidates:
+        parts = "  ".join(f"{name} {value:.3g}" for name, value in sorted(c.terms.items()))
         ctx.io.line(f"  {c.provider}/{c.model}   score {c.score:.3g}   {c.refused}".rstrip())
+        if parts:
+            ctx.io.line(f"      {parts}")
     return OK
 
 
