@@ -61,12 +61,12 @@ ELSEWHERE = {
     "PROVIDER_BAD_RESPONSE": ("tests/e2e/test_tasks.py", "PROVIDER_BAD_RESPONSE"),
     "PROVIDER_RESPONSE_TOO_LARGE": ("tests/vectors/provider_cases/oa-unary-huge-body.json", "response_too_large"),
     "HEARTBEAT_TIMEOUT": ("tests/e2e/test_waiting.py", "test_a_task_that_shows_no_progress_is_given_up"),
+    "BUDGET_EXHAUSTED": ("tests/e2e/test_budgets.py", "BUDGET_EXHAUSTED"),
     "TOOL_FAILED": ("python_workers/tests/worker/test_worker.py", "test_a_tool_that_raises_is_recorded_as_an_error_and_raises"),
 }
 
 #: Reasons that nothing gives yet, or that no test can bring about from outside.
 LATER = {
-    "BUDGET_EXHAUSTED": "budgets",
     "CURSOR_TOO_OLD": "watching over several nodes",
     "DELEGATION_TOO_DEEP": "delegation",
     "SANDBOX_UNAVAILABLE": "required sandboxes",

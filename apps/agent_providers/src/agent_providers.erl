@@ -45,8 +45,8 @@ info() ->
     end.
 
 %% @doc Every account that is configured or was used: limits, what is spent, and what is lent to calls, in micro-dollars.
--spec budgets() -> [#{tenant := binary(), account := binary(), limit_micros := non_neg_integer() | undefined, window_ms := non_neg_integer(),
-                      spent_micros := integer(), lent_micros := integer()}].
+-spec budgets() -> [#{tenant := binary(), account := binary(), limit_micros := non_neg_integer() | undefined,
+                      window_ms := non_neg_integer(), spent_micros := integer(), lent_micros := integer()}].
 budgets() ->
     Configured = agent_config:get([budgets], #{}),
     Tenants = lists:usort(maps:keys(Configured) ++ maps:keys(agent_config:get([tenants], #{})) ++ [<<"default">>]),
@@ -58,7 +58,8 @@ budgets(Tenant, Accounts) ->
     Limits = maps:from_list([{<<Window/binary, $:, Level/binary, $:, Name/binary>>, Limit}
                              || #{level := Level, name := Name, window := Window, limit_micros := Limit} <- Accounts]),
     Rows = case agent_store:read({ledger, Tenant}) of {ok, Found} -> Found; {error, _} -> [] end,
-    Used = maps:from_list([{Account, {Spent, Lent}} || {Account, Window, Spent, Lent} <- Rows, Window =:= budget_core:window_ms(Account, Now)]),
+    Used = maps:from_list([{Account, {Spent, Lent}} || {Account, Window, Spent, Lent} <- Rows,
+                                                       Window =:= budget_core:window_ms(Account, Now)]),
     [begin
          {Spent, Lent} = maps:get(Account, Used, {0, 0}),
          #{tenant => Tenant, account => Account, limit_micros => maps:get(Account, Limits, undefined),

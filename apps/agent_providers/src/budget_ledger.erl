@@ -156,7 +156,8 @@ lend(Wants, Tries, L = #ledger{tenant = Tenant, rows = Rows}) ->
                     rate => 0},
             lend(Wants, Tries - 1, L#ledger{rows = Rows#{Account => Row}});
         {_, Error} ->
-            ?LOG_WARNING(#{msg => lease_not_committed, tenant => Tenant, reason => maps:get(reason, Error)}, #{domain => [agent, providers]}),
+            ?LOG_WARNING(#{msg => lease_not_committed, tenant => Tenant, reason => maps:get(reason, Error)},
+                         #{domain => [agent, providers]}),
             lists:foreach(fun({Id, _}) -> answer(Id, unavailable, L) end, Answers),
             L
     end.

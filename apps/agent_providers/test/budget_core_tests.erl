@@ -14,7 +14,8 @@ no_lease_goes_beyond_a_limit_and_whoever_was_told_ok_has_his_money_test_() ->
 prop_plan() ->
     ?FORALL({Wants, Rows}, {list(want()), rows()},
             begin
-                Numbered = [{case Waits of true -> N; false -> 0 end, Needs} || {N, {Waits, Needs}} <- lists:zip(lists:seq(1, length(Wants)), Wants)],
+                Ids = lists:seq(1, length(Wants)),
+                Numbered = [{case Waits of true -> N; false -> 0 end, Needs} || {N, {Waits, Needs}} <- lists:zip(Ids, Wants)],
                 {Grants, Answers} = budget_core:plan(Numbered, Rows, 0),
                 Ok = [Id || {Id, ok} <- Answers],
                 Within = [begin
