@@ -69,6 +69,10 @@ class TaskOptions(TypedDict, total=False):
     max_steps: int
     max_parallel: int
     max_attempts: int
+    initial_backoff: DurationLike
+    max_backoff: DurationLike
+    backoff_multiplier: float
+    non_retryable: Sequence[str]
     not_before: datetime
     heartbeat_timeout: DurationLike
     block_grace: DurationLike
@@ -260,5 +264,11 @@ def _hints(task: task_pb2.AgentTask, given: Mapping[str, Any]) -> None:
             getattr(hints, name).CopyFrom(duration(given[name]))
     if "max_attempts" in given:
         hints.retry.max_attempts = given["max_attempts"]
+    for name in ("initial_backoff", "max_backoff"):
+        if name in given:
+            getattr(hints.retry, name).CopyFrom(duration(given[name]))
+    if "backoff_multiplier" in given:
+        hints.retry.multiplier = given["backoff_multiplier"]
+    hints.retry.non_retryable.extend(given.get("non_retryable", ()))
     if "not_before" in given:
         hints.not_before.CopyFrom(_timestamp(given["not_before"]))
