@@ -26,7 +26,7 @@ BUILD = ROOT / "_build"
 LOGS = BUILD / "test-logs"
 DEV = BUILD / "venvs" / "dev" / "bin"
 #: A suite that takes longer hangs; the long forms of the fault tests take about 40 minutes.
-SUITE_TIMEOUT_S = 3600 if os.environ.get("SINGULARITY_LONG_TESTS") else 900
+SUITE_TIMEOUT_S = 5400 if os.environ.get("SINGULARITY_LONG_TESTS") else 1800
 #: Processes may take this long to end after the suite that started them.
 LEFTOVER_GRACE_S = 5.0
 

@@ -94,6 +94,7 @@ def config(bad: str) -> str:
             "steps",
             "own_client",
             "blocks_its_loop",
+            "is_stuck",
             "asks_people",
             "slow_once",
             "slow_journaled",

@@ -172,6 +172,13 @@ def own_client(task: Any, engine: Any) -> str:
     return json.dumps(said)
 
 
+@agent("is_stuck")
+async def is_stuck(task: Any, engine: Any) -> str:
+    """Never gives its loop back."""
+    time.sleep(600)
+    return "never"
+
+
 @agent("blocks_its_loop")
 async def blocks_its_loop(task: Any, engine: Any) -> str:
     return str(own_client.function(task, engine))

@@ -64,6 +64,17 @@ def test_a_stopped_worker_is_replaced(client: Client) -> None:
     assert task.state.endswith("SUCCEEDED") and task.attempts == 2
 
 
+def test_a_stuck_worker_leaves_its_stack_and_is_ended_after_the_tasks_own_grace(client: Client) -> None:
+    handle = client.submit("x", agent="is_stuck", block_grace="1s", max_attempts=1)
+    task = handle.wait("60s")
+    assert task.error is not None and task.error.reason in {"WORKER_HUNG", "POISON_TASK"}
+    said = [str(e.data["message"]) for e in client.watch(task.id) if e.kind == "log" and e.data["source"] == "stack"]
+    assert any("is_stuck" in text for text in said), said
+    # Suspected after 1 s, the stack at 2 s, the grace from there; the node's own would be 10 s.
+    assert task.result is None and task.end_time is not None and task.start_time is not None
+    assert (task.end_time - task.start_time).total_seconds() < 9
+
+
 def test_a_task_that_kills_its_workers_is_stopped(client: Client) -> None:
     task = client.submit("x", agent="die", max_attempts=2).wait("60s")
     assert task.error is not None and task.error.reason in {

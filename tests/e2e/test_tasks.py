@@ -223,7 +223,13 @@ def _runs(process: Path, folder: Path) -> bool:
 def test_time_in_which_nothing_runs_is_not_counted_as_duration(client: Client) -> None:
     with pytest.raises(TaskFailed) as error:
         client.execute(
-            "x", agent_type="assistant", method="native", model="echo?fail=503", max_duration="1s", max_attempts=3, initial_backoff="2s"
+            "x",
+            agent_type="assistant",
+            method="native",
+            model="echo?fail=503",
+            max_duration="1s",
+            max_attempts=3,
+            initial_backoff="2s",
         )
     assert error.value.reason == "PROVIDER_UNAVAILABLE", "each attempt is short; the pauses between them are not"
 

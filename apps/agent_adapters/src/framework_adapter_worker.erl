@@ -70,6 +70,8 @@
     attempt = none :: none | pos_integer(),
     %% What the task may spend, and what happens then.
     money = #{} :: map(),
+    %% How long it may be blocked.
+    block_grace_ms = 0 :: non_neg_integer(),
     gate = open :: open | closed,
     %% Between TERM and KILL, in ms; none where the caller said "now".
     term_ms = ?TERM_GRACE_MS :: non_neg_integer()
@@ -417,7 +419,8 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
     Manager ! {worker, Id, {busy, TaskId}},
     Journaled = case Header of #{durability := ephemeral} -> none; #{} -> Attempt end,
     W1 = W#worker{lease = Lease#lease{task_id = TaskId, fence = Fence, attempt = Journaled, gate = open,
-                                 money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy], Header), term_ms = ?TERM_GRACE_MS},
+                                 money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy], Header),
+                                 block_grace_ms = block_grace(Header, W#worker.spec), term_ms = ?TERM_GRACE_MS},
                   out = Out1, tasks = W#worker.tasks + 1, log = [],
                   live = framework_adapter_liveness:new(now_ms())},
     {next_state, busy, send(Frame, W1)}.
@@ -636,11 +639,17 @@ detail(_) -> <<"the worker closed its channel">>.
 survivors(#worker{host_pid = 0}) -> [];
 survivors(#worker{host_pid = Pid}) -> [Pid || not lists:member(framework_adapter_proc:state(Pid), [gone, zombie])].
 
+%% The task's own, or the node's where it names none.
+-spec block_grace(map(), spec()) -> non_neg_integer().
+block_grace(#{block_grace_ms := Ms}, _) when Ms > 0 -> Ms;
+block_grace(_, #{block_grace_ms := Ms}) -> Ms.
+
 %% ---- clocks
 
 -spec tick(atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
 tick(State, W = #worker{live = Live, host_pid = HostPid, spec = Spec}) when State =:= idle; State =:= busy ->
-    Limits = #{tick_ms => ?TICK_MS, block_grace_ms => maps:get(block_grace_ms, Spec)},
+    Grace = case W#worker.lease of #lease{block_grace_ms = Ms} when State =:= busy -> Ms; _ -> maps:get(block_grace_ms, Spec) end,
+    Limits = #{tick_ms => ?TICK_MS, block_grace_ms => Grace},
     {Verdict, Live1} = framework_adapter_liveness:tick(now_ms(), fun() -> framework_adapter_proc:state(HostPid) end,
                                                        Limits, Live),
     W1 = W#worker{live = Live1},

@@ -14,7 +14,8 @@
 
 -import(engine_test_node, [submit/1, task/1, until_ended/1, eventually/1, eventually/2]).
 
-%% A row that says RUNNING has an owner again, or is closed, within this: the sweep is every 5 s; the rest is the sampling and a slow machine.
+%% A row that says RUNNING has an owner again, or is closed, within this: the sweep is every 5 s; the rest is the sampling and a slow
+%% machine.
 -define(OWNERLESS_MS, 5500).
 
 all() ->

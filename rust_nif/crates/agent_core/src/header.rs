@@ -22,8 +22,6 @@ pub mod defaults {
     pub const MULTIPLIER: f64 = 2.0;
     /// Priority, 9 first.
     pub const PRIORITY: i32 = 4;
-    /// How long a blocked worker is left alone.
-    pub const BLOCK_GRACE_MS: i64 = 10_000;
 }
 
 /// The header of a task. Times are ms, 0 is "none" (for `max_duration_ms` too).
@@ -56,6 +54,7 @@ pub struct TaskHeader {
     pub max_queue_duration_ms: i64,
     pub not_before_ms: i64,
     pub heartbeat_timeout_ms: i64,
+    /// 0: the node's.
     pub block_grace_ms: i64,
     pub stream_text: bool,
     pub allow_replay: bool,
@@ -182,7 +181,7 @@ pub fn header(task: &pb::AgentTask, task_id: &str, request_id: &str, tenant: &st
         max_queue_duration_ms: ms(&req.max_queue_duration, 0),
         not_before_ms: hints.not_before.as_ref().map_or(0, timestamp_ms),
         heartbeat_timeout_ms: ms(&hints.heartbeat_timeout, 0),
-        block_grace_ms: ms(&hints.block_grace, defaults::BLOCK_GRACE_MS),
+        block_grace_ms: ms(&hints.block_grace, 0),
         stream_text: hints.stream_text.unwrap_or(true),
         allow_replay: hints.allow_replay,
         parent_task_id: task.parent_task_id.clone(),

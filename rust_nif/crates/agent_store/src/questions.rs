@@ -4,9 +4,12 @@ use agent_core::header::{timestamp, timestamp_ms};
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use pb::input_answer::Answer;
+use prost::Message;
 
 /// Answers that one task keeps.
 const MAX_ANSWERS: usize = 1000;
+/// Bytes of them all: each is written anew with the task.
+const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 
 /// Kind of the question whether a task may go on although its money is spent.
 pub const MONEY: &str = "budget";
@@ -115,6 +118,10 @@ pub(crate) fn fitting(mut answer: pb::InputAnswer, task: &pb::Task) -> Result<pb
     if task.answers.len() >= MAX_ANSWERS {
         return Err(wrong_state(&format!("the task has {MAX_ANSWERS} answers, more are not kept"), task));
     }
+    let kept: usize = task.answers.iter().map(Message::encoded_len).sum();
+    if kept + answer.encoded_len() > MAX_ANSWER_BYTES {
+        return Err(wrong_state(&format!("the task has {kept} bytes of answers, more than {MAX_ANSWER_BYTES} are not kept"), task));
+    }
     Ok(answer)
 }
 
@@ -162,6 +169,17 @@ mod tests {
         assert!(error.message.contains("approve"), "{error}");
         assert!(fitting(says("a", Answer::Approve(false)), &asks(&[("a", "approval")])).is_ok());
         assert!(fitting(says("a", Answer::Approve(true)), &asks(&[("a", "client_tool")])).is_err());
+    }
+
+    #[test]
+    fn answers_that_come_early_are_kept_up_to_their_number_and_their_bytes() {
+        let mut task = asks(&[]);
+        let long = says("later", Answer::Input("x".repeat(MAX_ANSWER_BYTES / 4)));
+        task.answers = (0..3).map(|n| pb::InputAnswer { input_id: n.to_string(), ..long.clone() }).collect();
+        assert!(fitting(says("short", Answer::Approve(true)), &task).is_ok());
+        assert_eq!(fitting(long, &task).unwrap_err().reason, Reason::WrongState);
+        task.answers = (0..MAX_ANSWERS).map(|n| says(&n.to_string(), Answer::Approve(true))).collect();
+        assert_eq!(fitting(says("one more", Answer::Approve(true)), &task).unwrap_err().reason, Reason::WrongState);
     }
 
     #[test]
