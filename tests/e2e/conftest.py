@@ -121,6 +121,8 @@ base_url = "http://127.0.0.1:9/v1"
 models = ["nobody"]
 [models.default]
 endpoints = [{{ provider = "echo", name = "echo" }}]
+[frameworks]
+haystack = {{ enabled = false }}
 [agents.calculator]
 framework = "langchain"
 project = "{HERE}"
