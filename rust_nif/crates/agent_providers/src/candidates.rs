@@ -23,7 +23,7 @@ pub(crate) struct Choice {
     pub(crate) health: Arc<Health>,
     priority: i32,
     weight: f64,
-    terms: Option<Terms>,
+    terms: Terms,
     /// Why it may not serve.
     refused: String,
     /// Why it had better not: it serves where nobody else can.
@@ -89,7 +89,7 @@ impl Providers {
                 load: f64::from(seen.in_flight) / f64::from(provider.config.concurrency.max(1)),
                 success: seen.success,
             };
-            let terms = Some(choose::terms(&candidate, weights));
+            let terms = choose::terms(&candidate, weights);
             (Choice { provider, model, health, priority, weight, terms, refused, avoided }, candidate)
         });
         let (choices, candidates): (Vec<Choice>, Vec<Candidate>) = all.unzip();
@@ -149,30 +149,28 @@ impl Providers {
 impl Choice {
     /// Why this one, in a sentence.
     pub(crate) fn reason(&self, of: usize) -> String {
-        match &self.terms {
-            _ if of == 1 => "the only endpoint of the model".to_owned(),
-            Some(t) => {
-                format!("of {of} endpoints, priority {}: {:.6} dollars for an answer, time and failures included", self.priority, t.total)
-            }
-            None => format!("of {of} endpoints"),
+        if of == 1 {
+            return "the only endpoint of the model".to_owned();
         }
+        let total = self.terms.total;
+        format!("of {of} endpoints, priority {}: {total:.6} dollars for an answer, time and failures included", self.priority)
     }
 
     fn view(&self) -> pb::ProviderCandidate {
         let seen = self.health.seen(Instant::now());
-        let mut terms = std::collections::BTreeMap::from([
+        let terms = std::collections::BTreeMap::from([
             ("health".to_owned(), seen.success),
             ("load".to_owned(), f64::from(seen.in_flight)),
             ("first_token_s".to_owned(), seen.first_token_s),
             ("priority".to_owned(), f64::from(self.priority)),
             ("weight".to_owned(), self.weight),
+            ("cost".to_owned(), self.terms.cost),
+            ("latency".to_owned(), self.terms.latency),
+            ("failure".to_owned(), self.terms.failure),
         ]);
-        if let Some(t) = self.terms {
-            terms.extend([("cost".to_owned(), t.cost), ("latency".to_owned(), t.latency), ("failure".to_owned(), t.failure)]);
-        }
         let refused = if self.refused.is_empty() { self.avoided.clone() } else { self.refused.clone() };
         // Higher is better.
-        let score = self.terms.map_or(0.0, |t| -t.total);
+        let score = -self.terms.total;
         pb::ProviderCandidate { provider: self.provider.name.clone(), model: self.model.clone(), score, refused, terms }
     }
 }
