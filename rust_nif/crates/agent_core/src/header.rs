@@ -127,16 +127,15 @@ pub fn canonical_task_type(name: &str) -> &str {
     }
 }
 
-/// The rules that a task's requirements mean for its model calls; empty where they mean none.
-fn policy(req: &pb::TaskRequirements) -> Vec<u8> {
-    let policy = pb::CallPolicy {
+/// The rules that a task's requirements mean for who serves its model calls. Its money is the header's own.
+pub fn call_policy(req: &pb::TaskRequirements) -> pb::CallPolicy {
+    pb::CallPolicy {
         allowed_providers: req.allowed_providers.clone(),
         denied_providers: req.denied_providers.clone(),
         data_tags: req.data_tags.clone(),
         weights: req.weights,
         ..Default::default()
-    };
-    prost::Message::encode_to_vec(&policy)
+    }
 }
 
 /// Builds the header of a validated task.
@@ -195,7 +194,7 @@ pub fn header(task: &pb::AgentTask, task_id: &str, request_id: &str, tenant: &st
             pb::OnBudgetEnd::Wait => "wait",
             pb::OnBudgetEnd::CheaperModel => "cheaper_model",
         },
-        policy: policy(req),
+        policy: prost::Message::encode_to_vec(&call_policy(req)),
         budget_approved: 0,
         budget_denied: false,
         content_hash: Vec::new(),

@@ -196,14 +196,10 @@ impl Provider {
 /// The rules that a task's requirements mean for its calls.
 pub fn analyze_task_requirements(req: &pb::TaskRequirements) -> pb::CallPolicy {
     pb::CallPolicy {
-        allowed_providers: req.allowed_providers.clone(),
-        denied_providers: req.denied_providers.clone(),
-        data_tags: req.data_tags.clone(),
         min_quality: req.min_quality,
-        weights: req.weights,
         max_cost_micros: req.max_cost_micros,
         on_budget_end: req.on_budget_end,
-        ..Default::default()
+        ..agent_core::header::call_policy(req)
     }
 }
 
