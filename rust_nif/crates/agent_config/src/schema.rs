@@ -59,6 +59,7 @@ const PROVIDER: &[Field] = &[
     d("max_body_bytes", Kind::Int(1024, 1_073_741_824), "8388608"),
     d("max_event_bytes", Kind::Int(1024, 1_073_741_824), "1048576"),
     d("think_tags", Kind::Bool, "false"),
+    d("encrypted_reasoning", Kind::Bool, "true"),
     f(
         "timeouts",
         Kind::Table(&[

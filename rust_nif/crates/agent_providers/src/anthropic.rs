@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::blocks::Blocks;
 use crate::flow::Flow;
-use crate::openai::{Endpoint, forward};
+use crate::openai::{Endpoint, forward, request_id};
 use crate::read::Reader;
 use crate::{classify, messages, sse};
 
@@ -26,12 +26,13 @@ pub(crate) async fn chat(
     // Both forms of the base are in use: with and without the version.
     let path = if endpoint.base_url.ends_with("/v1") { "messages" } else { "v1/messages" };
     let response = endpoint.post(path, &Value::Object(body)).await?;
-    let id = response.headers().get("request-id").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let id = request_id(response.headers()).unwrap_or_default();
     let mut reader = Reader::new(response, endpoint.config, streams);
-    let blocks = match reader.form().await? {
-        b'<' => Err(classify::bad("it is HTML")),
-        b'{' | b'[' => whole(&mut reader, pieces).await,
-        _ => stream(&mut reader, pieces).await,
+    let blocks = match reader.form().await {
+        Ok(b'<') => Err(classify::bad("it is HTML")),
+        Ok(b'{' | b'[') => whole(&mut reader, pieces).await,
+        Ok(_) => stream(&mut reader, pieces).await,
+        Err(e) => Err(e),
     };
     let mut answer = blocks.map_err(|e| if id.is_empty() { e } else { e.with("provider_request_id", &id) })?.finish(endpoint.provider);
     answer.provider_request_id = id;

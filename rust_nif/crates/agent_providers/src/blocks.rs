@@ -22,6 +22,15 @@ pub(crate) struct Taken {
     pub(crate) ended: bool,
 }
 
+impl Taken {
+    /// And what came behind it.
+    pub(crate) fn join(&mut self, next: Taken) {
+        self.pieces.extend(next.pieces);
+        self.content |= next.content;
+        self.ended |= next.ended;
+    }
+}
+
 enum Open {
     Text,
     /// At this place among the reasoning parts.

@@ -25,8 +25,25 @@ pub(crate) fn in_band(value: &Value) -> Option<AgentError> {
     let first = value.get(0).unwrap_or(value);
     let error = first.get("error").filter(|e| !e.is_null())?;
     let code = error.get("code").and_then(|c| c.as_u64().or_else(|| c.as_str()?.parse().ok()));
-    let status = code.and_then(|c| u16::try_from(c).ok()).filter(|c| (400..600).contains(c)).unwrap_or(500);
+    let status = code.and_then(|c| u16::try_from(c).ok()).filter(|c| (400..600).contains(c)).unwrap_or_else(|| status_of(error));
     Some(refusal(status, &HeaderMap::new(), value))
+}
+
+/// The status that an error without one would have had, by its words.
+fn status_of(error: &Value) -> u16 {
+    const WORDS: [(&str, u16); 8] = [
+        ("rate_limit", 429),
+        ("invalid_prompt", 400),
+        ("image", 400),
+        ("invalid_request", 400),
+        ("authentication", 401),
+        ("permission", 403),
+        ("not_found", 404),
+        ("request_too_large", 413),
+    ];
+    let said = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
+    let by = |said: &str| WORDS.iter().find(|(word, _)| said.contains(word)).map(|(_, status)| *status);
+    by(said("code")).or_else(|| by(said("type"))).unwrap_or(500)
 }
 
 fn refusal(status: u16, headers: &HeaderMap, body: &Value) -> AgentError {

@@ -89,9 +89,16 @@ pub struct ProviderConfig {
     /// Largest event of a stream, in bytes.
     #[serde(default = "default_event_bytes")]
     pub max_event_bytes: usize,
+    /// Whether the dialect `openai_responses` asks for its reasoning in a form that can go back.
+    #[serde(default = "yes")]
+    pub encrypted_reasoning: bool,
     /// Whether `<think>…</think>` at the start of the content is reasoning.
     #[serde(default)]
     pub think_tags: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_max_wait() -> Duration {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::calls::Calls;
 use crate::flow::Flow;
-use crate::{classify, openai, openai::Endpoint, send_text, wire};
+use crate::{classify, openai, openai::Endpoint, openai_body, refuse, send_text, wire};
 
 /// Longest answer where the task sets none: a small model may repeat itself for ever.
 const MAX_TOKENS: i32 = 256;
@@ -24,6 +24,8 @@ pub(crate) async fn chat(
     request: &pb::ChatRequest,
     pieces: Option<&Flow<'_>>,
 ) -> Result<pb::ChatResponse, AgentError> {
+    // Its turns are texts: what is none would be lost.
+    refuse::unsendable(endpoint.provider, request, &[])?;
     let offered = offered(request);
     let plain = rewrite(request, &offered.tools);
     let mut answer = decode(endpoint, &plain, &schema(&offered.tools, offered.answer, request), pieces).await?;
@@ -45,7 +47,7 @@ pub(crate) async fn chat(
             answer.finish.clear();
         }
     }
-    Ok(answer.finish())
+    Ok(pb::ChatResponse { translation: refuse::dropped_thinking(request, |_| false), ..answer.finish() })
 }
 
 enum Step {
@@ -225,7 +227,7 @@ async fn decode(
     schema: &Value,
     pieces: Option<&Flow<'_>>,
 ) -> Result<wire::Answer, AgentError> {
-    let mut body = wire::body(endpoint.model, request, pieces.is_some());
+    let (mut body, _) = openai_body::body(endpoint, request, pieces.is_some())?;
     body["response_format"] = json!({"type": "json_schema", "json_schema": {"name": "step", "schema": schema}});
     let Some(pieces) = pieces else { return openai::complete(endpoint, &body, None).await };
     let (own, mut deltas) = tokio::sync::mpsc::channel(16);

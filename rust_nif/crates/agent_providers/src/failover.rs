@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agent_core::AgentError;
+use agent_core::{AgentError, Reason};
 
 use crate::breaker::Outcome;
 
@@ -46,6 +46,8 @@ pub(crate) fn rule(error: &AgentError) -> Rule {
     let fault = |weight| Outcome::Fault(weight, said("kind") == "connect");
     let of = |outcome, same, other| Rule { outcome, quarantine: false, same, other };
     match said("kind") {
+        // Another dialect may have a word for the field.
+        _ if error.reason == Reason::UnsupportedField => of(Outcome::Neutral, Same::Never, true),
         "timeout" if said("phase") == "deadline" => of(Outcome::Neutral, Same::Never, false),
         "timeout" => of(fault(1.0), Same::Never, true),
         "rate_limit" => of(Outcome::Neutral, Same::AfterTheWait, true),
@@ -111,7 +113,6 @@ pub(crate) fn next(error: &AgentError, at: Situation) -> Next {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agent_core::Reason;
 
     fn at(attempts: usize, other: bool) -> Situation {
         let (left, longest) = (Duration::from_secs(60), Duration::from_secs(120));

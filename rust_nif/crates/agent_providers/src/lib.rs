@@ -22,12 +22,17 @@ mod failover;
 mod flow;
 mod health;
 mod hints;
+mod items;
 mod messages;
 pub mod meter;
 mod money;
 mod openai;
+mod openai_body;
 pub mod price;
 mod read;
+mod refuse;
+mod responses;
+mod responses_body;
 mod retries;
 mod sse;
 mod think;
@@ -113,7 +118,6 @@ impl Providers {
         for (name, c) in &config.providers {
             let place = match (&c.base_url, c.dialect) {
                 (_, Dialect::Echo) => Place::at("", Credentials::default()),
-                (_, Dialect::OpenaiResponses) => Place::Nowhere("this dialect has not come yet".into()),
                 (None, _) => Place::Nowhere("the local model server has not started yet".into()),
                 (Some(url), _) => match keys(c) {
                     Ok(keys) => Place::at(url, keys),
@@ -195,8 +199,10 @@ impl Providers {
         let key = key.and_then(Credential::secret);
         let endpoint =
             openai::Endpoint { http: &provider.http, base_url: &base_url, key, provider: &provider.name, model, config: &provider.config };
-        if provider.config.dialect == Dialect::Anthropic {
-            return anthropic::chat(&endpoint, request, pieces).await;
+        match provider.config.dialect {
+            Dialect::Anthropic => return anthropic::chat(&endpoint, request, pieces).await,
+            Dialect::OpenaiResponses => return responses::chat(&endpoint, request, pieces).await,
+            _ => {}
         }
         let bounded;
         let mut request = request;
@@ -337,7 +343,9 @@ impl Provider {
     fn serves(&self, model: &str) -> bool {
         match self.config.dialect {
             Dialect::Echo => model == "echo",
-            _ if self.config.models.is_empty() => matches!(self.config.dialect, Dialect::Openai | Dialect::Anthropic),
+            _ if self.config.models.is_empty() => {
+                matches!(self.config.dialect, Dialect::Openai | Dialect::OpenaiResponses | Dialect::Anthropic)
+            }
             _ => self.config.models.iter().any(|m| m == model),
         }
     }

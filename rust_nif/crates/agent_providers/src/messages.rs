@@ -1,11 +1,12 @@
 //! The request body of the dialect `anthropic`: what it says otherwise is listed, what it cannot say is refused.
 
-use agent_core::{AgentError, Reason, agent::text_of, json};
+use agent_core::{AgentError, agent::text_of, json};
 use agent_proto::agents::v1 as pb;
 use base64::Engine as _;
 use pb::content_part::Part;
 use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
+
+use crate::refuse::{self, digest, note, refused};
 
 /// Before the opaque data of a redacted thinking block, where a thinking block has its signature.
 pub(crate) const REDACTED: &str = "redacted_thinking:";
@@ -13,16 +14,6 @@ pub(crate) const REDACTED: &str = "redacted_thinking:";
 const DEFAULT_MAX_TOKENS: i32 = 4096;
 /// Smallest thinking budget that the dialect takes, in tokens.
 const MIN_THINKING_TOKENS: i32 = 1024;
-
-fn refused(provider: &str, field: &str, why: &str) -> AgentError {
-    AgentError::new(Reason::UnsupportedField, format!("{field}: {why} by the provider {provider}; leave it out or choose another provider"))
-        .with("field", field)
-        .with("kind", "invalid_request")
-}
-
-fn note(path: &str, change: &str, detail: &str) -> pb::Translation {
-    pb::Translation { path: path.into(), change: change.into(), detail: detail.into() }
-}
 
 pub(crate) fn body(
     model: &str,
@@ -33,6 +24,7 @@ pub(crate) fn body(
     if request.seed.is_some() {
         return Err(refused(provider, "seed", "is not supported"));
     }
+    refuse::unsendable(provider, request, &[pb::Role::User])?;
     body.insert("model".into(), model.into());
     let thinking = thinking_tokens(provider, request)?;
     let default = DEFAULT_MAX_TOKENS.saturating_add(thinking.unwrap_or(0));
@@ -79,17 +71,12 @@ pub(crate) fn body(
 }
 
 fn thinking_tokens(provider: &str, request: &pb::ChatRequest) -> Result<Option<i32>, AgentError> {
-    let wanted = match request.reasoning_effort.as_str() {
-        "" => return Ok(None),
-        "minimal" => MIN_THINKING_TOKENS,
-        "low" => 2048,
-        "medium" => 8192,
-        "high" => 16_384,
-        _ => {
-            return Err(AgentError::new(Reason::InvalidField, "reasoning_effort: minimal, low, medium or high")
-                .with("field", "reasoning_effort")
-                .with("kind", "invalid_request"));
-        }
+    let wanted = match refuse::effort(request)? {
+        None => return Ok(None),
+        Some("minimal") => MIN_THINKING_TOKENS,
+        Some("low") => 2048,
+        Some("medium") => 8192,
+        Some(_) => 16_384,
     };
     if request.tools.iter().any(|t| t.name == request.tool_choice) || request.tool_choice == "required" {
         return Err(refused(provider, "tool_choice", "cannot force a tool together with reasoning_effort"));
@@ -209,9 +196,4 @@ fn tool_id(id: &str) -> String {
     const LONGEST: usize = 64;
     let fits = !id.is_empty() && id.len() <= LONGEST && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if fits { id.to_owned() } else { format!("call_{}", digest(id)) }
-}
-
-/// Half of a SHA-256, in hexadecimal.
-fn digest(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().take(16).map(|b| format!("{b:02x}")).collect()
 }

@@ -5,17 +5,21 @@ use std::time::Duration;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use futures::StreamExt;
-use reqwest::header::HeaderValue;
+use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
 use crate::flow::Flow;
 use crate::read::Reader;
-use crate::{Dialect, ProviderConfig, classify, sse, wire};
+use crate::{Dialect, ProviderConfig, classify, openai_body, sse, wire};
 
 /// Bytes of an error body that are read: what stands behind is no message.
 const ERROR_BODY_BYTES: usize = 64 * 1024;
 /// The one version of the dialect `anthropic`.
 const ANTHROPIC_VERSION: &str = "2023-06-01";
+/// Headers that name a request, the first one first.
+const REQUEST_IDS: [&str; 5] = ["request-id", "x-request-id", "apim-request-id", "x-generation-id", "cf-ray"];
+/// Longest id of a request that is passed on, in characters.
+const MAX_REQUEST_ID: usize = 128;
 /// After the end mark usage may follow; it is waited for so long, and no error counts any more.
 pub(crate) const AFTER_END: Duration = Duration::from_secs(1);
 
@@ -54,6 +58,16 @@ fn is_loopback(url: &str) -> bool {
 }
 
 impl Endpoint<'_> {
+    /// Whether this is the host that has left the names of the first dialect behind.
+    pub(crate) fn is_openai(&self) -> bool {
+        self.base_url.contains("://api.openai.com/")
+    }
+
+    /// Where the end user stands in a body: compatible servers know the older name only.
+    pub(crate) fn end_user_field(&self) -> &'static str {
+        if self.is_openai() { "safety_identifier" } else { "user" }
+    }
+
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<reqwest::Response, AgentError> {
         let mut request = self.http.post(format!("{}/{path}", self.base_url)).json(body);
         let own = self.config.dialect == Dialect::Anthropic;
@@ -83,8 +97,7 @@ impl Endpoint<'_> {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let body = error_body(response, self.config.timeouts.idle).await;
         let error = classify::response(status, &headers, &body);
-        let id = ["request-id", "x-request-id"].iter().find_map(|name| headers.get(*name)?.to_str().ok());
-        Err(match id {
+        Err(match request_id(&headers) {
             Some(id) => error.with("provider_request_id", id),
             None => error,
         })
@@ -109,20 +122,36 @@ pub(crate) async fn chat(
     request: &pb::ChatRequest,
     pieces: Option<&Flow<'_>>,
 ) -> Result<pb::ChatResponse, AgentError> {
-    let body = wire::body(endpoint.model, request, pieces.is_some());
+    let (body, translation) = openai_body::body(endpoint, request, pieces.is_some())?;
     let answer = complete(endpoint, &body, pieces).await?;
-    Ok(answer.finish())
+    Ok(pb::ChatResponse { translation, ..answer.finish() })
 }
 
 /// Sends a body and gathers the answer, whatever form it comes in; pieces go to `pieces`.
 pub(crate) async fn complete(endpoint: &Endpoint<'_>, body: &Value, pieces: Option<&Flow<'_>>) -> Result<wire::Answer, AgentError> {
     let response = endpoint.post("chat/completions", body).await?;
+    let id = request_id(response.headers());
     let mut reader = Reader::new(response, endpoint.config, pieces.is_some());
-    match reader.form().await? {
-        b'<' => Err(classify::bad("it is HTML")),
-        b'{' | b'[' => whole(&mut reader, pieces).await,
-        _ => stream(&mut reader, pieces).await,
+    let answer = match reader.form().await {
+        Ok(b'<') => Err(classify::bad("it is HTML")),
+        Ok(b'{' | b'[') => whole(&mut reader, pieces).await,
+        Ok(_) => stream(&mut reader, pieces).await,
+        Err(e) => Err(e),
+    };
+    match (answer, id) {
+        (Ok(mut answer), Some(id)) => {
+            answer.request_id = id;
+            Ok(answer)
+        }
+        (Err(error), Some(id)) => Err(error.with("provider_request_id", id)),
+        (answer, None) => answer,
     }
+}
+
+/// The provider's id of a request, as its head names it.
+pub(crate) fn request_id(headers: &HeaderMap) -> Option<String> {
+    let named = |name: &&str| headers.get(*name)?.to_str().ok().filter(|id| !id.is_empty());
+    REQUEST_IDS.iter().find_map(named).map(|id| id.chars().take(MAX_REQUEST_ID).collect())
 }
 
 pub(crate) async fn forward(pieces: Option<&Flow<'_>>, all: Vec<pb::stream_chat_response::Piece>) {
@@ -192,8 +221,10 @@ async fn stream(reader: &mut Reader<'_>, pieces: Option<&Flow<'_>>) -> Result<wi
             if let Some(error) = classify::in_band(&value) {
                 return Err(error);
             }
+            let refused = answer.refusal.len();
             let all = answer.take(&value);
-            if !all.is_empty() {
+            // A refusal is content too, though it has no piece.
+            if !all.is_empty() || answer.refusal.len() > refused {
                 reader.content();
                 forward(pieces, all).await;
             }

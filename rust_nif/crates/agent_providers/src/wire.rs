@@ -1,104 +1,11 @@
-//! Chat completions: the request body, and the answer's parts.
+//! Chat completions: the answer's parts.
 
-use agent_core::{agent::text_of, json};
 use agent_proto::agents::v1 as pb;
-use base64::Engine as _;
 use pb::stream_chat_response::Piece;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use crate::calls::Calls;
 use crate::think::Splitter;
-
-pub(crate) fn body(model: &str, request: &pb::ChatRequest, stream: bool) -> Value {
-    let mut body = Map::new();
-    body.insert("model".into(), model.into());
-    body.insert("messages".into(), request.messages.iter().map(message).collect());
-    if !request.tools.is_empty() {
-        let tools: Vec<Value> = request
-            .tools
-            .iter()
-            .map(|t| {
-                let parameters = t.parameters.as_ref().map_or_else(|| json!({"type": "object", "properties": {}}), json::from_struct);
-                json!({"type": "function", "function": {"name": t.name, "description": t.description, "parameters": parameters}})
-            })
-            .collect();
-        body.insert("tools".into(), tools.into());
-        match request.tool_choice.as_str() {
-            "" | "auto" => {}
-            word @ ("none" | "required") => {
-                body.insert("tool_choice".into(), word.into());
-            }
-            name => {
-                body.insert("tool_choice".into(), json!({"type": "function", "function": {"name": name}}));
-            }
-        }
-    }
-    if let Some(schema) = &request.output_schema {
-        body.insert(
-            "response_format".into(),
-            json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": json::from_struct(schema)}}),
-        );
-    }
-    if let Some(t) = request.temperature {
-        body.insert("temperature".into(), json!(t));
-    }
-    if let Some(s) = request.seed {
-        body.insert("seed".into(), json!(s));
-    }
-    if let Some(n) = request.max_tokens {
-        body.insert("max_tokens".into(), json!(n));
-    }
-    if !request.stop.is_empty() {
-        body.insert("stop".into(), json!(request.stop));
-    }
-    if stream {
-        body.insert("stream".into(), true.into());
-        body.insert("stream_options".into(), json!({"include_usage": true}));
-    }
-    Value::Object(body)
-}
-
-fn message(m: &pb::Message) -> Value {
-    let role = match m.role() {
-        pb::Role::Assistant => "assistant",
-        pb::Role::System => "system",
-        pb::Role::Tool => "tool",
-        pb::Role::User | pb::Role::Unspecified => "user",
-    };
-    let mut out = Map::new();
-    out.insert("role".into(), role.into());
-    let has_image = m.content.iter().any(|p| matches!(p.part, Some(pb::content_part::Part::Image(_))));
-    let content = if has_image { m.content.iter().filter_map(part).collect() } else { Value::String(text_of(m)) };
-    out.insert("content".into(), if m.content.is_empty() && !m.tool_calls.is_empty() { Value::Null } else { content });
-    if !m.tool_calls.is_empty() {
-        let calls: Vec<Value> = m
-            .tool_calls
-            .iter()
-            .map(|c| json!({"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}))
-            .collect();
-        out.insert("tool_calls".into(), calls.into());
-    }
-    if !m.tool_call_id.is_empty() {
-        out.insert("tool_call_id".into(), m.tool_call_id.clone().into());
-    }
-    Value::Object(out)
-}
-
-fn part(p: &pb::ContentPart) -> Option<Value> {
-    match p.part.as_ref()? {
-        pb::content_part::Part::Text(text) => Some(json!({"type": "text", "text": text})),
-        pb::content_part::Part::Image(image) => {
-            let url = match image.source.as_ref()? {
-                pb::image_part::Source::Uri(uri) => uri.clone(),
-                pb::image_part::Source::Data(data) => {
-                    format!("data:{};base64,{}", image.media_type, base64::engine::general_purpose::STANDARD.encode(data))
-                }
-            };
-            Some(json!({"type": "image_url", "image_url": {"url": url}}))
-        }
-        pb::content_part::Part::Reasoning(_) => None,
-    }
-}
 
 /// Counts of a body or an event: of its `usage`, wherever it stands; `None` where it has none.
 pub(crate) fn usage(body: &Value) -> Option<pb::Usage> {
@@ -140,6 +47,8 @@ pub(crate) struct Answer {
     pub(crate) calls: Calls,
     pub(crate) finish: String,
     pub(crate) usage: Option<pb::Usage>,
+    /// The provider's id of the request: of the head, else of the body.
+    pub(crate) request_id: String,
     think: Option<Splitter>,
 }
 
@@ -153,6 +62,9 @@ impl Answer {
     pub(crate) fn take(&mut self, body: &Value) -> Vec<Piece> {
         if let Some(usage) = usage(body) {
             self.usage = Some(usage);
+        }
+        if self.request_id.is_empty() {
+            body.get("id").and_then(Value::as_str).unwrap_or_default().clone_into(&mut self.request_id);
         }
         let choices = body.get("choices").and_then(Value::as_array);
         let Some(choice) = choices.into_iter().flatten().find(|c| c.get("index").and_then(Value::as_u64).unwrap_or(0) == 0) else {
@@ -229,6 +141,7 @@ impl Answer {
             usage: self.usage,
             refusal: self.refusal,
             reasoning: self.reasoning,
+            provider_request_id: self.request_id,
             ..Default::default()
         }
     }

@@ -18,14 +18,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 
 /// Keys of `expect` that nothing compares yet.
-const NOT_YET: [(&str, &str); 4] = [
+const NOT_YET: [(&str, &str); 3] = [
     ("fault", "the weight of faults is tested with the breaker"),
-    ("provider_request_id", "answers of the dialect openai do not carry it yet"),
     ("extra_keys", "not in the contract of ChatResponse"),
     ("upstream_closed_within_ms", "the end-to-end tests see aborted calls"),
 ];
 /// Keys that are compared.
-const COMPARED: [&str; 23] = [
+const COMPARED: [&str; 25] = [
+    "provider_request_id",
+    "translation",
     "blocks",
     "quarantine",
     "backup_attempts",
@@ -324,6 +325,15 @@ fn chat_request(case: &Value) -> pb::ChatRequest {
             "tool" => text(pb::Role::Tool, &m["content"]),
             other => panic!("role {other}"),
         };
+        for image in m.get("images").and_then(Value::as_array).into_iter().flatten() {
+            let s = |k: &str| image.get(k).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let source = match image.get("uri") {
+                Some(_) => pb::image_part::Source::Uri(s("uri")),
+                None => pb::image_part::Source::Data(base64::engine::general_purpose::STANDARD.decode(s("data")).unwrap()),
+            };
+            let part = pb::content_part::Part::Image(pb::ImagePart { media_type: s("media_type"), source: Some(source) });
+            made.content.push(pb::ContentPart { part: Some(part) });
+        }
         made.tool_call_id = m.get("tool_call_id").and_then(Value::as_str).unwrap_or_default().to_owned();
         for part in m.get("reasoning").and_then(Value::as_array).into_iter().flatten() {
             let s = |k: &str| part.get(k).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -346,6 +356,15 @@ fn chat_request(case: &Value) -> pb::ChatRequest {
             ..Default::default()
         });
     }
+    let said = |key: &str| r.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    request.tool_choice = said("tool_choice");
+    request.reasoning_effort = said("reasoning_effort");
+    request.end_user = said("end_user");
+    request.parallel_tool_calls = r.get("parallel_tool_calls").and_then(Value::as_bool);
+    request.temperature = r.get("temperature").and_then(Value::as_f64);
+    request.seed = r.get("seed").and_then(Value::as_i64);
+    request.output_schema = r.get("output_schema").map(agent_core::json::to_struct);
+    request.stop = r.get("stop").and_then(Value::as_array).into_iter().flatten().filter_map(|s| s.as_str().map(str::to_owned)).collect();
     request.max_tokens = r.get("max_tokens").and_then(Value::as_i64).and_then(|n| i32::try_from(n).ok());
     request
 }
@@ -484,9 +503,13 @@ impl Check {
 
     fn response(&mut self, r: &pb::ChatResponse, streamed: Option<&str>, e: &Value) {
         let text = r.message.as_ref().map(agent_core::agent::text_of).unwrap_or_default();
-        for (key, got) in
-            [("text", &text), ("reasoning", &r.reasoning), ("refusal", &r.refusal), ("raw_finish_reason", &r.raw_finish_reason)]
-        {
+        for (key, got) in [
+            ("text", &text),
+            ("reasoning", &r.reasoning),
+            ("refusal", &r.refusal),
+            ("raw_finish_reason", &r.raw_finish_reason),
+            ("provider_request_id", &r.provider_request_id),
+        ] {
             if let Some(wanted) = e.get(key) {
                 self.same(key, got.as_str(), wanted);
             }
@@ -514,6 +537,10 @@ impl Check {
                     }
                 }
             }
+        }
+        if let Some(wanted) = e.get("translation") {
+            let got: Vec<Value> = r.translation.iter().map(|t| json!({"path": t.path, "change": t.change})).collect();
+            self.same("translation", got, wanted);
         }
         if let Some(wanted) = e.get("blocks") {
             self.same("blocks", blocks(r), wanted);
@@ -672,7 +699,11 @@ async fn play(stage: Stage<'_>) -> Vec<String> {
     };
     let wanted = e.get("backup_attempts").and_then(Value::as_u64).unwrap_or(0);
     check.holds(&format!("{behind} requests to the second endpoint, wanted {wanted}"), behind as u64 == wanted);
-    let path = if case["dialect"] == "anthropic" { "/v1/messages" } else { "/v1/chat/completions" };
+    let path = match case["dialect"].as_str() {
+        Some("anthropic") => "/v1/messages",
+        Some("openai_responses") => "/v1/responses",
+        _ => "/v1/chat/completions",
+    };
     check.holds("no request strayed", requests.iter().all(|r| r["line"].as_str().unwrap().starts_with(&format!("POST {path} "))));
     check.pause(&requests, e);
     check.sent(&requests, e);
@@ -694,7 +725,7 @@ async fn endpoint(exchanges: &Value) -> Scripted {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_case_of_the_wire_ends_as_it_must() {
     let all = cases();
-    assert!(all.len() >= 120, "only {} cases were found", all.len());
+    assert!(all.len() >= 200, "only {} cases were found", all.len());
     let mut stages = Vec::new();
     for (id, case) in &all {
         stages.push((id, Stage::of(case).await));
