@@ -60,6 +60,11 @@ const PROVIDER: &[Field] = &[
     d("max_event_bytes", Kind::Int(1024, 1_073_741_824), "1048576"),
     d("think_tags", Kind::Bool, "false"),
     d("encrypted_reasoning", Kind::Bool, "true"),
+    f("api_version", Kind::Text),
+    f("key_header", Kind::Text),
+    f("headers", Kind::Named(&Kind::Text)),
+    f("ca_file", Kind::Text),
+    f("proxy", Kind::Text),
     f(
         "timeouts",
         Kind::Table(&[

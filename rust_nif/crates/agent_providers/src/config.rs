@@ -89,6 +89,21 @@ pub struct ProviderConfig {
     /// Largest event of a stream, in bytes.
     #[serde(default = "default_event_bytes")]
     pub max_event_bytes: usize,
+    /// Sent as the query `api-version`.
+    #[serde(default)]
+    pub api_version: Option<String>,
+    /// Header that carries the key; absent: that of the dialect.
+    #[serde(default)]
+    pub key_header: Option<String>,
+    /// Further headers of every request. They are configuration, not secrets.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// PEM file of certificates that are trusted beside those of the system.
+    #[serde(default)]
+    pub ca_file: Option<String>,
+    /// Address of the proxy; absent: that of the environment, and none to this machine.
+    #[serde(default)]
+    pub proxy: Option<String>,
     /// Whether the dialect `openai_responses` asks for its reasoning in a form that can go back.
     #[serde(default = "yes")]
     pub encrypted_reasoning: bool,

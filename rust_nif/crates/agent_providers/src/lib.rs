@@ -13,6 +13,7 @@ mod candidates;
 mod chance;
 mod choose;
 mod classify;
+mod client;
 mod config;
 mod constrain;
 mod credentials;
@@ -116,7 +117,9 @@ impl Providers {
     pub fn new(config: &ProvidersConfig) -> Result<Arc<Self>, AgentError> {
         let mut providers = BTreeMap::new();
         for (name, c) in &config.providers {
+            let client = client::client(c);
             let place = match (&c.base_url, c.dialect) {
+                _ if client.is_err() => Place::Nowhere(client.as_ref().err().cloned().unwrap_or_default()),
                 (_, Dialect::Echo) => Place::at("", Credentials::default()),
                 (None, _) => Place::Nowhere("the local model server has not started yet".into()),
                 (Some(url), _) => match keys(c) {
@@ -127,7 +130,8 @@ impl Providers {
             let provider = Provider {
                 name: name.clone(),
                 config: c.clone(),
-                http: openai::client(c)?,
+                // A provider whose options are wrong says so where it is listed; the others serve.
+                http: client.or_else(|_| client::bare(c)).map_err(|e| AgentError::new(Reason::Internal, e))?,
                 place: RwLock::new(place),
                 in_flight: AtomicU32::new(0),
                 calls: AtomicU64::new(0),

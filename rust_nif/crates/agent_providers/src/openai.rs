@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::flow::Flow;
 use crate::read::Reader;
-use crate::{Dialect, ProviderConfig, classify, openai_body, sse, wire};
+use crate::{Dialect, ProviderConfig, classify, client, openai_body, sse, wire};
 
 /// Bytes of an error body that are read: what stands behind is no message.
 const ERROR_BODY_BYTES: usize = 64 * 1024;
@@ -34,29 +34,6 @@ pub(crate) struct Endpoint<'a> {
     pub(crate) config: &'a ProviderConfig,
 }
 
-/// The HTTP client of a provider: connections are reused, redirects never followed, Nagle's delay is off. The proxy of the
-/// environment is for hosts elsewhere: what goes to this machine, and its key, stays here.
-pub(crate) fn client(config: &ProviderConfig) -> Result<reqwest::Client, AgentError> {
-    // Another subsystem may have installed the same provider already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(config.timeouts.connect)
-        .tcp_nodelay(true)
-        .pool_max_idle_per_host(64)
-        .user_agent(concat!("singularity/", env!("CARGO_PKG_VERSION")));
-    if config.base_url.as_deref().is_none_or(is_loopback) {
-        builder = builder.no_proxy();
-    }
-    builder.build().map_err(|e| AgentError::new(Reason::Internal, format!("the HTTP client cannot be made: {e}")))
-}
-
-fn is_loopback(url: &str) -> bool {
-    let Ok(url) = reqwest::Url::parse(url) else { return false };
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
 impl Endpoint<'_> {
     /// Whether this is the host that has left the names of the first dialect behind.
     pub(crate) fn is_openai(&self) -> bool {
@@ -69,22 +46,23 @@ impl Endpoint<'_> {
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<reqwest::Response, AgentError> {
-        let mut request = self.http.post(format!("{}/{path}", self.base_url)).json(body);
+        let mut request = self.http.post(client::address(self.config, self.base_url, path, self.model)).json(body);
         let own = self.config.dialect == Dialect::Anthropic;
         if own {
             request = request.header("anthropic-version", ANTHROPIC_VERSION);
         }
-        match self.key {
+        let header = self.config.key_header.as_deref().or(own.then_some("x-api-key"));
+        match (self.key, header) {
             // A header value that is marked so is not printed.
-            Some(key) if own => {
+            (Some(key), Some(header)) => {
                 let mut value = HeaderValue::from_str(key).map_err(|_| {
                     AgentError::new(Reason::ProviderAuth, "the key has characters that no header takes").with("kind", "auth")
                 })?;
                 value.set_sensitive(true);
-                request = request.header("x-api-key", value);
+                request = request.header(header, value);
             }
-            Some(key) => request = request.bearer_auth(key),
-            None => {}
+            (Some(key), None) => request = request.bearer_auth(key),
+            (None, _) => {}
         }
         let response = match tokio::time::timeout(self.config.timeouts.headers, request.send()).await {
             Ok(Ok(response)) => response,
