@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::Notify;
 
+use crate::record::Record;
+
 /// Events kept in memory per task.
 const RING_EVENTS: usize = 1000;
 /// Bytes kept in memory per task.
@@ -25,8 +27,29 @@ const AHEAD_BYTES: usize = 64 * 1024;
 struct Ring {
     events: VecDeque<Arc<pb::TaskEvent>>,
     bytes: usize,
-    ended: bool,
+    end: Option<End>,
     ahead: Ahead,
+}
+
+/// The end of a task: as it stands then, if whoever wrote it had all of it.
+#[derive(Clone)]
+pub(crate) struct End(Option<Arc<Record>>);
+
+impl End {
+    /// The end that this record says.
+    pub(crate) fn of(record: Option<Record>) -> Self {
+        Self(record.filter(Record::is_whole).map(Arc::new))
+    }
+
+    /// It is in memory anyway.
+    pub(crate) fn elsewhere() -> Self {
+        Self(None)
+    }
+
+    /// The task of a tenant, if it is at hand.
+    pub(crate) fn task(&self, tenant: &str) -> Option<pb::Task> {
+        self.0.as_ref().filter(|record| record.tenant == tenant).map(|record| record.task.clone())
+    }
 }
 
 /// Text of the running attempt whose batch has not come yet.
@@ -97,7 +120,7 @@ pub(crate) enum Behind {
 }
 
 impl Live {
-    fn publish(&self, events: Vec<pb::TaskEvent>, ended: bool) {
+    fn publish(&self, events: Vec<pb::TaskEvent>, end: Option<End>) {
         let mut ring = self.ring.lock();
         for event in events {
             ring.ahead.passed(&event);
@@ -111,7 +134,7 @@ impl Live {
                 None => break,
             }
         }
-        ring.ended |= ended;
+        ring.end = end.or(ring.end.take());
         drop(ring);
         self.changed.notify_waiters();
     }
@@ -120,7 +143,7 @@ impl Live {
         let ring = self.ring.lock();
         match ring.events.front() {
             Some(first) if first.sequence > after + 1 => Behind::TooOld,
-            _ => Behind::Events(ring.events.iter().filter(|e| e.sequence > after).cloned().collect(), ring.ended),
+            _ => Behind::Events(ring.events.iter().filter(|e| e.sequence > after).cloned().collect(), ring.end.is_some()),
         }
     }
 
@@ -152,8 +175,8 @@ impl Live {
         })
     }
 
-    pub(crate) fn ended(&self) -> bool {
-        self.ring.lock().ended
+    pub(crate) fn end(&self) -> Option<End> {
+        self.ring.lock().end.clone()
     }
 
     pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
@@ -182,10 +205,11 @@ impl Hub {
 
     /// Adds events; the end wakes everybody, and the entry is dropped unless `keep`. So is that of a task that waits and nobody watches:
     /// there may be a million of them, and who watches one later reads it from the store.
-    pub(crate) fn publish(&self, id: &str, events: Vec<pb::TaskEvent>, ended: bool, keep: bool) {
-        if events.is_empty() && !ended {
+    pub(crate) fn publish(&self, id: &str, events: Vec<pb::TaskEvent>, end: Option<End>, keep: bool) {
+        if events.is_empty() && end.is_none() {
             return;
         }
+        let ended = end.is_some();
         let waits = events.last().is_some_and(is_waiting);
         let live = {
             let mut shard = self.shard(id).lock();
@@ -195,7 +219,7 @@ impl Hub {
             }
             live
         };
-        live.publish(events, ended);
+        live.publish(events, end);
         if waits && !keep {
             let mut shard = self.shard(id).lock();
             // Ours and the map's: a watcher has one of its own, taken under this lock.

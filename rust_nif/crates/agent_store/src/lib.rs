@@ -37,7 +37,7 @@ pub use durable::Store;
 use durable::{existing, no_value, not_found};
 use filter::Filter;
 pub use hub::Listener;
-use hub::{Behind, Hub, Live};
+use hub::{Behind, End, Hub, Live};
 use journal::{Decision, Session, Sessions};
 use ledger::LedgerRow;
 use memory::Memory;
@@ -244,7 +244,7 @@ impl TaskStore {
                 }
                 let (record, events, written) = Record::submitted(&header, *spec, run, route, epoch, now);
                 self.memory.insert(Box::new(record));
-                self.hub.publish(&header.task_id, events, false, true);
+                self.hub.publish(&header.task_id, events, None, true);
                 Ok(written)
             }
             WriteOp::Claim { id } => self.change_memory(&id, now, |r| r.claim(epoch, now)),
@@ -294,7 +294,7 @@ impl TaskStore {
         f: impl FnOnce(&mut Record) -> Result<(Vec<pb::TaskEvent>, Written), AgentError>,
     ) -> Result<Written, AgentError> {
         let ((events, written), ended, dropped) = self.memory.change(id, now, f)?;
-        self.hub.publish(id, events, ended, true);
+        self.hub.publish(id, events, ended.then(End::elsewhere), true);
         for old in dropped {
             self.hub.forget(&old);
         }
@@ -449,7 +449,10 @@ impl TaskStore {
             let changed = live.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if live.ended() || tokio::time::timeout_at(deadline, changed).await.is_err() {
+            if let Some(end) = live.end() {
+                return end.task(tenant).map_or_else(|| self.get(tenant, id), Ok);
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
                 break;
             }
         }

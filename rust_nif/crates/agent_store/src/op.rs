@@ -211,6 +211,15 @@ impl WriteOp {
         matches!(self, WriteOp::Memory { .. } | WriteOp::Schedule { .. } | WriteOp::Ledger { .. } | WriteOp::Recover)
     }
 
+    /// Whether nobody waits for its commit: it may go with the next one.
+    pub(crate) fn is_lazy(&self) -> bool {
+        match self {
+            WriteOp::Events { .. } | WriteOp::Attempt { .. } | WriteOp::Route { .. } => true,
+            WriteOp::Journal { change, .. } => !matches!(change, Change::Answer(_)),
+            _ => false,
+        }
+    }
+
     /// Bytes of content that it holds while it waits, roughly.
     pub fn size(&self) -> usize {
         let events = |all: &[pb::task_event::Event]| all.iter().map(pb::task_event::Event::encoded_len).sum::<usize>();

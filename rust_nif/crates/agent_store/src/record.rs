@@ -60,6 +60,11 @@ fn wrong_state(state: S, wanted: &str) -> AgentError {
 }
 
 impl Record {
+    /// Whether its large parts are here: a description is never empty, except in the row of a large task.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.parts.spec.is_none() || self.task.spec.as_ref().is_some_and(|spec| !spec.description.is_empty())
+    }
+
     /// A submitted task; the route is that of the attempt that begins with it, if it may run.
     pub fn submitted(
         header: &TaskHeader,

@@ -5,10 +5,11 @@ use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 
 use super::tasks::{Known, load, record_of, select, select_open};
-use super::writer::{Outcome, Thread};
+use super::writer::{News, Outcome, Thread};
 use super::{Param, all, journal, ledger, memory, schedules, tasks};
 use crate::blob::{Address, BLOB_BYTES};
 use crate::durable::{deleted_request, existing, not_found};
+use crate::hub::End;
 use crate::journal::{Change, Key};
 use crate::op::{WriteOp, Written};
 use crate::record::{Record, is_terminal};
@@ -86,7 +87,7 @@ impl Thread {
                 }
                 let id = header.task_id;
                 self.cache.insert(id.clone(), record);
-                Ok((written, vec![(id, events, false)]))
+                Ok((written, vec![News { id, events, end: None }]))
             }
             WriteOp::Claim { id } => {
                 self.whole(&id)?;
@@ -185,8 +186,7 @@ impl Thread {
     /// A task with its large parts, which it had in the cache if it was submitted lately.
     fn whole(&mut self, id: &str) -> Result<(), AgentError> {
         let record = self.cached(id)?;
-        // A description is never empty, except in the row of a large task.
-        if record.parts.spec.is_none() || record.task.spec.as_ref().is_some_and(|spec| !spec.description.is_empty()) {
+        if record.is_whole() {
             return Ok(());
         }
         let Self { cache, blobs, db, .. } = self;
@@ -256,10 +256,8 @@ impl Thread {
         let kept_ms = self.chores.kept_by_label(&record.task).filter(|_| ended);
         tasks::update(&mut *self.db, record, fence, kept_ms, matches!(written, Written::Sequence(_)))?;
         tasks::add_events(&mut *self.db, id, &events)?;
-        if ended {
-            self.cache.remove(id);
-        }
-        Ok((written, vec![(id.to_owned(), events, ended)]))
+        let end = if ended { Some(End::of(self.cache.remove(id))) } else { None };
+        Ok((written, vec![News { id: id.to_owned(), events, end }]))
     }
 
     fn delete(&mut self, tenant: &str, id: &str, now: i64) -> Outcome {
@@ -282,7 +280,7 @@ impl Thread {
             found = all(&mut *self.db, &select_open("state = 2 AND epoch < ?1 LIMIT ?2"), &params, record_of)?;
         }
         let more = !found.is_empty();
-        let mut publish = Vec::with_capacity(found.len());
+        let mut news = Vec::with_capacity(found.len());
         for mut record in found {
             let fence = record.task.fencing_token;
             let events = record.recover(now);
@@ -291,8 +289,10 @@ impl Thread {
             tasks::update(&mut *self.db, &mut record, fence, kept_ms, false)?;
             tasks::add_events(&mut *self.db, &record.task.id, &events)?;
             self.cache.remove(&record.task.id);
-            publish.push((record.task.id, events, ended));
+            let id = record.task.id.clone();
+            let end = ended.then(|| End::of(Some(record)));
+            news.push(News { id, events, end });
         }
-        Ok((Written::Recovered { more }, publish))
+        Ok((Written::Recovered { more }, news))
     }
 }

@@ -23,6 +23,13 @@ pub(super) enum Job {
     Panic,
 }
 
+impl Job {
+    /// Whether nobody waits for it.
+    pub(super) fn is_lazy(&self) -> bool {
+        matches!(self, Job::Write(op, ..) if op.is_lazy())
+    }
+}
+
 /// What waits for the writer.
 pub(super) struct Waiting {
     items: AtomicUsize,

@@ -5,10 +5,11 @@ use agent_core::{AgentError, Reason};
 use crate::durable::refuse;
 
 /// Version of the schema that this program writes.
-pub(crate) const SCHEMA: i64 = 7;
+pub(crate) const SCHEMA: i64 = 8;
 
-/// The words of the partial index `task_open`: a query uses it only if it says the same.
-pub(crate) const OPEN: &str = "state IN (1, 2, 3)";
+/// The words of the partial index `task_open`: a query uses it only if it says the same. No `IN`: `SQLite` builds a table of its list each
+/// time that a row is written, twice for an update.
+pub(crate) const OPEN: &str = "state BETWEEN 1 AND 3";
 
 /// What leads from the version before to each version.
 pub(crate) const MIGRATIONS: [&str; SCHEMA as usize] = [
@@ -79,6 +80,8 @@ pub(crate) const MIGRATIONS: [&str; SCHEMA as usize] = [
         update_ms INTEGER NOT NULL, PRIMARY KEY(tenant, account, window_ms)
     ) WITHOUT ROWID;
     CREATE INDEX ledger_update ON ledger(update_ms);",
+    "DROP INDEX task_open;
+    CREATE INDEX task_open ON task(state, not_before) WHERE state BETWEEN 1 AND 3;",
 ];
 
 /// The same words for PostgreSQL. Texts compare by their bytes there too.

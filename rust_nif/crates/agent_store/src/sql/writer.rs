@@ -5,9 +5,10 @@
 //! ambiguous and ends the store (after a failed fsync nothing that the kernel says of the file can be trusted); a server that was away is
 //! waited for, and the batch is written again unless it had been committed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
@@ -19,7 +20,8 @@ use super::{Mended, Opened, WriterDb};
 use crate::Retention;
 use crate::durable::Done;
 use crate::fault;
-use crate::hub::Hub;
+use crate::hub::{End, Hub};
+use crate::journal::{Change, Key};
 use crate::op::{WriteOp, Written};
 use crate::record::Record;
 use crate::spool::Spool;
@@ -28,13 +30,20 @@ use crate::spool::Spool;
 const BATCH_ITEMS: usize = 512;
 /// Bytes of content that close a batch.
 const BATCH_BYTES: usize = 1024 * 1024;
+/// What nobody waits for is written with what comes within this time: alone it would cost a commit, and hold up the next one.
+const LINGER: Duration = Duration::from_millis(2);
 /// Running and queued tasks whose rows the writer remembers.
 const CACHE_TASKS: usize = 20_000;
 
-/// Events to publish once they are stored: task, events, whether it has ended.
-pub(super) type Publish = Vec<(String, Vec<pb::TaskEvent>, bool)>;
+/// What watchers hear of a task once it is stored.
+pub(super) struct News {
+    pub(super) id: String,
+    pub(super) events: Vec<pb::TaskEvent>,
+    pub(super) end: Option<End>,
+}
+
 /// What one item gave.
-pub(super) type Outcome = Result<(Written, Publish), AgentError>;
+pub(super) type Outcome = Result<(Written, Vec<News>), AgentError>;
 
 /// Whether an error came from the database, not from a rule.
 fn is_fault(e: &AgentError) -> bool {
@@ -44,6 +53,23 @@ fn is_fault(e: &AgentError) -> bool {
 
 fn ambiguous() -> AgentError {
     AgentError::new(Reason::CommitAmbiguous, "the commit failed; read back, or send again with the same request_id")
+}
+
+/// Calls whose answers are recorded at the end of a task within this batch.
+fn answered(ops: &[WriteOp]) -> HashSet<(String, Key)> {
+    let ends = ops.iter().filter_map(|op| match op {
+        WriteOp::Finish { id, finish, .. } => Some((id, &finish.journal)),
+        _ => None,
+    });
+    ends.flat_map(|(id, journal)| journal.iter().map(|(key, _)| (id.clone(), *key))).collect()
+}
+
+/// The intent of a call whose answer is in the same batch: both would write the same row.
+fn is_overtaken(op: &WriteOp, answered: &HashSet<(String, Key)>) -> bool {
+    match op {
+        WriteOp::Journal { id, key, change: Change::Intent, .. } => answered.contains(&(id.clone(), *key)),
+        _ => false,
+    }
 }
 
 /// The thread, which owns the connection.
@@ -111,10 +137,18 @@ impl Thread {
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
             };
+            let began = Instant::now();
+            let mut awaited = !first.is_lazy();
             let mut bytes = self.taken(&first);
             let mut batch = vec![first];
             while batch.len() < BATCH_ITEMS && bytes < BATCH_BYTES {
-                let Some(job) = self.backlog.pop_front().or_else(|| self.jobs.try_recv().ok()) else { break };
+                let there = self.backlog.pop_front().or_else(|| self.jobs.try_recv().ok());
+                let next = there.or_else(|| {
+                    let left = if awaited { Duration::ZERO } else { LINGER.saturating_sub(began.elapsed()) };
+                    if left.is_zero() { None } else { self.jobs.recv_timeout(left).ok() }
+                });
+                let Some(job) = next else { break };
+                awaited |= !job.is_lazy();
                 bytes += self.taken(&job);
                 batch.push(job);
             }
@@ -175,9 +209,9 @@ impl Thread {
             }
         }
         for (result, done) in results.into_iter().zip(done) {
-            done(result.map(|(written, publish)| {
-                for (id, events, ended) in publish {
-                    self.hub.publish(&id, events, ended, false);
+            done(result.map(|(written, news)| {
+                for News { id, events, end } in news {
+                    self.hub.publish(&id, events, end, false);
                 }
                 written
             }));
@@ -198,10 +232,11 @@ impl Thread {
         self.waiting.asks();
         self.db.begin()?;
         let mut names = fault::Names::default();
+        let answered = answered(&ops);
         for op in ops {
             let name = op.name();
             names.add(name);
-            let result = self.item(op);
+            let result = if is_overtaken(&op, &answered) { Ok((Written::Ok, Vec::new())) } else { self.item(op) };
             fault::point("before", name);
             // A fault of the database is no fault of the item: nothing of this batch may count.
             if self.db.lost() || (!self.db.careful() && result.as_ref().is_err_and(is_fault)) {

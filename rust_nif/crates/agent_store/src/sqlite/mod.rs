@@ -114,7 +114,9 @@ mod tests {
     #[test]
     fn the_poll_for_due_tasks_reads_an_index_and_not_the_table() {
         let db = Connection::open_in_memory().unwrap();
-        db.execute_batch(schema::MIGRATIONS[0]).unwrap();
+        for migration in schema::MIGRATIONS {
+            db.execute_batch(migration).unwrap();
+        }
         let plan: String = db.query_row(&format!("EXPLAIN QUERY PLAN {}", crate::sql::reads::due_sql()), [0], |r| r.get(3)).unwrap();
         assert!(plan.contains("USING COVERING INDEX task_open") || plan.contains("USING INDEX task_open"), "{plan}");
     }
