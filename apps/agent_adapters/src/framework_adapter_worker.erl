@@ -355,7 +355,7 @@ frame(event, #{kind := Kind, fence := F, payload := P}, _, W = #worker{lease = #
     {keep_state, W};
 frame(call, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F, gate = Gate} = L, calls = Calls}) ->
     #{tenant := Tenant, agent := Agent} = W#worker.spec,
-    Open = (L#lease.money)#{task_id => L#lease.task_id, tenant => Tenant, agent_id => maps:get(id, Agent, <<>>), deadline_ms => 0},
+    Open = (L#lease.money)#{task_id => L#lease.task_id, tenant => Tenant, agent_id => maps:get(id, Agent, <<>>)},
     Ctx = case L#lease.attempt of none -> Open; N -> Open#{fence => F, attempt => N} end,
     {Notes, Calls1} = framework_adapter_calls:open(Frame, Gate, Ctx, Calls),
     {keep_state, send_waiting(note(Notes, W#worker{calls = Calls1}))};

@@ -57,7 +57,10 @@
     started_ms = 0 :: integer(),
     %% What earlier attempts have used of max_duration; time in which none ran does not count.
     ran_ms = 0 :: non_neg_integer(),
-    deadline_ms = 0 :: non_neg_integer(),
+    %% For how long the attempt may run, by the shorter of its two limits.
+    limit_ms = infinity :: timeout(),
+    %% From the submit to the start of this attempt.
+    wait_ms = 0 :: non_neg_integer(),
     ref :: reference() | undefined,
     step :: {pid(), reference()} | undefined,
     worker :: {pid(), reference()} | undefined,
@@ -174,7 +177,7 @@ claim(#{task_id := Id, tenant := Tenant, class := Class} = Item) ->
 -spec claim_later(run_queue:item(), #row{}) -> ok.
 claim_later(Item, Row) ->
     free(Row),
-    run_queue:enqueue(Item#{not_before_ms => now_ms() + ?CLAIM_RETRY_MS, wake => true}).
+    run_queue:enqueue(Item#{not_before_ms => now_ms() + ?CLAIM_RETRY_MS, pause => true, wake => true}).
 
 %% What was read from the store comes without its fence; the store says it.
 -spec end_unclaimed(binary(), non_neg_integer(), map()) -> {ok, term()} | {error, agent_error:t()} | {unknown, term()}.
@@ -191,7 +194,7 @@ end_unclaimed(Id, Fence, End) ->
 unclaimed(State, Error, Cause, Item) ->
     Now = now_ms(),
     #{state => State, error => Error, executor => <<>>, result => undefined,
-      metrics => #{queue_ms => Now - maps:get(create_ms, Item, Now), execution_ms => 0},
+      metrics => #{queue_ms => max(0, Now - maps:get(create_ms, Item, Now)), execution_ms => 0},
       attempt_outcome => State, cause => Cause, proof => undefined, events => []}.
 
 -spec claimed(map(), #task{}) -> ok.
@@ -236,7 +239,7 @@ refused(#{lost_count := Used} = Claimed, Header) ->
 -spec expire(run_queue:item()) -> ok.
 expire(#{task_id := Id} = Item) ->
     Error = agent_error:new(task_timeout, <<"max_queue_duration is over">>, #{<<"limit">> => <<"max_queue_duration">>}),
-    _ = agent_store:write({finish, Id, maps:get(fence, Item, 0), unclaimed(timed_out, Error, <<"TASK_TIMEOUT">>, Item)}),
+    _ = end_unclaimed(Id, maps:get(fence, Item, 0), unclaimed(timed_out, Error, <<"TASK_TIMEOUT">>, Item)),
     true = ets:delete(engine_tables:tasks(), Id),
     ok.
 
@@ -280,12 +283,11 @@ run(Attempt, Fence, Used, T = #task{header = Header, route = Route, row = Row = 
     task_recovery:watch(self(), Id),
     put_row(Row1),
     _ = [agent_store:cast({route, Id, Fence, Said}) || not T#task.route_known, Said <- [explained(Route, Header)], Said =/= undefined],
-    Total = deadline(Now - T#task.ran_ms, maps:get(max_duration_ms, Header, 0)),
-    Mine = deadline(Now, maps:get(max_attempt_duration_ms, Header, 0)),
-    T1 = T#task{row = Row1, core = execution_core:new(Header, #{executor => Executor, used => Used}), started_ms = Now,
-                deadline_ms = earliest(Total, Mine), ref = make_ref()},
-    Clocks = [{{timeout, total}, max(0, Total - Now), total} || Total > 0]
-        ++ [{{timeout, attempt}, max(0, Mine - Now), attempt} || Mine > 0],
+    Total = left(T#task.ran_ms, maps:get(max_duration_ms, Header, 0)),
+    Mine = left(0, maps:get(max_attempt_duration_ms, Header, 0)),
+    T1 = T#task{row = Row1, core = execution_core:new(Header, #{executor => Executor, used => Used}), started_ms = ticks_ms(),
+                wait_ms = max(0, Now - Row1#row.create_ms), limit_ms = min(Total, Mine), ref = make_ref()},
+    Clocks = [{{timeout, total}, Total, total} || Total =/= infinity] ++ [{{timeout, attempt}, Mine, attempt} || Mine =/= infinity],
     gen_statem:enter_loop(?MODULE, [], ready, T1, [{next_event, internal, start} | Clocks]).
 
 %% Where nothing was chosen there is nothing to explain; an ephemeral task is spared the write.
@@ -293,18 +295,24 @@ run(Attempt, Fence, Used, T = #task{header = Header, route = Route, row = Row = 
 explained(#{candidates := [_]}, #{durability := ephemeral}) -> undefined;
 explained(Route, _) -> Route.
 
--spec deadline(integer(), non_neg_integer()) -> non_neg_integer().
-deadline(_, 0) -> 0;
-deadline(From, Ms) -> From + Ms.
+%% What is left of a limit, in ms; 0 as a limit is none.
+-spec left(non_neg_integer(), non_neg_integer()) -> timeout().
+left(_, 0) -> infinity;
+left(Used, Limit) -> max(0, Limit - Used).
 
--spec earliest(non_neg_integer(), non_neg_integer()) -> non_neg_integer().
-earliest(0, B) -> B;
-earliest(A, 0) -> A;
-earliest(A, B) -> min(A, B).
+%% When model calls of the attempt end at the latest, in ms of the monotonic clock: behind its own end, which has the better reason.
+-spec call_deadline(#task{}) -> integer() | infinity.
+call_deadline(#task{limit_ms = infinity}) -> infinity;
+call_deadline(#task{limit_ms = Limit, started_ms = Started}) -> Started + Limit + ?CALL_MARGIN_MS.
 
--spec call_deadline(non_neg_integer()) -> non_neg_integer().
-call_deadline(0) -> 0;
-call_deadline(Deadline) -> Deadline + ?CALL_MARGIN_MS.
+%% The end of the attempt as a time of day, for the agent; 0: none.
+-spec time_of_end(#task{}) -> non_neg_integer().
+time_of_end(#task{limit_ms = infinity}) -> 0;
+time_of_end(T = #task{limit_ms = Limit}) -> now_ms() + max(0, Limit - ran_ms(T)).
+
+%% For how long the attempt has run.
+-spec ran_ms(#task{}) -> non_neg_integer().
+ran_ms(#task{started_ms = Started}) -> ticks_ms() - Started.
 
 -spec callback_mode() -> gen_statem:callback_mode_result().
 callback_mode() ->
@@ -378,7 +386,7 @@ effects([], Actions, T = #task{core = Core}) ->
     {next_state, execution_core:phase(Core), T, Actions};
 effects([start_native | Rest], Actions, T = #task{row = #row{task_id = Id}}) ->
     Spec = #{owner => self(), ref => T#task.ref, task_id => Id, payload => T#task.payload, agent => T#task.agent,
-             header => T#task.header, deadline_ms => call_deadline(T#task.deadline_ms), attempt => T#task.row#row.attempt,
+             header => T#task.header, deadline => call_deadline(T), attempt => T#task.row#row.attempt,
              fence => T#task.row#row.fence},
     case native_agent_pool:start_step(Spec) of
         {ok, Pid} -> effects(Rest, Actions, T#task{step = {Pid, monitor(process, Pid)}});
@@ -400,7 +408,7 @@ effects([{attempt_info, Info} | Rest], Actions, T = #task{row = #row{task_id = I
 effects([execute | Rest], Actions, T = #task{worker = {Pid, _}, header = Header, row = Row}) ->
     ok = framework_adapter_worker:execute(Pid, T#task.ref, #{
         task_id => Row#row.task_id, payload => T#task.payload, agent => T#task.agent, attempt => Row#row.attempt,
-        fence => Row#row.fence, deadline_ms => T#task.deadline_ms, header => Header,
+        fence => Row#row.fence, deadline_ms => time_of_end(T), header => Header,
         stream_text => maps:get(stream_text, Header, true)}),
     effects(Rest, Actions, T);
 effects([{event, Event} | Rest], Actions, T) ->
@@ -522,11 +530,11 @@ unjournaled(_, _) ->
     ok.
 
 -spec metrics(#task{}) -> map().
-metrics(#task{meter = Meter, started_ms = Started, row = #row{create_ms = Created}}) ->
+metrics(T = #task{meter = Meter, wait_ms = Waited}) ->
     Zero = #{input_tokens => 0, output_tokens => 0, cached_tokens => 0, reasoning_tokens => 0, provider_calls => 0,
              provider_calls_replayed => 0, tool_calls => 0},
     Sum = maps:merge(Zero, maps:remove(cost_unknown, Meter)),
-    Sum#{queue_ms => max(0, Started - Created), execution_ms => max(0, now_ms() - Started)}.
+    Sum#{queue_ms => Waited, execution_ms => ran_ms(T)}.
 
 %% ---- the end
 
@@ -542,7 +550,7 @@ record({finish, End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch =
     end;
 record({park, End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch = Batch}) ->
     {Events, _} = execution_events:take(Batch),
-    case agent_store:write({park, Id, Fence, (asked(End))#{events => Events}}) of
+    case agent_store:write({park, Id, Fence, (asked(End))#{ran_ms => ran_ms(T), events => Events}}) of
         {ok, {waiting, _}} -> stop(T);
         %% The answer was quicker than the question.
         {ok, {ready, _}} -> requeued(now_ms(), T);
@@ -555,7 +563,7 @@ record({requeue, #{delay := Delay} = End}, T = #task{row = #row{task_id = Id, fe
                     {fixed, Ms} -> now_ms() + Ms;
                     {jitter, Upper} -> now_ms() + rand:uniform(Upper)
                 end,
-    Op = {requeue, Id, Fence, (maps:remove(delay, End))#{not_before_ms => NotBefore, events => Events}},
+    Op = {requeue, Id, Fence, (maps:remove(delay, End))#{not_before_ms => NotBefore, ran_ms => ran_ms(T), events => Events}},
     case agent_store:write(Op) of
         {ok, _} -> requeued(NotBefore, T);
         Other -> unrecorded(Other, {requeue, End}, T)
@@ -589,24 +597,25 @@ unrecorded(_, Pending, T = #task{row = Row}) ->
      [{state_timeout, ?RECORD_RETRY_MS, record}]}.
 
 -spec finished(map(), #task{}) -> gen_statem:event_handler_result(atom()).
-finished(#{state := State} = End, T = #task{started_ms = Started, row = #row{executor = Executor}}) ->
-    performance_monitor:task_ended(Executor, State, max(0, now_ms() - Started)),
+finished(#{state := State} = End, T = #task{row = #row{executor = Executor}}) ->
+    performance_monitor:task_ended(Executor, State, ran_ms(T)),
     Proof = case maps:get(proof, End, undefined) of undefined -> execution_core:no_proof_needed(); P -> P end,
     lists:foreach(fun(From) -> reply(From, {ok, Proof}) end, T#task.waiters),
     stop(T#task{waiters = []}).
 
 -spec requeued(non_neg_integer(), #task{}) -> gen_statem:event_handler_result(atom()).
-requeued(NotBefore, T = #task{row = Row, started_ms = Started}) ->
-    Item = (item(Row#row.fence, T))#{not_before_ms => NotBefore, wake => NotBefore > 0, expires_ms => 0},
+requeued(NotBefore, T = #task{row = Row}) ->
+    %% A pause, not a time of day: a clock that is set back meanwhile makes it no longer.
+    Item = (item(Row#row.fence, T))#{not_before_ms => NotBefore, pause => true, wake => NotBefore > 0, expires_ms => 0},
     run_queue:enqueue(Item),
-    run_queue:release(Row#row.slot, Row#row.tenant, max(0, now_ms() - Started)),
+    run_queue:release(Row#row.slot, Row#row.tenant, ran_ms(T)),
     lists:foreach(fun(From) -> reply(From, again) end, T#task.waiters),
     {stop, normal}.
 
 -spec stop(#task{}) -> gen_statem:event_handler_result(atom()).
-stop(#task{row = Row, started_ms = Started, waiters = Waiters}) ->
+stop(T = #task{row = Row, waiters = Waiters}) ->
     true = ets:delete(engine_tables:tasks(), Row#row.task_id),
-    run_queue:release(Row#row.slot, Row#row.tenant, max(0, now_ms() - Started)),
+    run_queue:release(Row#row.slot, Row#row.tenant, ran_ms(T)),
     lists:foreach(fun(From) -> reply(From, again) end, Waiters),
     {stop, normal}.
 
@@ -632,9 +641,15 @@ gone(Row = #row{task_id = Id}) ->
     true = ets:delete(engine_tables:tasks(), Id),
     free(Row).
 
+%% The time of day, which may be set.
 -spec now_ms() -> integer().
 now_ms() ->
     erlang:system_time(millisecond).
+
+%% Ticks for spans: nobody sets them.
+-spec ticks_ms() -> integer().
+ticks_ms() ->
+    erlang:monotonic_time(millisecond).
 
 %% Ids and states only: payloads hold prompts.
 -spec format_status(gen_statem:format_status()) -> gen_statem:format_status().

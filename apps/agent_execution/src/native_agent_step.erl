@@ -27,7 +27,7 @@
 -define(HEAP_WORDS, 1500).
 
 -type spec() :: #{owner := pid(), ref := reference(), task_id := binary(), payload := term(), agent := map(),
-                  header := map(), deadline_ms := non_neg_integer(), attempt := pos_integer(), fence := pos_integer()}.
+                  header := map(), deadline := integer() | infinity, attempt := pos_integer(), fence := pos_integer()}.
 -type meter() :: #{input_tokens := non_neg_integer(), output_tokens := non_neg_integer(),
                    cached_tokens := non_neg_integer(), reasoning_tokens := non_neg_integer(),
                    provider_calls := non_neg_integer(), provider_calls_replayed := non_neg_integer(),
@@ -135,11 +135,16 @@ recorded(Effects, S = #step{unrecorded = [Entry | Rest], spec = #{task_id := Id,
             end
     end.
 
+%% What is left until a deadline, in ms; 0: there is none.
+-spec left(integer() | infinity) -> non_neg_integer().
+left(infinity) -> 0;
+left(Deadline) -> max(1, Deadline - erlang:monotonic_time(millisecond)).
+
 -spec call(non_neg_integer(), binary(), non_neg_integer(), #step{}) -> ok.
-call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Header, agent := Agent, deadline_ms := Deadline}}) ->
+call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Header, agent := Agent, deadline := Deadline}}) ->
     Ref = make_ref(),
     Money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy], Header),
-    Options = Money#{stream => maps:get(stream_text, Header, true), credit => ?CHUNK_CREDIT, deadline_ms => Deadline,
+    Options = Money#{stream => maps:get(stream_text, Header, true), credit => ?CHUNK_CREDIT, limit_ms => left(Deadline),
                      task_id => TaskId, tenant => maps:get(tenant, Header, <<>>), agent_id => payer(Agent)},
     case agent_providers:chat(Ref, Request, in_attempt(Options, S#step.journal)) of
         ok ->

@@ -38,7 +38,7 @@
 -define(MAX_TIMER_MS, 3600000).
 
 -type item() :: #{task_id := binary(), tenant := binary(), priority := 0..9, class := binary(),
-                  not_before_ms => non_neg_integer(), expires_ms => non_neg_integer(), wake => boolean(),
+                  not_before_ms => non_neg_integer(), pause => boolean(), expires_ms => non_neg_integer(), wake => boolean(),
                   fence => non_neg_integer(), create_ms => integer(), agent_id => binary(), agent_type => binary()}.
 
 -record(state, {
@@ -110,7 +110,7 @@ room(_Class) ->
             ok
     end.
 
-%% @doc A committed task waits from now on; with `not_before_ms' it comes into the order then. One whose time is further away than the
+%% @doc A committed task waits from now on; with `not_before_ms' it comes into the order then, with `pause' after the span until then. One whose time is further away than the
 %% horizon is left to the store: a million of them cost no memory, and the poll finds them when they are due.
 -spec enqueue(item()) -> ok.
 enqueue(#{task_id := Id} = Item) ->
@@ -195,7 +195,7 @@ handle_info({timer, TaskId}, S = #state{timers = Timers}) ->
     case maps:take(TaskId, Timers) of
         {{_, Item}, Timers1} ->
             _ = add(queued, -1),
-            {noreply, pump(wait_for(Item, S#state{timers = Timers1}))};
+            {noreply, pump(wait_for(over(Item), S#state{timers = Timers1}))};
         error ->
             {noreply, S}
     end;
@@ -241,6 +241,11 @@ wait_for(#{task_id := Id} = Item, S = #state{timers = Timers, queues = Queues}) 
                     expiry(Item, Now, S#state{queues = Queues#{Class => run_queue_core:push(Item, Queue)}})
             end
     end.
+
+%% Its timer is over. A pause is over with it, by whatever the time of day is now; a time of day is looked at again.
+-spec over(item()) -> item().
+over(#{pause := true} = Item) -> Item#{not_before_ms => 0};
+over(Item) -> Item.
 
 -spec expiry(item(), integer(), #state{}) -> #state{}.
 expiry(#{task_id := Id, expires_ms := At}, Now, S = #state{expiries = Expiries}) when At > 0, not is_map_key(Id, Expiries) ->

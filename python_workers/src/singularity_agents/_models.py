@@ -264,6 +264,7 @@ class Attempt(Value):
     cpu_time: Duration | None = None
     environment_lock_hash: str = ""
     executor: str = ""
+    run_time: Duration | None = None
 
 
 class Event(Value):

@@ -76,9 +76,10 @@ fn key(reference: Term<'_>) -> Vec<u8> {
     reference.to_binary().as_slice().to_vec()
 }
 
+/// When the call ends at the latest. What is left crosses the boundary, not a time of day: that may be set meanwhile.
 fn deadline(options: Term<'_>) -> Option<Instant> {
-    let at = int(options, atoms::deadline_ms());
-    (at > 0).then(|| Instant::now() + Duration::from_millis(u64::try_from(at - agent_store::now_ms()).unwrap_or(0)))
+    let left = u64::try_from(int(options, atoms::limit_ms())).unwrap_or(0);
+    (left > 0).then(|| Instant::now() + Duration::from_millis(left))
 }
 
 /// Who asks, by the options of a call.

@@ -249,6 +249,7 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
             cause: get::<Term<'_>>(m, atoms::cause()).and_then(string).unwrap_or_default(),
             counts: get(m, atoms::counts()).unwrap_or(false),
             not_before_ms: int(m, atoms::not_before_ms()),
+            ran_ms: get(m, atoms::ran_ms()),
             events: get::<Term<'_>>(m, atoms::events()).map(events_of).unwrap_or_default(),
         }
     } else if kind == atoms::park() {
@@ -266,7 +267,8 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
                 agent_proto::worker::v1::Result::decode(asked.as_slice()).map_err(|_| rustler::Error::BadArg)?.inputs
             }
         };
-        WriteOp::Park { id: id()?, fence: fence()?, inputs, events: get::<Term<'_>>(m, atoms::events()).map(events_of).unwrap_or_default() }
+        let events = get::<Term<'_>>(m, atoms::events()).map(events_of).unwrap_or_default();
+        WriteOp::Park { id: id()?, fence: fence()?, inputs, ran_ms: get(m, atoms::ran_ms()), events }
     } else if kind == atoms::signal() {
         let bytes: Binary<'_> = at(3)?.decode()?;
         let signal = pb::SignalTaskRequest::decode(bytes.as_slice()).map_err(|_| rustler::Error::BadArg)?;

@@ -257,10 +257,12 @@ impl TaskStore {
             WriteOp::ToolBegin { id, fence, .. } => {
                 self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Tool(Decision::Run))))
             }
-            WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, events } => {
-                self.change_memory(&id, now, |r| r.requeue(fence, &outcome, &cause, counts, not_before_ms, events, now))
+            WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, ran_ms, events } => {
+                self.change_memory(&id, now, |r| r.requeue(fence, (&outcome, &cause, counts), not_before_ms, ran_ms, events, now))
             }
-            WriteOp::Park { id, fence, inputs, events } => self.change_memory(&id, now, |r| r.park(fence, inputs, events, now)),
+            WriteOp::Park { id, fence, inputs, ran_ms, events } => {
+                self.change_memory(&id, now, |r| r.park(fence, inputs, ran_ms, events, now))
+            }
             WriteOp::Signal { tenant, id, signal } => {
                 self.change_memory(&id, now, |r| if r.tenant == tenant { r.signal(*signal, now) } else { Err(not_found(&r.task.id)) })
             }

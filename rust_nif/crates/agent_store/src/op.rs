@@ -127,26 +127,105 @@ pub enum ScheduleOp {
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum WriteOp {
-    Submit { header: Box<TaskHeader>, spec: Box<pb::AgentTask>, run: bool, route: Option<Box<pb::Route>> },
-    Memory { tenant: String, op: Box<MemoryOp> },
-    Schedule { tenant: String, op: ScheduleOp },
-    Ledger { tenant: String, op: LedgerOp },
-    Claim { id: String },
-    Attempt { id: String, fence: i64, info: AttemptInfo },
-    Route { id: String, fence: i64, route: pb::Route },
-    Events { id: String, fence: i64, events: Vec<pb::task_event::Event> },
-    Finish { id: String, fence: i64, finish: Box<Finish> },
-    Journal { id: String, fence: i64, key: Key, change: Change },
-    ToolBegin { id: String, fence: i64, key: Key, replay: Replay },
-    Requeue { id: String, fence: i64, outcome: String, cause: String, counts: bool, not_before_ms: i64, events: Vec<pb::task_event::Event> },
-    Park { id: String, fence: i64, inputs: Vec<pb::InputRequested>, events: Vec<pb::task_event::Event> },
-    Signal { tenant: String, id: String, signal: Box<pb::SignalTaskRequest> },
-    Wake { id: String },
-    CancelRequest { tenant: String, id: String },
-    Fence { id: String, fence: i64 },
-    Delete { tenant: String, id: String },
-    PutAgent { tenant: String, id: String, data: Vec<u8> },
-    DeleteAgent { tenant: String, id: String },
+    Submit {
+        header: Box<TaskHeader>,
+        spec: Box<pb::AgentTask>,
+        run: bool,
+        route: Option<Box<pb::Route>>,
+    },
+    Memory {
+        tenant: String,
+        op: Box<MemoryOp>,
+    },
+    Schedule {
+        tenant: String,
+        op: ScheduleOp,
+    },
+    Ledger {
+        tenant: String,
+        op: LedgerOp,
+    },
+    Claim {
+        id: String,
+    },
+    Attempt {
+        id: String,
+        fence: i64,
+        info: AttemptInfo,
+    },
+    Route {
+        id: String,
+        fence: i64,
+        route: pb::Route,
+    },
+    Events {
+        id: String,
+        fence: i64,
+        events: Vec<pb::task_event::Event>,
+    },
+    Finish {
+        id: String,
+        fence: i64,
+        finish: Box<Finish>,
+    },
+    Journal {
+        id: String,
+        fence: i64,
+        key: Key,
+        change: Change,
+    },
+    ToolBegin {
+        id: String,
+        fence: i64,
+        key: Key,
+        replay: Replay,
+    },
+    Requeue {
+        id: String,
+        fence: i64,
+        outcome: String,
+        cause: String,
+        counts: bool,
+        not_before_ms: i64,
+        ran_ms: Option<i64>,
+        events: Vec<pb::task_event::Event>,
+    },
+    Park {
+        id: String,
+        fence: i64,
+        inputs: Vec<pb::InputRequested>,
+        ran_ms: Option<i64>,
+        events: Vec<pb::task_event::Event>,
+    },
+    Signal {
+        tenant: String,
+        id: String,
+        signal: Box<pb::SignalTaskRequest>,
+    },
+    Wake {
+        id: String,
+    },
+    CancelRequest {
+        tenant: String,
+        id: String,
+    },
+    Fence {
+        id: String,
+        fence: i64,
+    },
+    Delete {
+        tenant: String,
+        id: String,
+    },
+    PutAgent {
+        tenant: String,
+        id: String,
+        data: Vec<u8>,
+    },
+    DeleteAgent {
+        tenant: String,
+        id: String,
+    },
     Recover,
 }
 

@@ -253,7 +253,7 @@ impl Record {
             return Err(fenced(fence, self.task.fencing_token));
         }
         let mut events: Vec<pb::TaskEvent> = f.events.into_iter().map(|e| self.stamp(e, now_ms)).collect();
-        self.close_attempt(&f.outcome, &f.cause, Some(&f.metrics), now_ms);
+        self.close_attempt(&f.outcome, &f.cause, (Some(f.metrics.execution_ms), Some(&f.metrics)), now_ms);
         self.task.end_time = Some(timestamp(now_ms));
         self.task.cancel_requested |= f.state == S::Cancelled;
         self.task.cancellation_proof = f.proof;
@@ -268,21 +268,19 @@ impl Record {
         Ok((events, Written::Ok))
     }
 
-    /// The attempt is over, the task is not.
-    #[allow(clippy::too_many_arguments)]
+    /// The attempt is over, the task is not. `ran_ms`: how long it ran, if whoever says that knows it.
     pub fn requeue(
         &mut self,
         fence: i64,
-        outcome: &str,
-        cause: &str,
-        counts: bool,
+        (outcome, cause, counts): (&str, &str, bool),
         not_before_ms: i64,
+        ran_ms: Option<i64>,
         new: Vec<pb::task_event::Event>,
         now_ms: i64,
     ) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
         self.running(fence)?;
         let mut events: Vec<pb::TaskEvent> = new.into_iter().map(|e| self.stamp(e, now_ms)).collect();
-        self.close_attempt(outcome, cause, None, now_ms);
+        self.close_attempt(outcome, cause, (ran_ms, None), now_ms);
         self.lost += i64::from(counts);
         self.not_before_ms = not_before_ms;
         if not_before_ms > now_ms {
@@ -299,13 +297,14 @@ impl Record {
         &mut self,
         fence: i64,
         inputs: Vec<pb::InputRequested>,
+        ran_ms: Option<i64>,
         new: Vec<pb::task_event::Event>,
         now_ms: i64,
     ) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
         self.running(fence)?;
         let mut events: Vec<pb::TaskEvent> = new.into_iter().map(|e| self.stamp(e, now_ms)).collect();
         let cause = if inputs.iter().all(|i| i.kind == questions::MONEY) { "BUDGET_EXHAUSTED" } else { "INPUT_REQUESTED" };
-        self.close_attempt("waiting", cause, None, now_ms);
+        self.close_attempt("waiting", cause, (ran_ms, None), now_ms);
         self.task.pending_inputs = questions::unanswered(inputs, &self.task.answers);
         for input in self.task.pending_inputs.clone() {
             events.push(self.stamp(pb::task_event::Event::InputRequested(input), now_ms));
@@ -387,7 +386,7 @@ impl Record {
         if self.task.state() == S::Running {
             let lost = pb::WorkerLost { cause: "NODE_LOST".into(), detail: "the node ended while the attempt ran".into() };
             events.push(self.stamp(pb::task_event::Event::WorkerLost(lost), now_ms));
-            self.close_attempt("lost", "NODE_LOST", None, now_ms);
+            self.close_attempt("lost", "NODE_LOST", (None, None), now_ms);
         }
         if !self.task.cancel_requested {
             self.enter(S::Queued, now_ms, &mut events);
@@ -408,16 +407,21 @@ impl Record {
         events
     }
 
-    /// Time that attempts have run, in ms: what counts towards `max_duration`.
+    /// Time that attempts have run, in ms: what counts towards `max_duration`. Of one whose node ended under it the times of day are known,
+    /// no more.
     fn ran_ms(&self) -> i64 {
         use agent_core::header::timestamp_ms;
-        let span = |a: &pb::Attempt| Some(timestamp_ms(a.end_time.as_ref()?) - timestamp_ms(a.start_time.as_ref()?));
+        let span = |a: &pb::Attempt| match &a.run_time {
+            Some(run) => Some(run.seconds * 1000 + i64::from(run.nanos) / 1_000_000),
+            None => Some(timestamp_ms(a.end_time.as_ref()?) - timestamp_ms(a.start_time.as_ref()?)),
+        };
         self.attempts.iter().filter_map(span).map(|ms| ms.max(0)).sum()
     }
 
-    fn close_attempt(&mut self, outcome: &str, cause: &str, m: Option<&Metrics>, now_ms: i64) {
+    fn close_attempt(&mut self, outcome: &str, cause: &str, (ran_ms, m): (Option<i64>, Option<&Metrics>), now_ms: i64) {
         if let Some(a) = self.attempts.last_mut().filter(|a| a.end_time.is_none()) {
             a.end_time = Some(timestamp(now_ms));
+            a.run_time = ran_ms.map(duration);
             outcome.clone_into(&mut a.outcome);
             cause.clone_into(&mut a.cause);
             a.peak_rss = m.and_then(|m| m.memory_bytes);
@@ -525,13 +529,13 @@ mod tests {
                     Step::Claim => (None, r.claim(1, now)),
                     Step::Events(o) => (Some(o), r.events(fence + o, vec![pb::task_event::Event::TextDelta(pb::TextDelta::default())], now)),
                     Step::Fence(o) => (Some(o), r.fence(fence + o)),
-                    Step::Requeue(o, wait) => (Some(o), r.requeue(fence + o, "lost", "WORKER_CRASHED", true, not_before(wait), vec![], now)),
+                    Step::Requeue(o, wait) => (Some(o), r.requeue(fence + o, ("lost", "WORKER_CRASHED", true), not_before(wait), None, vec![], now)),
                     Step::Finish(o) => (Some(o), r.finish(fence + o, end(), now)),
                     Step::Wake => (None, r.wake(now)),
                     Step::Cancel => (None, Ok(r.cancel_request())),
                     Step::Park(o, n) => {
                         let asked = (0..n).map(|i| pb::InputRequested { input_id: format!("input-{i}"), ..Default::default() }).collect();
-                        (Some(o), r.park(fence + o, asked, vec![], now))
+                        (Some(o), r.park(fence + o, asked, None, vec![], now))
                     }
                     Step::Signal(n) => {
                         let answer = pb::signal_task_request::Signal::Approve(true);

@@ -130,6 +130,7 @@ fn both_back_ends_keep_the_rules_of_a_tasks_life() {
                 cause: "WORKER_CRASHED".into(),
                 counts: true,
                 not_before_ms: 0,
+                ran_ms: None,
                 events: vec![],
             };
             assert!(matches!(write(&store, requeue), Ok(Written::Requeued { lost: 1 })));
@@ -478,6 +479,7 @@ fn lose_only(store: &TaskStore, id: &str, fence: i64) {
         cause: "WORKER_CRASHED".into(),
         counts: true,
         not_before_ms: 0,
+        ran_ms: None,
         events: Vec::new(),
     };
     write(store, requeue).unwrap();
@@ -923,6 +925,7 @@ async fn a_task_that_waits_unwatched_takes_no_memory_and_is_watched_all_the_same
         cause: "WORKER_CRASHED".into(),
         counts: true,
         not_before_ms: now_ms() + 3_600_000,
+        ran_ms: None,
         events: Vec::new(),
     };
     assert!(store.hub.get(&id).is_some());

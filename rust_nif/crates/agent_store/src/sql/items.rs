@@ -127,10 +127,10 @@ impl Thread {
                 let decision = journal::tool_begin(&mut *self.db, &self.blobs, (&tenant, &id), numbers, &key, replay)?;
                 Ok((Written::Tool(decision), Vec::new()))
             }
-            WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, events } => {
-                self.change(&id, |r| r.requeue(fence, &outcome, &cause, counts, not_before_ms, events, now))
+            WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, ran_ms, events } => {
+                self.change(&id, |r| r.requeue(fence, (&outcome, &cause, counts), not_before_ms, ran_ms, events, now))
             }
-            WriteOp::Park { id, fence, inputs, events } => self.change(&id, |r| r.park(fence, inputs, events, now)),
+            WriteOp::Park { id, fence, inputs, ran_ms, events } => self.change(&id, |r| r.park(fence, inputs, ran_ms, events, now)),
             WriteOp::Signal { tenant, id, signal } => {
                 self.change(&id, |r| if r.tenant == tenant { r.signal(*signal, now) } else { Err(not_found(&id)) })
             }
