@@ -43,6 +43,11 @@ answer(Method, _Tenant, Header, Payload) when Method =:= submit_task; Method =:=
         {ok, TaskId} -> {task, TaskId};
         {error, Error} -> {error, Error}
     end;
+answer(check_task, _, Header, _) ->
+    case agent_engine:route(Header) of
+        {ok, _} -> ok;
+        {error, Error} -> {error, Error}
+    end;
 answer(cancel_task, Tenant, #{task_id := TaskId, grace_ms := Grace, reason := Reason}, _) ->
     case agent_engine:cancel(Tenant, TaskId, Grace, Reason) of
         {ok, Proof} -> {cancelled, TaskId, Proof};

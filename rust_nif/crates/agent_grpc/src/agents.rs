@@ -5,8 +5,9 @@ use agent_proto::agents::v1 as pb;
 use tonic::{Request, Status};
 
 use crate::engine::{AgentCall, EngineBody, EngineReply};
+use crate::page::Page;
 use crate::tasks::agent_violations;
-use crate::{Reply, Shared, check_id, ok, page, to_status, unexpected};
+use crate::{Reply, Shared, check_id, ok, to_status, unexpected};
 
 /// The service.
 pub(crate) struct Agents(pub(crate) Shared);
@@ -62,8 +63,8 @@ impl pb::agent_service_server::AgentService for Agents {
     async fn list_agents(&self, request: Request<pb::ListAgentsRequest>) -> Reply<pb::ListAgentsResponse> {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
-        let all = self.call(tenant, AgentCall::List, pb::Agent::default()).await?;
-        let (agents, next_page_token) = page(all, r.page_size, &r.page_token)?;
+        let page = Page::of(&["agents", &tenant], r.page_size, &r.page_token)?;
+        let (agents, next_page_token) = page.cut(self.call(tenant, AgentCall::List, pb::Agent::default()).await?);
         ok(pb::ListAgentsResponse { agents, next_page_token })
     }
 
@@ -83,9 +84,10 @@ impl pb::agent_service_server::AgentService for Agents {
     async fn list_agent_types(&self, request: Request<pb::ListAgentTypesRequest>) -> Reply<pb::ListAgentTypesResponse> {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
+        let page = Page::of(&["agent_types", &tenant], r.page_size, &r.page_token)?;
         match self.0.ask(tenant, EngineBody::Agent { call: AgentCall::Types, agent: Box::default() }).await? {
             EngineReply::AgentTypes(all) => {
-                let (agent_types, next_page_token) = page(all, r.page_size, &r.page_token)?;
+                let (agent_types, next_page_token) = page.cut(all);
                 ok(pb::ListAgentTypesResponse { agent_types, next_page_token })
             }
             _ => Err(unexpected()),

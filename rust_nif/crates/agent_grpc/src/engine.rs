@@ -42,15 +42,42 @@ pub enum AgentCall {
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub enum EngineBody {
-    Submit { header: Box<TaskHeader>, spec: Box<pb::AgentTask> },
-    Cancel { task_id: String, grace_ms: i64, reason: String },
-    Retry { task_id: String, header: Box<TaskHeader>, spec: Box<pb::AgentTask> },
-    Signal { task_id: String, signal: Box<pb::SignalTaskRequest> },
-    Delete { task_id: String },
-    Agent { call: AgentCall, agent: Box<pb::Agent> },
+    Submit {
+        header: Box<TaskHeader>,
+        spec: Box<pb::AgentTask>,
+    },
+    /// Whether a task would be taken.
+    Check {
+        header: Box<TaskHeader>,
+    },
+    Cancel {
+        task_id: String,
+        grace_ms: i64,
+        reason: String,
+    },
+    Retry {
+        task_id: String,
+        header: Box<TaskHeader>,
+        spec: Box<pb::AgentTask>,
+    },
+    Signal {
+        task_id: String,
+        signal: Box<pb::SignalTaskRequest>,
+    },
+    Delete {
+        task_id: String,
+    },
+    Agent {
+        call: AgentCall,
+        agent: Box<pb::Agent>,
+    },
     Frameworks,
-    Framework { name: String },
-    RestartWorkers { name: String },
+    Framework {
+        name: String,
+    },
+    RestartWorkers {
+        name: String,
+    },
 }
 
 /// What comes back.

@@ -4,7 +4,8 @@ use agent_proto::agents::v1 as pb;
 use tonic::{Request, Status};
 
 use crate::engine::{EngineBody, EngineReply};
-use crate::{Reply, Shared, ok, page, unexpected};
+use crate::page::Page;
+use crate::{Reply, Shared, ok, unexpected};
 
 /// The service.
 pub(crate) struct Frameworks(pub(crate) Shared);
@@ -27,8 +28,8 @@ impl pb::framework_service_server::FrameworkService for Frameworks {
     async fn list_frameworks(&self, request: Request<pb::ListFrameworksRequest>) -> Reply<pb::ListFrameworksResponse> {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
-        let all = self.get(tenant, EngineBody::Frameworks).await?;
-        let (frameworks, next_page_token) = page(all, r.page_size, &r.page_token)?;
+        let page = Page::of(&["frameworks", &tenant], r.page_size, &r.page_token)?;
+        let (frameworks, next_page_token) = page.cut(self.get(tenant, EngineBody::Frameworks).await?);
         ok(pb::ListFrameworksResponse { frameworks, next_page_token })
     }
 

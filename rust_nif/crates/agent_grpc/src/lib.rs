@@ -10,6 +10,7 @@ mod engine;
 mod frameworks;
 mod listen;
 mod memories;
+mod page;
 mod pending;
 mod place;
 mod providers;
@@ -106,28 +107,6 @@ impl Shared {
 
 fn unexpected() -> Status {
     to_status(&AgentError::new(Reason::Internal, "the engine gave an answer of another kind"))
-}
-
-/// A page of a list that is already in memory; the token is the position.
-fn page<T>(all: Vec<T>, size: i32, token: &str) -> Result<(Vec<T>, String), Status> {
-    let size = page_size(size)?;
-    let from: usize = if token.is_empty() {
-        0
-    } else {
-        token.parse().map_err(|_| to_status(&AgentError::new(Reason::PageTokenInvalid, "the page token is not one of ours")))?
-    };
-    let total = all.len();
-    let items: Vec<T> = all.into_iter().skip(from).take(size).collect();
-    let next = from.saturating_add(items.len());
-    Ok((items, if next < total { next.to_string() } else { String::new() }))
-}
-
-fn page_size(size: i32) -> Result<usize, Status> {
-    match size {
-        0 => Ok(50),
-        1..=1000 => Ok(usize::try_from(size).unwrap_or(50)),
-        _ => Err(to_status(&AgentError::field("page_size", format!("{size}, must be 1 to 1000")))),
-    }
 }
 
 type Reply<T> = Result<tonic::Response<T>, Status>;

@@ -8,8 +8,9 @@ use pb::memory_operation::Operation;
 use prost::Message;
 use tonic::{Request, Status};
 
+use crate::page::Page;
 use crate::tasks::bad_request_id;
-use crate::{Reply, Shared, ok, page_size, to_status, unexpected};
+use crate::{Reply, Shared, ok, to_status, unexpected};
 
 /// Of a key or the id of a conversation, in bytes.
 const MAX_KEY: usize = 512;
@@ -109,7 +110,8 @@ impl pb::memory_service_server::MemoryService for Memories {
     async fn delete_memory(&self, request: Request<pb::DeleteMemoryRequest>) -> Reply<pb::DeleteMemoryResponse> {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
-        check([namespace_violation("namespace", &r.namespace), name("key", &r.key)])?;
+        let version = r.expected_version.is_some_and(|n| n < 0).then(|| violation("expected_version", "must be 0 (absent) or a version"));
+        check([namespace_violation("namespace", &r.namespace), name("key", &r.key), version])?;
         ok(pb::DeleteMemoryResponse { version: self.number(tenant, MemoryOp::Delete(r)).await? })
     }
 
@@ -117,9 +119,10 @@ impl pb::memory_service_server::MemoryService for Memories {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
         check([namespace_violation("namespace", &r.namespace), bytes("prefix", r.prefix.len(), MAX_KEY)])?;
-        let size = page_size(r.page_size)?;
-        let (items, next_page_token) = self.0.read(move |store| store.memories(&tenant, &r, size)).await?;
-        ok(pb::ListMemoriesResponse { items, next_page_token })
+        let page = Page::of(&["memories", &tenant, &r.namespace, &r.prefix], r.page_size, &r.page_token)?;
+        let (size, r) = (page.size, pb::ListMemoriesRequest { page_token: page.from.clone(), ..r });
+        let (items, next) = self.0.read(move |store| store.memories(&tenant, &r, size)).await?;
+        ok(pb::ListMemoriesResponse { items, next_page_token: page.next(&next) })
     }
 
     async fn batch_memory(&self, request: Request<pb::BatchMemoryRequest>) -> Reply<pb::BatchMemoryResponse> {
@@ -148,12 +151,13 @@ impl pb::memory_service_server::MemoryService for Memories {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
         check([namespace_violation("namespace", &r.namespace), name("key", &r.key)])?;
-        let size = page_size(r.page_size)?;
-        let (versions, next_page_token) = self.0.read(move |store| store.memory_versions(&tenant, &r, size)).await?;
+        let page = Page::of(&["memory_versions", &tenant, &r.namespace, &r.key], r.page_size, &r.page_token)?;
+        let (size, r) = (page.size, pb::ListMemoryVersionsRequest { page_token: page.from.clone(), ..r });
+        let (versions, next) = self.0.read(move |store| store.memory_versions(&tenant, &r, size)).await?;
         if versions.is_empty() {
             return Err(to_status(&AgentError::new(Reason::MemoryNotFound, "there was never such a value")));
         }
-        ok(pb::ListMemoryVersionsResponse { versions, next_page_token })
+        ok(pb::ListMemoryVersionsResponse { versions, next_page_token: page.next(&next) })
     }
 
     async fn append_messages(&self, request: Request<pb::AppendMessagesRequest>) -> Reply<pb::AppendMessagesResponse> {
@@ -180,8 +184,9 @@ impl pb::memory_service_server::MemoryService for Memories {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
         check([namespace_violation("namespace", &r.namespace), name("conversation_id", &r.conversation_id)])?;
-        let size = page_size(r.page_size)?;
-        let (messages, next_page_token) = self.0.read(move |store| store.messages(&tenant, &r, size)).await?;
-        ok(pb::ListMessagesResponse { messages, next_page_token })
+        let page = Page::of(&["messages", &tenant, &r.namespace, &r.conversation_id], r.page_size, &r.page_token)?;
+        let (size, r) = (page.size, pb::ListMessagesRequest { page_token: page.from.clone(), ..r });
+        let (messages, next) = self.0.read(move |store| store.messages(&tenant, &r, size)).await?;
+        ok(pb::ListMessagesResponse { messages, next_page_token: page.next(&next) })
     }
 }

@@ -7,7 +7,8 @@ use agent_proto::agents::v1 as pb;
 use tonic::{Request, Status};
 
 use crate::conn::Connection;
-use crate::{Reply, Shared, ok, page, to_status};
+use crate::page::Page;
+use crate::{Reply, Shared, ok, to_status};
 
 /// Pieces that may wait for a slow reader.
 const PIECES: usize = 64;
@@ -33,7 +34,7 @@ impl pb::provider_service_server::ProviderService for ProviderCalls {
     async fn list_providers(&self, request: Request<pb::ListProvidersRequest>) -> Reply<pb::ListProvidersResponse> {
         self.0.tenant(&request)?;
         let r = request.into_inner();
-        let (providers, next_page_token) = page(self.0.providers.list(), r.page_size, &r.page_token)?;
+        let (providers, next_page_token) = Page::of(&["providers"], r.page_size, &r.page_token)?.cut(self.0.providers.list());
         ok(pb::ListProvidersResponse { providers, next_page_token })
     }
 
@@ -51,7 +52,7 @@ impl pb::provider_service_server::ProviderService for ProviderCalls {
     async fn list_models(&self, request: Request<pb::ListModelsRequest>) -> Reply<pb::ListModelsResponse> {
         self.0.tenant(&request)?;
         let r = request.into_inner();
-        let (models, next_page_token) = page(self.0.providers.list_models(), r.page_size, &r.page_token)?;
+        let (models, next_page_token) = Page::of(&["models"], r.page_size, &r.page_token)?.cut(self.0.providers.list_models());
         ok(pb::ListModelsResponse { models, next_page_token })
     }
 

@@ -8,8 +8,9 @@ use agent_store::{ScheduleOp, WriteOp, Written, now_ms};
 use tonic::{Request, Status};
 
 use crate::engine::{EngineBody, EngineReply};
-use crate::tasks::prepare;
-use crate::{Reply, Shared, check_id, ok, page_size, to_status, unexpected};
+use crate::page::Page;
+use crate::tasks::{bad_request_id, prepare};
+use crate::{Reply, Shared, check_id, ok, to_status, unexpected};
 
 /// Missed times may be made up for as long as this, in ms: a year.
 const MAX_CATCH_UP_MS: i64 = 366 * 24 * 3600 * 1000;
@@ -56,6 +57,12 @@ fn given(schedule: Option<pb::Schedule>, wanted_id: &str, tenant: &str) -> Resul
 }
 
 impl Schedules {
+    /// Whether the task would be taken now: its agent is known, and something runs it. Errors as of a submit.
+    async fn can_run(&self, tenant: &str, task: Option<pb::AgentTask>) -> Result<(), Status> {
+        let (header, _) = prepare(task, "", tenant).map_err(|e| to_status(&e))?;
+        self.0.ask(tenant.to_owned(), EngineBody::Check { header }).await.map(|_| ())
+    }
+
     async fn write(&self, tenant: String, op: ScheduleOp) -> Result<pb::Schedule, Status> {
         match self.0.write(WriteOp::Schedule { tenant, op }).await? {
             Written::Schedule(schedule) => Ok(*schedule),
@@ -72,7 +79,11 @@ impl pb::schedule_service_server::ScheduleService for Schedules {
         // A repeated request without an id of its own finds its schedule by the request id.
         let id = if r.schedule_id.is_empty() && !r.request_id.is_empty() { &r.request_id } else { &r.schedule_id };
         let schedule = given(r.schedule, id, &tenant).map_err(|e| to_status(&e))?;
-        ok(self.write(tenant, ScheduleOp::Create(Box::new(schedule))).await?)
+        if let Some(e) = AgentError::invalid(bad_request_id(&r.request_id).into_iter().collect()) {
+            return Err(to_status(&e));
+        }
+        self.can_run(&tenant, schedule.task.clone()).await?;
+        ok(self.write(tenant, ScheduleOp::Create { schedule: Box::new(schedule), request_id: r.request_id }).await?)
     }
 
     async fn get_schedule(&self, request: Request<pb::GetScheduleRequest>) -> Reply<pb::Schedule> {
@@ -84,9 +95,10 @@ impl pb::schedule_service_server::ScheduleService for Schedules {
     async fn list_schedules(&self, request: Request<pb::ListSchedulesRequest>) -> Reply<pb::ListSchedulesResponse> {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
-        let size = page_size(r.page_size)?;
-        let (schedules, next_page_token) = self.0.read(move |store| store.schedules(&tenant, &r.page_token, size)).await?;
-        ok(pb::ListSchedulesResponse { schedules, next_page_token })
+        let page = Page::of(&["schedules", &tenant], r.page_size, &r.page_token)?;
+        let (size, from) = (page.size, page.from.clone());
+        let (schedules, next) = self.0.read(move |store| store.schedules(&tenant, &from, size)).await?;
+        ok(pb::ListSchedulesResponse { schedules, next_page_token: page.next(&next) })
     }
 
     async fn pause_schedule(&self, request: Request<pb::PauseScheduleRequest>) -> Reply<pb::Schedule> {

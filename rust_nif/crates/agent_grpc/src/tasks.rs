@@ -11,8 +11,9 @@ use tonic::{Request, Status};
 
 use crate::conn::Connection;
 use crate::engine::{EngineBody, EngineReply};
+use crate::page::Page;
 use crate::place::Place;
-use crate::{MAX_WAIT, Reply, Shared, check_id, ok, page, page_size, to_status, unexpected};
+use crate::{MAX_WAIT, Reply, Shared, check_id, ok, to_status, unexpected};
 
 /// Requests of a batch.
 const MAX_BATCH: usize = 1000;
@@ -137,6 +138,11 @@ impl Tasks {
             None => None,
         };
         let (header, spec) = prepare(task, request_id, tenant).map_err(|e| to_status(&e))?;
+        if !header.parent_task_id.is_empty() {
+            let (owner, parent) = (tenant.to_owned(), header.parent_task_id.clone());
+            let known = self.0.read(move |store| store.head(&owner, &parent)).await;
+            known.map_err(|_| to_status(&AgentError::field("task.parent_task_id", "names no task of this tenant")))?;
+        }
         match self.0.ask(tenant.to_owned(), EngineBody::Submit { header, spec }).await? {
             EngineReply::Task(id) => Ok(id),
             _ => Err(unexpected()),
@@ -223,18 +229,19 @@ impl pb::task_service_server::TaskService for Tasks {
     async fn list_tasks(&self, request: Request<pb::ListTasksRequest>) -> Reply<pb::ListTasksResponse> {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
-        let query = ListQuery { page_size: page_size(r.page_size)?, page_token: r.page_token, filter: r.filter, order_by: r.order_by };
+        let page = Page::of(&["tasks", &tenant, &r.filter, &r.order_by], r.page_size, &r.page_token)?;
+        let query = ListQuery { page_size: page.size, page_token: page.from.clone(), filter: r.filter, order_by: r.order_by };
         let store = self.0.store.clone();
         let listed = tokio::task::spawn_blocking(move || store.list(&tenant, &query)).await.map_err(|_| unexpected())?;
-        let (tasks, next_page_token) = listed.map_err(|e| to_status(&e))?;
-        ok(pb::ListTasksResponse { tasks, next_page_token })
+        let (tasks, next) = listed.map_err(|e| to_status(&e))?;
+        ok(pb::ListTasksResponse { tasks, next_page_token: page.next(&next) })
     }
 
     async fn list_attempts(&self, request: Request<pb::ListAttemptsRequest>) -> Reply<pb::ListAttemptsResponse> {
         let tenant = self.0.tenant(&request)?;
         let r = request.into_inner();
         let all = self.0.store.attempts(&tenant, &r.task_id).map_err(|e| to_status(&e))?;
-        let (attempts, next_page_token) = page(all, r.page_size, &r.page_token)?;
+        let (attempts, next_page_token) = Page::of(&["attempts", &tenant, &r.task_id], r.page_size, &r.page_token)?.cut(all);
         ok(pb::ListAttemptsResponse { attempts, next_page_token })
     }
 

@@ -11,7 +11,7 @@ rustler::atoms! {
     worker, host_pid, env_lock_hash, executor, unjournaled_tools, candidates, score, refused, state, result, metrics, attempt_outcome, cause, proof,
     events, outcome, counts, queue_ms, execution_ms, input_tokens, output_tokens, cached_tokens, reasoning_tokens, provider_calls, tool_calls,
     memory_bytes, cpu_ms, cost_micros, input, output, cached, reasoning, usage, provider, finish_reason, latency_ms, response, text, stream, credit,
-    deadline_ms, limit_ms, base_url, api_key, unavailable, dialect, in_flight, models, errors, id, arguments, content, is_error, level, source, step_id, status,
+    check_task, deadline_ms, limit_ms, base_url, api_key, unavailable, dialect, in_flight, models, errors, id, arguments, content, is_error, level, source, step_id, status,
     discard_text, detail, traceback, code, retryable, witness, signals, at_ms, confirmed_dead, survivors, fenced_at_ms, duration_us,
     instructions, configured, etag, memory_namespace, running_tasks, crew_profile, role, goal, backstory, expected_output, task_types, built_in,
     versions, lock_hash, workers, restarts, isolation, unavailable_reason, rss_bytes, started_ms, worker_id, python_version, import_ms, features,

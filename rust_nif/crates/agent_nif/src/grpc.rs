@@ -99,6 +99,7 @@ fn body_terms(env: Env<'_>, body: EngineBody) -> (Atom, Term<'_>, Term<'_>) {
                 ResourceArc::new(Payload { header: *header, task: Arc::from(spec), answers: Vec::new() }).encode(env),
             )
         }
+        EngineBody::Check { header } => (atoms::check_task(), header_term(env, &header), none()),
         EngineBody::Retry { task_id, header, spec } => {
             let term = header_term(env, &header).map_put(atoms::retry_of(), task_id).unwrap_or_else(|_| Term::map_new(env));
             (

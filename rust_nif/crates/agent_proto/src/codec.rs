@@ -2,6 +2,7 @@
 //!
 //! tonic's own limits stand above these; unknown field numbers are ignored (forward compatibility).
 
+use std::collections::HashMap;
 use std::marker::PhantomData;
 
 use prost::Message;
@@ -67,22 +68,26 @@ impl<U: Message + Default> Decoder for TypedDecoder<U> {
         if buf.remaining() > MAX_MESSAGE_BYTES {
             let text =
                 format!("the message has {} bytes, at most {MAX_MESSAGE_BYTES} are allowed; use an artefact for more", buf.remaining());
-            return Err(refuse("PAYLOAD_TOO_LARGE", &text));
+            let limit = [("max_bytes".to_owned(), MAX_MESSAGE_BYTES.to_string())];
+            return Err(refuse("PAYLOAD_TOO_LARGE", &text, limit.into()));
         }
         U::decode(buf).map(Some).map_err(|e| {
             let text = e.to_string();
             if text.contains("recursion limit") {
-                refuse("NESTING_TOO_DEEP", "the message is nested deeper than 100 levels")
+                refuse("NESTING_TOO_DEEP", "the message is nested deeper than 100 levels", HashMap::new())
             } else {
-                refuse("INVALID_FIELD", &format!("the message cannot be decoded: {text}"))
+                refuse("INVALID_FIELD", &format!("the message cannot be decoded: {text}"), HashMap::new())
             }
         })
     }
 }
 
-fn refuse(reason: &str, message: &str) -> Status {
+/// The field of a message that cannot be read: all of it.
+const WHOLE: &str = "request";
+
+fn refuse(reason: &str, message: &str, metadata: HashMap<String, String>) -> Status {
     let mut details = ErrorDetails::new();
-    details.set_error_info(reason, ERROR_DOMAIN, std::collections::HashMap::new());
-    details.add_bad_request_violation("", message);
+    details.set_error_info(reason, ERROR_DOMAIN, metadata);
+    details.add_bad_request_violation(WHOLE, message);
     Status::with_error_details(Code::InvalidArgument, message, details)
 }

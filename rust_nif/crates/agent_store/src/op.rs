@@ -104,8 +104,11 @@ impl MemoryAnswer {
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum ScheduleOp {
-    /// With its id. The same one again is no error.
-    Create(Box<pb::Schedule>),
+    /// With its id. The same one again is no error, and neither is the same request.
+    Create {
+        schedule: Box<pb::Schedule>,
+        request_id: String,
+    },
     Pause {
         id: String,
     },

@@ -60,6 +60,10 @@ impl Due {
 }
 
 fn cron(text: &str) -> Result<Cron, AgentError> {
+    // The parser leaves out what is empty in a list; whoever wrote it meant something.
+    if let Some(field) = text.split_whitespace().find(|field| field.split(',').any(str::is_empty)) {
+        return Err(AgentError::field("schedule.cron", format!("\"{field}\" has an empty place in its list")));
+    }
     let parser = CronParser::builder().seconds(Seconds::Disallowed).build();
     parser.parse(text).map_err(|e| AgentError::field("schedule.cron", format!("\"{text}\" is no cron expression of five fields: {e}")))
 }
@@ -172,6 +176,7 @@ mod tests {
         for (schedule, field) in [
             (by_cron("every day", ""), "schedule.cron"),
             (by_cron("0 0 0 * * *", ""), "schedule.cron"),
+            (by_cron("0 1,,2 * * *", ""), "schedule.cron"),
             (by_cron("0 0 * * *", "Mars/Base"), "schedule.time_zone"),
             (pb::Schedule::default(), "schedule.cron"),
         ] {

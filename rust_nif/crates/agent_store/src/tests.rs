@@ -836,10 +836,17 @@ fn a_schedule_is_due_until_its_time_was_answered() {
             task: Some(pb::AgentTask { description: "x".into(), ..Default::default() }),
             ..Default::default()
         };
-        let made = op(ScheduleOp::Create(Box::new(every(60_000)))).unwrap();
+        let made = op(ScheduleOp::Create { schedule: Box::new(every(60_000)), request_id: String::new() }).unwrap();
         assert_eq!((made.state.as_str(), made.next_times.len()), ("active", 5));
-        assert_eq!(op(ScheduleOp::Create(Box::new(every(60_000)))).unwrap().create_time, made.create_time, "the same one again");
-        assert_eq!(op(ScheduleOp::Create(Box::new(every(61_000)))).unwrap_err().reason, Reason::RequestIdReused);
+        assert_eq!(
+            op(ScheduleOp::Create { schedule: Box::new(every(60_000)), request_id: String::new() }).unwrap().create_time,
+            made.create_time,
+            "the same one again"
+        );
+        assert_eq!(
+            op(ScheduleOp::Create { schedule: Box::new(every(61_000)), request_id: String::new() }).unwrap_err().reason,
+            Reason::RequestIdReused
+        );
         let first = agent_core::header::timestamp_ms(&made.next_times[0]);
         assert!(store.due_schedules(first - 1).unwrap().is_empty());
         let due = store.due_schedules(first).unwrap();

@@ -31,22 +31,42 @@ pub(super) fn write(db: &mut dyn Db, tenant: &str, op: &MemoryOp, now_ms: i64) -
         MemoryOp::Append(r) => (&r.request_id, Sha256::digest(r.encode_to_vec())),
         MemoryOp::Delete(_) => return apply(db, tenant, op, now_ms),
     };
-    if request_id.is_empty() {
-        return apply(db, tenant, op, now_ms);
-    }
-    let known = "SELECT hash, answer FROM answered WHERE tenant = ?1 AND request_id = ?2";
-    if let Some((old, answer)) = one(db, known, &[tenant.into(), request_id.into()], |r| Ok((r.blob(0)?, r.blob(1)?)))? {
-        if old != hash[..] {
-            return Err(AgentError::new(Reason::RequestIdReused, "the request_id belongs to another write").with("field", "request_id"));
-        }
+    if let Some(answer) = answered(db, tenant, request_id, &hash)? {
         return MemoryAnswer::decode(&answer);
     }
     let answer = apply(db, tenant, op, now_ms)?;
-    db.execute(
-        "INSERT INTO answered VALUES(?1, ?2, ?3, ?4, ?5)",
-        &[tenant.into(), request_id.into(), hash[..].into(), (&answer.encode()).into(), (now_ms + ANSWERED_MS).into()],
-    )?;
+    keep_answer(db, tenant, request_id, &hash, &answer.encode(), now_ms)?;
     Ok(answer)
+}
+
+/// The kept answer to a repeated request; None: it is new, or has no id.
+pub(super) fn answered(db: &mut dyn Db, tenant: &str, request_id: &str, hash: &[u8]) -> Result<Option<Vec<u8>>, AgentError> {
+    if request_id.is_empty() {
+        return Ok(None);
+    }
+    let known = "SELECT hash, answer FROM answered WHERE tenant = ?1 AND request_id = ?2";
+    match one(db, known, &[tenant.into(), request_id.into()], |r| Ok((r.blob(0)?, r.blob(1)?)))? {
+        Some((old, _)) if old != hash => {
+            Err(AgentError::new(Reason::RequestIdReused, "the request_id belongs to another write").with("field", "request_id"))
+        }
+        known => Ok(known.map(|(_, answer)| answer)),
+    }
+}
+
+/// Keeps an answer for a repeated request, if the request has an id.
+pub(super) fn keep_answer(
+    db: &mut dyn Db,
+    tenant: &str,
+    request_id: &str,
+    hash: &[u8],
+    answer: &[u8],
+    now_ms: i64,
+) -> Result<(), AgentError> {
+    if request_id.is_empty() {
+        return Ok(());
+    }
+    let row = [tenant.into(), request_id.into(), hash.into(), answer.into(), (now_ms + ANSWERED_MS).into()];
+    db.execute("INSERT INTO answered VALUES(?1, ?2, ?3, ?4, ?5)", &row).map(|_| ())
 }
 
 fn apply(db: &mut dyn Db, tenant: &str, op: &MemoryOp, now_ms: i64) -> Result<MemoryAnswer, AgentError> {

@@ -4,7 +4,9 @@ use agent_core::header::timestamp;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use prost::Message;
+use sha2::{Digest, Sha256};
 
+use super::memory::{answered, keep_answer};
 use super::{Db, Row, all, one};
 use crate::op::ScheduleOp;
 use crate::schedule::{Due, State, due, next_after, shown};
@@ -58,7 +60,15 @@ pub(super) fn due_now(db: &mut dyn Db, now_ms: i64) -> Result<Vec<Due>, AgentErr
 /// Writes; gives the schedule as it is then, or as it was deleted.
 pub(super) fn write(db: &mut dyn Db, tenant: &str, op: ScheduleOp, now_ms: i64) -> Result<pb::Schedule, AgentError> {
     match op {
-        ScheduleOp::Create(schedule) => create(db, tenant, *schedule, now_ms),
+        ScheduleOp::Create { schedule, request_id } => {
+            let hash = Sha256::digest(schedule.encode_to_vec());
+            if let Some(answer) = answered(db, tenant, &request_id, &hash)? {
+                return get(db, tenant, &String::from_utf8_lossy(&answer));
+            }
+            let made = create(db, tenant, *schedule, now_ms)?;
+            keep_answer(db, tenant, &request_id, &hash, made.id.as_bytes(), now_ms)?;
+            Ok(made)
+        }
         ScheduleOp::Delete { id } => {
             let (schedule, state) = load(db, tenant, &id)?.ok_or_else(|| not_found(&id))?;
             db.execute("DELETE FROM schedule WHERE tenant = ?1 AND id = ?2", &[tenant.into(), (&id).into()])?;
