@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import sqlite3
 import statistics
 import subprocess
@@ -188,6 +189,32 @@ def workers(node: LocalNode) -> None:
     assert cancel["unproved"] == 0, f"{cancel['unproved']} cancels without proof"
     record("cancel_now_p50", cancel["p50_ms"], "ms")
     record("cancel_now", cancel["p99_ms"], "ms", wanted="p99: must 50 ms, aim 15 ms")
+
+
+def losses(node: LocalNode) -> None:
+    """From the loss of a worker in a step until the step runs again in another one."""
+    for name, how, losses, wanted in (
+        ("worker_killed", signal.SIGKILL, 100, "kill -9 to running again: p99 must 100 ms, aim 50 ms"),
+        ("worker_stopped", signal.SIGSTOP, 8, "SIGSTOP to running again: must 2 s"),
+    ):
+        late = sorted(loss(node, how) for _ in range(losses))
+        record(f"{name}_p50", statistics.median(late), "ms")
+        record(name, late[len(late) * 99 // 100], "ms", wanted=wanted)
+
+
+def loss(node: LocalNode, how: signal.Signals) -> float:
+    with Client(node.address) as client:
+        task = client.submit("x", agent="loop").id
+        while not (first := client.get(task).worker_pid):
+            time.sleep(0.005)
+        began = time.perf_counter()
+        os.kill(first, how)
+        while (second := client.get(task).worker_pid) in (0, first):
+            time.sleep(0.001)
+        took = (time.perf_counter() - began) * 1000
+        client.cancel(task, grace="0s")
+        assert second != first
+        return took
 
 
 def respawn() -> None:
@@ -490,6 +517,7 @@ def main() -> int:
         idle(node)
         grpc(node)
         workers(node)
+        losses(node)
         durable(node)
         langchain(node)
     respawn()
