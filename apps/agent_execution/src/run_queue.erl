@@ -34,6 +34,12 @@
 -define(MAX_PER_FRAMEWORK, 4).
 %% What is due later than this is not kept in memory, in ms.
 -define(HORIZON_MS, 60000).
+%% Tasks whose time has come are taken in while fewer than this wait: what is submitted meanwhile does not stand behind thousands of them.
+-define(DUE_AHEAD, 200).
+%% Where more are due the store is asked again after this, in ms, before its own poll.
+-define(DUE_AGAIN_MS, 50).
+%% Tasks that wait for a time with a timer of their own; they are no part of the window.
+-define(MAX_TIMERS, 1000).
 %% A timer of the VM is set for at most so long, in ms; the poll of the store sees the rest.
 -define(MAX_TIMER_MS, 3600000).
 
@@ -190,11 +196,13 @@ handle_cast(recount, S) ->
 -spec handle_info(term(), #state{}) -> {noreply, #state{}}.
 %% Tasks whose time has come, from the poll of the store. Known ones are left alone.
 handle_info({due, TaskIds}, S) when is_list(TaskIds) ->
-    {noreply, pump(lists:foldl(fun due_one/2, S, TaskIds))};
+    {noreply, pump(due(TaskIds, S))};
+handle_info(look, S) ->
+    ok = store_timer:look(),
+    {noreply, S};
 handle_info({timer, TaskId}, S = #state{timers = Timers}) ->
     case maps:take(TaskId, Timers) of
         {{_, Item}, Timers1} ->
-            _ = add(queued, -1),
             {noreply, pump(wait_for(over(Item), S#state{timers = Timers1}))};
         error ->
             {noreply, S}
@@ -228,8 +236,11 @@ wait_for(#{task_id := Id} = Item, S = #state{timers = Timers, queues = Queues}) 
     case maps:get(not_before_ms, Item, 0) - Now of
         _ when is_map_key(Id, Timers) ->
             S;
+        Wait when Wait > 0, map_size(Timers) >= ?MAX_TIMERS ->
+            %% Precision is for few: the poll of the store finds it within a second of its time.
+            true = ets:delete(engine_tables:tasks(), Id),
+            S;
         Wait when Wait > 0 ->
-            _ = add(queued, 1),
             Timer = erlang:send_after(min(Wait, ?MAX_TIMER_MS), self(), {timer, Id}),
             S#state{timers = Timers#{Id => {Timer, Item}}};
         _ ->
@@ -254,12 +265,19 @@ expiry(#{task_id := Id, expires_ms := At}, Now, S = #state{expiries = Expiries})
 expiry(_, _, S) ->
     S.
 
+%% The rest is due still when the store is asked again.
+-spec due([binary()], #state{}) -> #state{}.
+due(TaskIds, S = #state{timers = Timers}) ->
+    New = [Id || Id <- TaskIds, is_map_key(Id, Timers) orelse not ets:member(engine_tables:tasks(), Id)],
+    Room = max(0, ?DUE_AHEAD - count(queued)),
+    _ = length(New) > Room andalso erlang:send_after(?DUE_AGAIN_MS, self(), look),
+    lists:foldl(fun due_one/2, S, lists:sublist(New, Room)).
+
 -spec due_one(binary(), #state{}) -> #state{}.
 due_one(TaskId, S = #state{timers = Timers}) ->
     case Timers of
         #{TaskId := {Timer, Item}} ->
             _ = erlang:cancel_timer(Timer),
-            _ = add(queued, -1),
             wait_for(Item#{not_before_ms => 0}, S#state{timers = maps:remove(TaskId, Timers)});
         #{} ->
             case ets:member(engine_tables:tasks(), TaskId) of
@@ -278,7 +296,6 @@ take_out(TaskId, S = #state{timers = Timers}) ->
     case maps:take(TaskId, Timers) of
         {{Timer, Item}, Timers1} ->
             _ = erlang:cancel_timer(Timer),
-            _ = add(queued, -1),
             {ok, Item, S#state{timers = Timers1}};
         error ->
             case ets:lookup(engine_tables:tasks(), TaskId) of

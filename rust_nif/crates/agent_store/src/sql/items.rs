@@ -86,7 +86,10 @@ impl Thread {
                     journal::copy(&mut *self.db, &header.fork_of, &header.task_id, header.fork_after)?;
                 }
                 let id = header.task_id;
-                self.cache.insert(id.clone(), record);
+                // What waits for its time may wait long, and there may be a million of it.
+                if record.task.state() != pb::TaskState::Waiting {
+                    self.cache.insert(id.clone(), record);
+                }
                 Ok((written, vec![News { id, events, end: None }]))
             }
             WriteOp::Claim { id } => {
@@ -256,7 +259,9 @@ impl Thread {
         let kept_ms = self.chores.kept_by_label(&record.task).filter(|_| ended);
         tasks::update(&mut *self.db, record, fence, kept_ms, matches!(written, Written::Sequence(_)))?;
         tasks::add_events(&mut *self.db, id, &events)?;
-        let end = if ended { Some(End::of(self.cache.remove(id))) } else { None };
+        let waits = record.task.state() == pb::TaskState::Waiting;
+        let known = if ended || waits { self.cache.remove(id) } else { None };
+        let end = ended.then(|| End::of(known));
         Ok((written, vec![News { id: id.to_owned(), events, end }]))
     }
 
