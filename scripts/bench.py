@@ -415,7 +415,7 @@ def recovery() -> None:
         (folder / "singularity.toml").write_text(f'[server]\naddress = "{address}"\n{CONFIG}')
         environment = {
             **os.environ, "SINGULARITY_CONFIG": str(folder / "singularity.toml"), "SINGULARITY_DATA_DIR": str(folder / "data"),
-            "SINGULARITY_STATE_DIR": str(folder / "state"), "SINGULARITY_DIST_PORT": str(free_port()),
+            "SINGULARITY_STATE_DIR": str(folder / "state"), "SINGULARITY_DIST_PORT": str(free_port()), "SINGULARITY_HTTP_ADDRESS": "off",
         }  # fmt: skip
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(program(), env=environment, stdout=log, stderr=log, start_new_session=True)

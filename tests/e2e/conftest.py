@@ -210,7 +210,7 @@ class KillableNode:
         self._environment = {
             **os.environ, "SINGULARITY_CONFIG": str(folder / "singularity.toml"), "SINGULARITY_DATA_DIR": str(folder / "data"),
             "SINGULARITY_STATE_DIR": str(folder / "state"), "SINGULARITY_ADDRESS": self.address,
-            "SINGULARITY_DIST_PORT": str(free_port()), **environment,
+            "SINGULARITY_DIST_PORT": str(free_port()), "SINGULARITY_HTTP_ADDRESS": "off", **environment,
         }  # fmt: skip
         self.folder = folder
 

@@ -197,6 +197,7 @@ def test_a_second_node_is_refused_and_the_first_goes_on(node: KillableNode, tmp_
         "SINGULARITY_DATA_DIR": str(tmp_path / "second"),
         "SINGULARITY_STATE_DIR": str(tmp_path / "second-state"),
         "SINGULARITY_ADDRESS": "127.0.0.1:0",
+        "SINGULARITY_HTTP_ADDRESS": "off",
         "SINGULARITY_DIST_PORT": str(free_port()),
     }
     ended = subprocess.run(program(), env=second, capture_output=True, text=True, timeout=90, check=False)

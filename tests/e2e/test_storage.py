@@ -40,6 +40,7 @@ def refused_start(node: KillableNode, data: Path) -> str:
         "SINGULARITY_DATA_DIR": str(data),
         "SINGULARITY_STATE_DIR": str(node.folder / "second-state"),
         "SINGULARITY_ADDRESS": "127.0.0.1:0",
+        "SINGULARITY_HTTP_ADDRESS": "off",
         "SINGULARITY_DIST_PORT": str(free_port()),
     }
     ended = subprocess.run(program(), env=environment, capture_output=True, text=True, timeout=90, check=False)

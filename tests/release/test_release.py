@@ -45,6 +45,7 @@ class Node:
             "SINGULARITY_DATA_DIR": str(folder / "data"),
             "SINGULARITY_STATE_DIR": str(self.state),
             "SINGULARITY_DIST_PORT": str(free_port()),
+            "SINGULARITY_HTTP_ADDRESS": "off",
             "SINGULARITY_ENVS": str(ROOT / "_build" / "venvs"),
             "SECRET_OF_THE_OPERATOR": "do-not-show",
         }

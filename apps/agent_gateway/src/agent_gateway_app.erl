@@ -15,6 +15,7 @@ start(_Type, _Args) ->
 %% @doc SIGTERM: refuse new tasks, let running ones end; what does not end is queued again at the next start.
 -spec prep_stop(State) -> State when State :: term().
 prep_stop(State) ->
+    ok = http_listener:drain(),
     _ = [grpc_listener:drain() || whereis(grpc_listener) =/= undefined],
     ok = agent_engine:drain(agent_config:get([server, drain_timeout_ms], ?DRAIN_TIMEOUT_MS)),
     State.

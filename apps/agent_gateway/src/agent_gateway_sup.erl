@@ -16,4 +16,4 @@ init([]) ->
     ok = orphans:await([tenant_registry, ingress, grpc_listener]),
     Child = fun(Id) -> #{id => Id, start => {Id, start_link, []}, shutdown => 5000} end,
     {ok, {#{strategy => rest_for_one, intensity => 20, period => 60},
-          [Child(tenant_registry), Child(ingress), Child(grpc_listener)]}}.
+          [Child(tenant_registry), Child(ingress), Child(grpc_listener)] ++ [Child(http_listener) || http_listener:wanted()]}}.

@@ -10,16 +10,17 @@
 -export([providers_start/3, providers_stop/1, providers_panic/1, providers_info/1]).
 -export([chat/4, embed/4, credit/3, cancel/2, set_endpoint/3]).
 -export([budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3]).
+-export([http_start/4, http_stop/1]).
 -export([grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2]).
 -export([agent_new/3, agent_step/2, tool_call/2, task_encode/1]).
 -export([wire_encode/2, wire_decode/2, agent_encode/1, agent_decode/1, uuid7/0]).
 
--export_type([runtime/0, store/0, providers/0, grpc/0, payload/0, agent/0, token/0]).
+-export_type([runtime/0, store/0, providers/0, grpc/0, http/0, payload/0, agent/0, token/0]).
 
 -nifs([abi_version/0, runtime_start/1, runtime_stop/1, store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3, store_say/5,
        providers_start/3, providers_stop/1, providers_panic/1, providers_info/1, chat/4, embed/4, credit/3, cancel/2,
        set_endpoint/3, budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3,
-       grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2, agent_new/3,
+       http_start/4, http_stop/1, grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2, agent_new/3,
        agent_step/2, tool_call/2, task_encode/1, wire_encode/2, wire_decode/2, agent_encode/1,
        agent_decode/1, uuid7/0]).
 -on_load(load/0).
@@ -34,6 +35,7 @@
 -type store() :: reference().
 -type providers() :: reference().
 -type grpc() :: reference().
+-type http() :: reference().
 -type payload() :: reference().
 -type agent() :: reference().
 -type token() :: reference().
@@ -117,6 +119,12 @@ budget_sums(Providers, Tenant, Which) -> down({Providers, Tenant, Which}).
 %% @doc Takes what is free out of a lease.
 -spec budget_take(providers(), binary(), binary()) -> integer() | {error, native_down}.
 budget_take(Providers, Tenant, Account) -> down({Providers, Tenant, Account}).
+%% @doc Starts the HTTP listener; `ready' follows.
+-spec http_start(runtime(), reference(), binary(), providers()) -> started(http()).
+http_start(Runtime, Ref, Config, Providers) -> down({Runtime, Ref, Config, Providers}).
+%% @doc Takes nothing more; answers under way are finished.
+-spec http_stop(http()) -> ok | {error, native_down}.
+http_stop(Http) -> down(Http).
 %% @doc Starts the listener; `ready' follows.
 -spec grpc_start(runtime(), reference(), binary(), store(), providers(), pid(), pos_integer()) -> started(grpc()).
 grpc_start(Runtime, Ref, Config, Store, Providers, Ingress, Credit) ->

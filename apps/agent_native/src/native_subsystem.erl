@@ -24,7 +24,7 @@
 -define(BACKOFF_MIN_MS, 100).
 -define(BACKOFF_MAX_MS, 5000).
 
--type name() :: store | providers | grpc.
+-type name() :: store | providers | grpc | http.
 
 -callback start(agent_native:runtime(), reference()) -> {ok, reference()} | {error, agent_error:t() | native_down | term()}.
 -callback stop(reference()) -> ok | {error, native_down}.

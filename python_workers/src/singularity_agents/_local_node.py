@@ -28,7 +28,7 @@ STOP_TIMEOUT = 30.0
 POLL = 0.1
 
 #: Variables that would change the configuration of a node with ports of its own.
-OVERRIDES = frozenset({"SINGULARITY_ADDRESS", "SINGULARITY_STORE_URL", "SINGULARITY_MODEL"})
+OVERRIDES = frozenset({"SINGULARITY_ADDRESS", "SINGULARITY_HTTP_ADDRESS", "SINGULARITY_STORE_URL", "SINGULARITY_MODEL"})
 
 _SERVING = b"\x08\x01"
 
@@ -82,6 +82,8 @@ class LocalNode:
 
     def __init__(self, config: str, *, environment: dict[str, str] | None = None) -> None:
         self.address = f"127.0.0.1:{free_port()}"
+        #: Where it speaks HTTP.
+        self.http_address = f"127.0.0.1:{free_port()}"
         self._config = config
         self._environment = environment or {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -105,8 +107,7 @@ class LocalNode:
         command = program()
         self._folder = tempfile.TemporaryDirectory(prefix="singularity-")
         folder = Path(self._folder.name)
-        http = f"127.0.0.1:{free_port()}"
-        server = f'[server]\naddress = "{self.address}"\nhttp_address = "{http}"\n'
+        server = f'[server]\naddress = "{self.address}"\nhttp_address = "{self.http_address}"\n'
         (folder / "singularity.toml").write_text(server + self._config)
         # What the caller's shell says of another node is not for this one.
         inherited = {name: value for name, value in os.environ.items() if name not in OVERRIDES}

@@ -93,6 +93,7 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
     let prices = money::list_prices(root, &mut faults);
     references(root, &mut faults);
     off_loopback(root, &tenants, &mut faults);
+    http(root, &mut faults);
     let location = store_location(root, &mut faults);
     let store = root.get("store").map(Node::json).unwrap_or_default();
     let retention = retention(&store, &mut faults);
@@ -102,6 +103,7 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
     let server = root.get("server").map(Node::json).unwrap_or_default();
     let native = serde_json::json!({
         "server": {"address": server["address"], "tls": server.get("tls"), "idle_timeout_ms": server["idle_timeout_ms"]},
+        "http": {"address": server["http_address"], "origins": server["http_origins"]},
         "store": {"location": location, "retention": retention},
         "providers": root.get("providers").map(Node::json),
         "models": root.get("models").map(Node::json),
@@ -118,6 +120,9 @@ fn override_server(root: &mut Node, o: &Overrides) {
     if let Some(server) = root.get_mut("server") {
         if let Some(address) = o.get("SINGULARITY_ADDRESS") {
             server.set(fixed("address"), text(address));
+        }
+        if let Some(address) = o.get("SINGULARITY_HTTP_ADDRESS") {
+            server.set(fixed("http_address"), text(address));
         }
         if let Some(dir) = o.data_dir.as_deref().or(o.get("SINGULARITY_DATA_DIR")) {
             server.set(fixed("data_dir"), text(dir));
@@ -295,6 +300,26 @@ fn off_loopback(root: &Node, tenants: &BTreeMap<String, Vec<String>>, faults: &m
             if tls.get(key).is_none() {
                 faults.push(format!("[server] tls.{key} is missing"));
             }
+        }
+    }
+}
+
+/// The HTTP door speaks no TLS: it stays on this machine, behind whatever does.
+fn http(root: &Node, faults: &mut Vec<String>) {
+    let Some(server) = root.get("server") else { return };
+    let address = server.get("http_address").and_then(Node::str).unwrap_or_default();
+    let parts = address.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
+    let host = parts.map(|(host, _)| host.trim_matches(['[', ']']));
+    let loopback = host.is_some_and(|h| h == "localhost" || h.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()));
+    if address != "off" && !loopback {
+        let what = "expected HOST:PORT on loopback, or \"off\"; a proxy with TLS may stand before it";
+        faults.push(format!("[server] http_address = \"{address}\": {what}"));
+    }
+    let server = server.json();
+    for origin in server["http_origins"].as_array().into_iter().flatten().filter_map(|o| o.as_str()) {
+        let whole = origin.split_once("://").is_some_and(|(scheme, host)| !scheme.is_empty() && !host.is_empty() && !host.contains('/'));
+        if !whole {
+            faults.push(format!("[server] http_origins: \"{origin}\" is no origin, as in \"https://example.com\""));
         }
     }
 }

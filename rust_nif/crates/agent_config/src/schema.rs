@@ -143,6 +143,7 @@ pub(crate) const ROOT: &[Field] = &[
         Kind::Table(&[
             d("address", Kind::Text, "\"127.0.0.1:50151\""),
             d("http_address", Kind::Text, "\"127.0.0.1:50152\""),
+            d("http_origins", Kind::Texts, "[]"),
             d("data_dir", Kind::Text, "\"data\""),
             f("tls", Kind::Table(&[f("cert", Kind::Text), f("key", Kind::Text), f("client_ca", Kind::Text)])),
             d("drain_timeout", Kind::Duration, "\"30s\""),

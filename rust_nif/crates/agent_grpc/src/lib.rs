@@ -28,7 +28,7 @@ use agent_store::{Enqueued, TaskStore, WriteOp, Written};
 use tokio::sync::oneshot;
 use tonic::Status;
 
-pub use auth::{Auth, TenantKeys};
+pub use auth::{Auth, DEFAULT_TENANT, TenantKeys};
 pub use engine::{AgentCall, Engine, EngineBody, EngineReply, EngineRequest, Full};
 pub use listen::{Listener, ServerConfig, Tls, serve};
 pub use status::to_status;

@@ -5,6 +5,7 @@
 mod atoms;
 mod budget;
 mod grpc;
+mod http;
 mod journal;
 mod providers;
 mod pure;
