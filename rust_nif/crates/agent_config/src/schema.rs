@@ -50,7 +50,15 @@ const PROVIDER: &[Field] = &[
     f("dialect", Kind::Word(&["openai", "openai_responses", "anthropic", "local", "echo"])),
     f("base_url", Kind::Text),
     f("api_key", Kind::Secret),
-    f("credentials", Kind::Tables(&[f("id", Kind::Text), f("key", Kind::Secret)])),
+    f(
+        "credentials",
+        Kind::Tables(&[
+            f("id", Kind::Text),
+            f("key", Kind::Secret),
+            f("rpm", Kind::Int(1, 100_000_000)),
+            f("tpm", Kind::Int(1, 1_000_000_000)),
+        ]),
+    ),
     f("data_tags", Kind::Texts),
     f("max_wait", Kind::Duration),
     d("models", Kind::Texts, "[]"),
@@ -65,6 +73,8 @@ const PROVIDER: &[Field] = &[
     f("headers", Kind::Named(&Kind::Text)),
     f("ca_file", Kind::Text),
     f("proxy", Kind::Text),
+    f("rpm", Kind::Int(1, 100_000_000)),
+    f("tpm", Kind::Int(1, 1_000_000_000)),
     f(
         "timeouts",
         Kind::Table(&[

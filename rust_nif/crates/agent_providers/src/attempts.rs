@@ -10,7 +10,7 @@ use crate::candidates::{Choice, Size};
 use crate::failover::{self, Next, Situation};
 use crate::flow::Flow;
 use crate::health::{Health, Sample};
-use crate::{Caller, Pieces, Providers, alias, chance, limit_of, money, price};
+use crate::{Caller, Pieces, Providers, alias, chance, limit_of, money, price, probe};
 
 /// Tokens by which the prices of two models are compared.
 const MANY: i64 = 1_000_000;
@@ -27,9 +27,9 @@ struct Attempt {
 struct Begun<'a>(Option<&'a Health>);
 
 impl<'a> Begun<'a> {
-    fn new(health: &'a Health) -> Self {
-        health.begin(Instant::now());
-        Self(Some(health))
+    /// Waits until the endpoint takes another call; None: it did not in time.
+    async fn by(health: &'a Health, until: Instant) -> Option<Self> {
+        (health.begin(Instant::now()) || health.begin_by(until).await).then(|| Self(Some(health)))
     }
 
     fn end(mut self, outcome: Outcome, sample: Option<Sample>, wait: Option<Duration>) {
@@ -60,7 +60,7 @@ impl Providers {
         let policy = request.policy.as_ref();
         possible(policy)?;
         let started = Instant::now();
-        let mut choices = self.choose(&request.model, policy, Size::of(request))?;
+        let mut choices = self.choose(&request.model, policy, &|| Size::of(request))?;
         let Some(first) = choices.first() else { return Err(AgentError::new(Reason::Internal, "a choice of nothing")) };
         let until = started + limit_of(request, deadline, first.provider.config.timeouts.total);
         let flow = pieces.map(Flow::new);
@@ -157,19 +157,33 @@ impl Providers {
             Ok(slot) => slot,
             Err(error) => return refused(error, String::new()),
         };
+        let Some(begun) = Begun::by(&choice.health, until.min(started + provider.config.max_wait)).await else {
+            let error = if Instant::now() >= until { overdue(&provider.name, until - started) } else { busy(&provider.name) };
+            return refused(error, String::new());
+        };
+        // What it waited for a place is no time of the endpoint.
+        let started = Instant::now();
+        let tokens = || Size::of(request).input + Size::of(request).output;
+        let key = provider.key(started, tried, |l| !l.idle() && l.short(started, model, tokens()));
+        let id = key.as_ref().map_or_else(String::new, |k| k.id.clone());
+        let admitted = match provider.admit(key.as_deref(), &tokens, Instant::now()) {
+            Ok(admitted) => admitted,
+            Err(error) => return refused(error, id),
+        };
         let prices = self.money.prices(alias(&request.model), &provider.config, model);
         let paid = match self.money.reserve(request, caller, &prices, None).await {
             Ok(paid) => paid,
-            Err(error) => return refused(error, String::new()),
+            Err(error) => {
+                admitted.give_back();
+                return refused(error, String::new());
+            }
         };
-        let key = provider.key(started, tried);
-        let id = key.as_ref().map_or_else(String::new, |k| k.id.clone());
-        let begun = Begun::new(&choice.health);
         let limit = until.saturating_duration_since(Instant::now());
         let call = self.call(provider, model, key.as_deref(), paid.request.as_ref(), flow);
         let result = tokio::time::timeout(limit, call).await.unwrap_or_else(|_| Err(overdue(&provider.name, limit)));
         let pico = money::settle(paid.reservation, &prices, result.as_ref().map(|r| r.usage.as_ref()));
         drop(slot);
+        admitted.settle(result.as_ref().ok().and_then(|r| r.usage.as_ref()));
         let took = started.elapsed();
         match &result {
             Ok(response) => {
@@ -191,6 +205,7 @@ impl Providers {
                 let limited = error.metadata.get("kind").is_some_and(|kind| kind == "rate_limit");
                 let wait = limited.then(|| Duration::from_millis(error.retry_after_ms.max(1000)));
                 begun.end(rule.outcome, None, wait);
+                probe::start(provider, &choice.health);
                 provider.failed(error);
             }
         }
@@ -227,6 +242,12 @@ fn overdue(provider: &str, limit: Duration) -> AgentError {
     AgentError::new(Reason::ProviderTimeout, format!("{provider} did not answer within {} s", limit.as_secs_f32()))
         .with("phase", "deadline")
         .with("kind", "timeout")
+}
+
+fn busy(provider: &str) -> AgentError {
+    AgentError::new(Reason::ProviderOverloaded, format!("{provider} takes no further call at once"))
+        .with("kind", "overloaded")
+        .retry_after(1000)
 }
 
 fn told(choice: &Choice, end: &Attempt) -> pb::CallAttempt {

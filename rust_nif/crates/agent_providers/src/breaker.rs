@@ -99,6 +99,16 @@ impl Breaker {
         }
     }
 
+    /// A probe has ended that was no call: one that fails prolongs the time of being open, one that succeeds lets the next call through.
+    pub(crate) fn probed(&mut self, now: Instant, good: bool, chance: f32) {
+        match (self.state, good) {
+            (State::Closed, _) => {}
+            (State::Open(_), true) => self.state = State::HalfOpen(0, 1),
+            (State::HalfOpen(under_way, calls), true) => self.state = State::HalfOpen(under_way, calls.max(1)),
+            (_, false) => self.open(now, chance),
+        }
+    }
+
     fn open(&mut self, now: Instant, chance: f32) {
         #[allow(clippy::cast_precision_loss)]
         let seconds = (OPEN_S * 2f32.powi(self.opened.min(8).cast_signed())).min(OPEN_MAX_S) * (0.8 + 0.4 * chance);

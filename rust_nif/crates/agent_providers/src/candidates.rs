@@ -13,7 +13,7 @@ use crate::{Place, Provider, Providers, alias, chance, clip};
 /// Tokens of an answer that are expected where the caller sets no limit.
 const ANSWER_TOKENS: i64 = 256;
 /// Bytes of a text for each token, on average.
-const BYTES_PER_TOKEN: i64 = 4;
+pub(crate) const BYTES_PER_TOKEN: i64 = 4;
 
 /// An endpoint of a model.
 #[derive(Clone)]
@@ -63,9 +63,29 @@ impl Providers {
     }
 
     /// What the vision calls `get_available_providers`: every endpoint of a model with what speaks against it.
-    fn available(&self, wanted: &str, policy: Option<&pb::CallPolicy>, size: Size, now: Instant) -> Vec<Choice> {
+    /// `plainly`: of a lone endpoint nothing is reckoned that only a comparison needs.
+    fn available(
+        &self,
+        wanted: &str,
+        policy: Option<&pb::CallPolicy>,
+        size: &dyn Fn() -> Size,
+        now: Instant,
+        plainly: bool,
+    ) -> Vec<Choice> {
         let weights = weights(policy);
-        let all = self.found(wanted).into_iter().map(|(provider, model, priority, weight)| {
+        let found = self.found(wanted);
+        let known: std::cell::OnceCell<Size> = std::cell::OnceCell::new();
+        let size = || *known.get_or_init(size);
+        if let ([_], true) = (found.as_slice(), plainly) {
+            let lone = found.into_iter().map(|(provider, model, priority, weight)| {
+                let health = self.healths.of(&provider.name, model.split('?').next().unwrap_or(&model));
+                let refused = provider.refuses(policy);
+                Choice { provider, model, health, priority, weight, terms: Terms::default(), refused, avoided: String::new() }
+            });
+            return lone.collect();
+        }
+        let mut trials = Vec::new();
+        let all = found.into_iter().enumerate().map(|(at, (provider, model, priority, weight))| {
             let health = self.healths.of(&provider.name, model.split('?').next().unwrap_or(&model));
             let seen = health.seen(now);
             let refused = provider.refuses(policy);
@@ -73,12 +93,20 @@ impl Providers {
                 "its breaker is open".to_owned()
             } else if seen.cooling {
                 "it asked to wait".to_owned()
+            } else if seen.full {
+                "it takes no further call at once".to_owned()
+            } else if provider.short(now, &model, &|| size().input + size().output) {
+                "its rate is used up".to_owned()
             } else if provider.all_aside(now) {
                 "its keys are set aside".to_owned()
             } else {
                 String::new()
             };
+            if seen.trial && refused.is_empty() {
+                trials.push(at);
+            }
             let prices = self.money.prices(wanted, &provider.config, &model);
+            let size = size();
             #[allow(clippy::cast_precision_loss)]
             let candidate = Candidate {
                 priority,
@@ -96,15 +124,21 @@ impl Providers {
         if choices.len() < 2 {
             return choices;
         }
-        let order = choose::order(&candidates, weights, || f64::from(chance::number()));
+        let mut order = choose::order(&candidates, weights, || f64::from(chance::number()));
+        // One call at a time tries an endpoint that was given up: where it has recovered, it serves again at once.
+        let first = order.first().map_or(0, |&i| candidates[i].priority);
+        if let Some(place) = order.iter().position(|i| trials.contains(i) && candidates[*i].priority <= first) {
+            let trial = order.remove(place);
+            order.insert(0, trial);
+        }
         order.into_iter().map(|i| choices[i].clone()).collect()
     }
 
     /// What the vision calls `select_optimal_provider`: the endpoints that a call may go to, the best one first.
     /// Errors: MODEL_NOT_FOUND; PROVIDER_UNAVAILABLE; NO_PROVIDER_MATCHES, with what removed each of them.
-    pub(crate) fn choose(&self, model: &str, policy: Option<&pb::CallPolicy>, size: Size) -> Result<Vec<Choice>, AgentError> {
+    pub(crate) fn choose(&self, model: &str, policy: Option<&pb::CallPolicy>, size: &dyn Fn() -> Size) -> Result<Vec<Choice>, AgentError> {
         let wanted = alias(model);
-        let all = self.available(wanted, policy, size, Instant::now());
+        let all = self.available(wanted, policy, size, Instant::now(), true);
         if all.is_empty() {
             return Err(self.unknown(wanted));
         }
@@ -130,7 +164,7 @@ impl Providers {
         let policy = analyze_task_requirements(req);
         let wanted = alias(&req.model);
         let output = req.max_tokens.unwrap_or(ANSWER_TOKENS).min(ANSWER_TOKENS);
-        let all = self.available(wanted, Some(&policy), Size { input: ANSWER_TOKENS, output }, Instant::now());
+        let all = self.available(wanted, Some(&policy), &|| Size { input: ANSWER_TOKENS, output }, Instant::now(), false);
         let candidates: Vec<pb::ProviderCandidate> = all.iter().map(Choice::view).collect();
         if candidates.is_empty() {
             return Err(self.unknown(wanted));

@@ -36,7 +36,7 @@ pub(crate) struct Candidate {
 }
 
 /// Parts of a candidate's score.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Terms {
     pub(crate) cost: f64,
     pub(crate) latency: f64,

@@ -89,6 +89,12 @@ pub struct ProviderConfig {
     /// Largest event of a stream, in bytes.
     #[serde(default = "default_event_bytes")]
     pub max_event_bytes: usize,
+    /// Requests in a minute, over all keys.
+    #[serde(default)]
+    pub rpm: Option<u32>,
+    /// Tokens in a minute, over all keys, of the request and of the answer.
+    #[serde(default)]
+    pub tpm: Option<u32>,
     /// Sent as the query `api-version`.
     #[serde(default)]
     pub api_version: Option<String>,
@@ -131,6 +137,12 @@ pub struct CredentialConfig {
     pub id: String,
     /// Where the key is.
     pub key: Secret,
+    /// Requests in a minute with it.
+    #[serde(default)]
+    pub rpm: Option<u32>,
+    /// Tokens in a minute with it.
+    #[serde(default)]
+    pub tpm: Option<u32>,
 }
 
 fn default_body_bytes() -> usize {

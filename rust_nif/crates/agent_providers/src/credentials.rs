@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::limits::{Limits, Rates};
+
 /// First time that a key is set aside; doubled when it is refused again.
 const ASIDE: Duration = Duration::from_secs(600);
 /// Longest.
@@ -14,12 +16,14 @@ const ASIDE_MAX: Duration = Duration::from_secs(24 * 3600);
 pub(crate) struct Credential {
     pub(crate) id: String,
     secret: Option<String>,
+    /// Its rates.
+    pub(crate) limits: Limits,
     aside: Mutex<Option<(Instant, Duration)>>,
 }
 
 impl Credential {
-    pub(crate) fn new(id: &str, secret: Option<String>) -> Self {
-        Self { id: id.to_owned(), secret, aside: Mutex::new(None) }
+    pub(crate) fn new(id: &str, secret: Option<String>, rates: Rates) -> Self {
+        Self { id: id.to_owned(), secret, limits: Limits::new(rates), aside: Mutex::new(None) }
     }
 
     /// The key itself; None: the provider asks for none.
@@ -59,11 +63,18 @@ impl Credentials {
         Self { all: all.into_iter().map(std::sync::Arc::new).collect(), turn: AtomicUsize::new(0) }
     }
 
-    /// The next key in turn that is not set aside and not in `tried`.
-    pub(crate) fn pick(&self, now: Instant, tried: &[String]) -> Option<std::sync::Arc<Credential>> {
+    /// The next key in turn that is not set aside and not in `tried`; one with room for the request before one without.
+    pub(crate) fn pick(&self, now: Instant, tried: &[String], short: impl Fn(&Limits) -> bool) -> Option<std::sync::Arc<Credential>> {
         let start = self.turn.fetch_add(1, Ordering::Relaxed);
         let n = self.all.len();
-        (0..n).map(|i| &self.all[(start + i) % n]).find(|c| c.usable(now) && !tried.contains(&c.id)).cloned()
+        let usable = || (0..n).map(|i| &self.all[(start + i) % n]).filter(|c| c.usable(now) && !tried.contains(&c.id));
+        usable().find(|c| !short(&c.limits)).or_else(|| usable().next()).cloned()
+    }
+
+    /// Whether there are keys, and none that may be used has room for the request.
+    pub(crate) fn all_short(&self, now: Instant, short: impl Fn(&Limits) -> bool) -> bool {
+        let mut usable = self.all.iter().filter(|c| c.usable(now)).peekable();
+        usable.peek().is_some() && usable.all(|c| short(&c.limits))
     }
 
     /// Any key, set aside or not: for a call that has no other way.
@@ -93,13 +104,16 @@ mod tests {
 
     #[test]
     fn keys_take_turns_and_one_that_is_refused_rests() {
-        let keys = Credentials::new(vec![Credential::new("a", Some("1".into())), Credential::new("b", Some("2".into()))]);
+        let keys = Credentials::new(vec![
+            Credential::new("a", Some("1".into()), Rates::default()),
+            Credential::new("b", Some("2".into()), Rates::default()),
+        ]);
         let now = Instant::now();
-        let first = keys.pick(now, &[]).unwrap();
-        assert_ne!(keys.pick(now, &[]).unwrap().id, first.id);
+        let first = keys.pick(now, &[], |_| false).unwrap();
+        assert_ne!(keys.pick(now, &[], |_| false).unwrap().id, first.id);
         first.set_aside(now);
         for _ in 0..4 {
-            assert_ne!(keys.pick(now, &[]).unwrap().id, first.id);
+            assert_ne!(keys.pick(now, &[], |_| false).unwrap().id, first.id);
         }
         assert_eq!(keys.aside(now), vec![first.id.clone()]);
         first.set_aside(now);
@@ -107,6 +121,6 @@ mod tests {
         first.accepted();
         assert!(first.usable(now) && keys.aside(now).is_empty());
         let both = ["a".to_owned(), "b".to_owned()];
-        assert!(keys.pick(now, &both).is_none() && keys.any().is_some());
+        assert!(keys.pick(now, &both, |_| false).is_none() && keys.any().is_some());
     }
 }

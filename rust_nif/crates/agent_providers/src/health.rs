@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
 
 use crate::breaker::{Breaker, Outcome, State};
 
@@ -21,6 +23,12 @@ const PRIOR: (f64, f64) = (19.0, 1.0);
 const HALF_LIFE_S: f64 = 30.0;
 /// Longest that a limit keeps an endpoint out of the choice: hints beyond it are for the caller.
 const COOL_MAX: Duration = Duration::from_secs(600);
+/// Calls at once are never limited to fewer than these.
+const LEAST_AT_ONCE: f64 = 4.0;
+/// Part of the calls under way that is kept when a limit is met.
+const KEPT_AT_ONCE: f64 = 0.7;
+/// After so long without a limit the calls at once are limited no more.
+const LIMIT_FORGOTTEN: Duration = Duration::from_secs(600);
 
 struct Record {
     breaker: Breaker,
@@ -32,10 +40,17 @@ struct Record {
     at: Instant,
     in_flight: u32,
     samples: u64,
+    /// Calls at once, and when a limit was met last; none: no limit was met.
+    at_once: Option<(f64, Instant)>,
 }
 
 /// An endpoint's record.
-pub(crate) struct Health(Mutex<Record>);
+pub(crate) struct Health {
+    record: Mutex<Record>,
+    /// A call has ended, where others wait for that.
+    freed: Notify,
+    probing: AtomicBool,
+}
 
 /// What the choice is made by.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +67,10 @@ pub(crate) struct Seen {
     pub(crate) admits: bool,
     /// Whether a limit has to be waited for.
     pub(crate) cooling: bool,
+    /// Whether it takes no further call now.
+    pub(crate) full: bool,
+    /// Whether the call would be its trial.
+    pub(crate) trial: bool,
 }
 
 /// A call's time and tokens.
@@ -64,7 +83,7 @@ pub(crate) struct Sample {
 
 impl Health {
     fn new(now: Instant) -> Self {
-        Self(Mutex::new(Record {
+        let record = Record {
             breaker: Breaker::new(now),
             cool_until: None,
             first_token_s: FIRST_TOKEN_S,
@@ -74,11 +93,13 @@ impl Health {
             at: now,
             in_flight: 0,
             samples: 0,
-        }))
+            at_once: None,
+        };
+        Self { record: Mutex::new(record), freed: Notify::new(), probing: AtomicBool::new(false) }
     }
 
     pub(crate) fn seen(&self, now: Instant) -> Seen {
-        let mut r = self.0.lock();
+        let mut r = self.record.lock();
         r.fade(now);
         Seen {
             first_token_s: r.first_token_s,
@@ -87,18 +108,60 @@ impl Health {
             in_flight: r.in_flight,
             admits: r.breaker.admits(now),
             cooling: r.cool_until.is_some_and(|until| now < until),
+            full: r.full(now),
+            trial: r.breaker.state() != State::Closed && r.breaker.admits(now),
         }
     }
 
-    pub(crate) fn begin(&self, now: Instant) {
-        let mut r = self.0.lock();
+    /// Begins a call, where the endpoint takes another one now.
+    pub(crate) fn begin(&self, now: Instant) -> bool {
+        let mut r = self.record.lock();
+        if r.full(now) {
+            return false;
+        }
         r.in_flight += 1;
         r.breaker.begin(now);
+        true
+    }
+
+    /// Begins a call as soon as the endpoint takes one; false: it did not until then.
+    pub(crate) async fn begin_by(&self, until: Instant) -> bool {
+        loop {
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if self.begin(Instant::now()) {
+                return true;
+            }
+            if tokio::time::timeout_at(until.into(), freed).await.is_err() {
+                return self.begin(Instant::now());
+            }
+        }
+    }
+
+    /// Calls that may be under way at once; none: no limit was met.
+    pub(crate) fn at_once(&self, now: Instant) -> Option<u32> {
+        self.record.lock().limit(now)
+    }
+
+    /// A probe has ended.
+    pub(crate) fn probed(&self, now: Instant, good: bool, chance: f32) {
+        self.record.lock().breaker.probed(now, good, chance);
+    }
+
+    /// Whether nobody probes it yet; the caller does from now on.
+    pub(crate) fn claim_probing(&self) -> bool {
+        !self.probing.swap(true, Ordering::AcqRel)
+    }
+
+    /// Nobody probes it any more.
+    pub(crate) fn release_probing(&self) {
+        self.probing.store(false, Ordering::Release);
     }
 
     /// A call has ended; `wait`: a limit that it met.
     pub(crate) fn end(&self, now: Instant, outcome: Outcome, sample: Option<Sample>, wait: Option<Duration>, chance: f32) {
-        let mut r = self.0.lock();
+        let mut r = self.record.lock();
         r.in_flight = r.in_flight.saturating_sub(1);
         r.fade(now);
         match outcome {
@@ -116,20 +179,58 @@ impl Health {
         if let Some(s) = sample {
             r.learn(s);
         }
+        let grown = r.pace(now, outcome, wait.is_some());
+        let limited = r.at_once.is_some();
+        drop(r);
+        if limited {
+            self.freed.notify_one();
+            if grown {
+                self.freed.notify_one();
+            }
+        }
     }
 
     pub(crate) fn breaker(&self) -> State {
-        self.0.lock().breaker.state()
+        self.record.lock().breaker.state()
     }
 
     /// Average time to the first token, once there was one.
     pub(crate) fn first_token(&self) -> Option<Duration> {
-        let r = self.0.lock();
+        let r = self.record.lock();
         (r.samples > 0).then(|| Duration::from_secs_f64(r.first_token_s))
     }
 }
 
 impl Record {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    fn limit(&mut self, now: Instant) -> Option<u32> {
+        if self.at_once.is_some_and(|(_, met)| now.saturating_duration_since(met) >= LIMIT_FORGOTTEN) {
+            self.at_once = None;
+        }
+        self.at_once.map(|(calls, _)| calls as u32)
+    }
+
+    fn full(&mut self, now: Instant) -> bool {
+        self.limit(now).is_some_and(|most| self.in_flight >= most)
+    }
+
+    /// Fewer calls at once where a limit was met, one more for each round of answers. Gives whether there is room for one more.
+    fn pace(&mut self, now: Instant, outcome: Outcome, limited: bool) -> bool {
+        let overloaded = matches!(outcome, Outcome::Fault(weight, _) if weight < 1.0);
+        if limited || overloaded {
+            let under_way = f64::from(self.in_flight) + 1.0;
+            let before = self.at_once.map_or(under_way, |(calls, _)| calls.min(under_way));
+            self.at_once = Some(((before * KEPT_AT_ONCE).max(LEAST_AT_ONCE), now));
+            return false;
+        }
+        let Some((calls, _)) = &mut self.at_once else { return false };
+        let before = *calls;
+        if outcome == Outcome::Success {
+            *calls += 1.0 / *calls;
+        }
+        before.floor() < calls.floor()
+    }
+
     /// Towards the prior, as time passes.
     fn fade(&mut self, now: Instant) {
         let seconds = now.saturating_duration_since(self.at).as_secs_f64();
@@ -209,6 +310,32 @@ mod tests {
         health.end(now, Outcome::Success, Some(sample), None, 0.5);
         let seen = health.seen(now);
         assert!(!seen.cooling && (seen.first_token_s - 0.08).abs() < 1e-9 && (seen.token_s - 0.01).abs() < 1e-9);
+    }
+
+    #[tokio::test]
+    async fn a_limit_that_is_met_lets_fewer_calls_through_at_once_and_answers_let_more() {
+        let health = Health::new(Instant::now());
+        for _ in 0..20 {
+            assert!(health.begin(Instant::now()));
+        }
+        let end = |outcome, wait| health.end(Instant::now(), outcome, None, wait, 0.5);
+        end(Outcome::Neutral, Some(Duration::from_secs(1)));
+        assert_eq!(health.at_once(Instant::now()), Some(14));
+        assert!(!health.begin(Instant::now()), "19 are under way");
+        let soon = Instant::now() + Duration::from_secs(20);
+        let frees = async {
+            for _ in 0..6 {
+                end(Outcome::Success, None);
+            }
+        };
+        let (begun, ()) = tokio::join!(health.begin_by(soon), frees);
+        assert!(begun);
+        for _ in 0..14 {
+            end(Outcome::Success, None);
+        }
+        assert_eq!(health.at_once(Instant::now()), Some(15), "one more after a round of answers");
+        assert_eq!(health.at_once(Instant::now() + LIMIT_FORGOTTEN), None);
+        assert!(health.claim_probing() && !health.claim_probing());
     }
 
     #[test]

@@ -24,6 +24,26 @@ pub(crate) fn wait_ms(headers: &HeaderMap, body: &Value, message: &str) -> Optio
         .map(whole)
 }
 
+/// What is left of a limit of `requests` or `tokens`, and until when; of several the least.
+pub(crate) fn left(headers: &HeaderMap, kind: &str) -> Option<(f64, Option<Duration>)> {
+    let now = SystemTime::now();
+    headers
+        .iter()
+        .filter(|(name, _)| name.as_str().contains("ratelimit") && name.as_str().contains("remaining") && name.as_str().contains(kind))
+        .filter_map(|(name, value)| {
+            let amount = value.to_str().ok()?.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0)?;
+            let reset = reset_ms(headers, &name.as_str().replacen("remaining", "reset", 1), now);
+            Some((amount, reset.and_then(|ms| Duration::try_from_secs_f64(ms / 1000.0).ok())))
+        })
+        .min_by(|a, b| a.0.total_cmp(&b.0))
+}
+
+/// When a limit begins anew: a duration, a time, or seconds.
+fn reset_ms(headers: &HeaderMap, name: &str, now: SystemTime) -> Option<f64> {
+    let value = text(headers, name)?;
+    duration_ms(value).or_else(|| until(value.parse::<prost_types::Timestamp>().ok()?.try_into().ok()?, now))
+}
+
 /// `x-should-retry`, where the provider says it.
 pub(crate) fn should_retry(headers: &HeaderMap) -> Option<bool> {
     text(headers, "x-should-retry").and_then(|v| v.parse().ok())
@@ -64,10 +84,7 @@ fn resets(headers: &HeaderMap, now: SystemTime) -> Option<f64> {
         .filter(|(_, v)| v.to_str().is_ok_and(|v| v.trim().parse::<f64>() == Ok(0.0)))
         .filter(|(name, _)| name.as_str().contains("remaining"))
         .map(|(name, _)| name.as_str().replacen("remaining", "reset", 1))
-        .filter_map(|reset| {
-            let value = text(headers, &reset)?;
-            duration_ms(value).or_else(|| until(value.parse::<prost_types::Timestamp>().ok()?.try_into().ok()?, now))
-        })
+        .filter_map(|reset| reset_ms(headers, &reset, now))
         .fold(None, |latest: Option<f64>, ms| Some(latest.map_or(ms, |l| l.max(ms))))
 }
 

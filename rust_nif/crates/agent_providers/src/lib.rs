@@ -24,12 +24,14 @@ mod flow;
 mod health;
 mod hints;
 mod items;
+mod limits;
 mod messages;
 pub mod meter;
 mod money;
 mod openai;
 mod openai_body;
 pub mod price;
+mod probe;
 mod read;
 mod refuse;
 mod responses;
@@ -54,6 +56,7 @@ pub use candidates::{analyze_task_requirements, narrowed};
 use credentials::{Credential, Credentials};
 use flow::Flow;
 use health::{Health, Healths};
+use limits::{Limits, Rates};
 use retries::Retries;
 
 pub use config::{Dialect, ProviderConfig, ProvidersConfig, Secret, Timeouts};
@@ -78,6 +81,8 @@ struct Provider {
     config: ProviderConfig,
     http: reqwest::Client,
     place: RwLock<Place>,
+    /// Rates over all keys, and what headers say where there is no key.
+    limits: Limits,
     in_flight: AtomicU32,
     calls: AtomicU64,
     latency_ms: AtomicU64,
@@ -102,6 +107,25 @@ pub struct Providers {
     money: money::Money,
     healths: Healths,
     retries: Retries,
+}
+
+/// A request that was taken from rates.
+struct Admitted<'a> {
+    limits: Vec<&'a Limits>,
+    expected: i64,
+}
+
+impl Admitted<'_> {
+    /// It has ended and took so much, where that is known.
+    fn settle(self, usage: Option<&pb::Usage>) {
+        let used = usage.map_or(self.expected, |u| u.input_tokens.saturating_add(u.output_tokens));
+        self.limits.iter().for_each(|l| l.settle(self.expected, used));
+    }
+
+    /// It was not sent.
+    fn give_back(self) {
+        self.limits.iter().for_each(|l| l.give_back(self.expected));
+    }
 }
 
 struct InFlight<'a>(&'a Provider);
@@ -133,6 +157,7 @@ impl Providers {
                 // A provider whose options are wrong says so where it is listed; the others serve.
                 http: client.or_else(|_| client::bare(c)).map_err(|e| AgentError::new(Reason::Internal, e))?,
                 place: RwLock::new(place),
+                limits: Limits::new(Rates { requests: c.rpm, tokens: c.tpm }),
                 in_flight: AtomicU32::new(0),
                 calls: AtomicU64::new(0),
                 latency_ms: AtomicU64::new(0),
@@ -160,7 +185,7 @@ impl Providers {
     pub fn set_endpoint(&self, provider: &str, endpoint: Option<(String, Option<String>)>) {
         if let Some(p) = self.providers.get(provider) {
             *p.place.write() = match endpoint {
-                Some((base_url, key)) => Place::at(&base_url, Credentials::new(vec![Credential::new("local", key)])),
+                Some((base_url, key)) => Place::at(&base_url, Credentials::new(vec![Credential::new("local", key, Rates::default())])),
                 None => Place::Nowhere("the local model server is being restarted".into()),
             };
         }
@@ -200,9 +225,7 @@ impl Providers {
             return echo::chat(model, request, pieces).await;
         }
         let base_url = provider.base_url()?;
-        let key = key.and_then(Credential::secret);
-        let endpoint =
-            openai::Endpoint { http: &provider.http, base_url: &base_url, key, provider: &provider.name, model, config: &provider.config };
+        let endpoint = provider.endpoint(&base_url, model, key);
         match provider.config.dialect {
             Dialect::Anthropic => return anthropic::chat(&endpoint, request, pieces).await,
             Dialect::OpenaiResponses => return responses::chat(&endpoint, request, pieces).await,
@@ -230,7 +253,7 @@ impl Providers {
     ) -> Result<pb::EmbedResponse, AgentError> {
         let policy = request.policy.as_ref();
         attempts::possible(policy)?;
-        let choices = self.choose(&request.model, policy, candidates::Size { input: estimate::embed(request), output: 0 })?;
+        let choices = self.choose(&request.model, policy, &|| candidates::Size { input: estimate::embed(request), output: 0 })?;
         let last = choices.len().min(failover::MAX_ATTEMPTS) - 1;
         self.retries.first(&caller.tenant, Instant::now());
         for (at, choice) in choices.iter().enumerate() {
@@ -255,10 +278,13 @@ impl Providers {
         let _slot = provider.enter()?;
         let reservation = self.money.reserve_embed(request, caller, &prices).await?;
         let started = Instant::now();
-        let key = provider.key(started, &[]);
+        let expected = estimate::embed(request) / candidates::BYTES_PER_TOKEN;
+        let key = provider.key(started, &[], |l| l.short(started, model, expected));
+        let admitted = provider.admit(key.as_deref(), &|| expected, started)?;
         let result = self.embedded(provider, model, key.as_deref(), request, deadline).await;
         let pico = money::settle(reservation, &prices, result.as_ref().map(|r| r.usage.as_ref()));
         provider.spend(pico);
+        admitted.settle(result.as_ref().ok().and_then(|r| r.usage.as_ref()));
         match &result {
             Ok(r) => provider.answered(started.elapsed(), r.usage.as_ref()),
             Err(e) => provider.failed(e),
@@ -286,9 +312,7 @@ impl Providers {
             return Err(AgentError::new(Reason::UnsupportedField, why).with("field", "model").with("kind", "invalid_request"));
         }
         let base_url = provider.base_url()?;
-        let key = key.and_then(Credential::secret);
-        let endpoint =
-            openai::Endpoint { http: &provider.http, base_url: &base_url, key, provider: &provider.name, model, config: &provider.config };
+        let endpoint = provider.endpoint(&base_url, model, key);
         let limit = deadline.map_or(provider.config.timeouts.total, |d| d.saturating_duration_since(Instant::now()));
         tokio::time::timeout(limit, openai::embed(&endpoint, request))
             .await
@@ -406,10 +430,50 @@ impl Provider {
         *self.tally.lock().errors.entry(kind.to_owned()).or_default() += 1;
     }
 
-    /// The key for a request: the next in turn, or any where all are set aside. None: the provider asks for none.
-    fn key(&self, now: Instant, tried: &[String]) -> Option<Arc<Credential>> {
+    /// Where a request goes, and with which key.
+    fn endpoint<'a>(&'a self, base_url: &'a str, model: &'a str, key: Option<&'a Credential>) -> openai::Endpoint<'a> {
+        openai::Endpoint {
+            http: &self.http,
+            base_url,
+            key: key.and_then(Credential::secret),
+            provider: &self.name,
+            model,
+            config: &self.config,
+            limits: key.map_or(&self.limits, |k| &k.limits),
+        }
+    }
+
+    /// Takes a request of so many tokens from the rates that are configured. Error: PROVIDER_RATE_LIMITED with the time to come back.
+    fn admit<'a>(&'a self, key: Option<&'a Credential>, tokens: &dyn Fn() -> i64, now: Instant) -> Result<Admitted<'a>, AgentError> {
+        let all: Vec<&Limits> = [Some(&self.limits), key.map(|k| &k.limits)].into_iter().flatten().filter(|l| l.counts()).collect();
+        let expected = if all.is_empty() { 0 } else { tokens() };
+        for (at, limits) in all.iter().enumerate() {
+            if let Err(wait) = limits.take(now, expected) {
+                all[..at].iter().for_each(|l| l.give_back(expected));
+                let message = format!("the rate that is configured for {} (rpm, tpm) is reached", self.name);
+                return Err(AgentError::new(Reason::ProviderRateLimited, message)
+                    .with("kind", "rate_limit")
+                    .with("limit", "configured")
+                    .retry_after(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1)));
+            }
+        }
+        Ok(Admitted { limits: all, expected })
+    }
+
+    /// Whether a request had better go elsewhere by the rates of the provider, or of all its keys.
+    fn short(&self, now: Instant, model: &str, tokens: &dyn Fn() -> i64) -> bool {
+        let short = |limits: &Limits| !limits.idle() && limits.short(now, model, tokens());
+        let keys = match &*self.place.read() {
+            Place::At { keys, .. } => keys.clone(),
+            Place::Nowhere(_) => return false,
+        };
+        short(&self.limits) || keys.all_short(now, short)
+    }
+
+    /// The key for a request: the next in turn that is not `short`, or any where all are set aside. None: the provider asks for none.
+    fn key(&self, now: Instant, tried: &[String], short: impl Fn(&Limits) -> bool) -> Option<Arc<Credential>> {
         match &*self.place.read() {
-            Place::At { keys, .. } => keys.pick(now, tried).or_else(|| keys.any()),
+            Place::At { keys, .. } => keys.pick(now, tried, short).or_else(|| keys.any()),
             Place::Nowhere(_) => None,
         }
     }
@@ -438,6 +502,7 @@ impl Provider {
     }
 
     fn view(&self, healths: &[Arc<Health>]) -> pb::Provider {
+        let now = Instant::now();
         let calls = self.calls.load(Ordering::Relaxed);
         let ms = i64::try_from(self.latency_ms.load(Ordering::Relaxed)).unwrap_or(0);
         let (errors, tokens) = {
@@ -465,7 +530,7 @@ impl Provider {
             tokens: Some(tokens),
             cost_micros: (!self.unpriced.load(Ordering::Relaxed)).then(|| price::micros(self.spent.load(Ordering::Relaxed))),
             first_token: first_token.map(|t| agent_core::header::duration(i64::try_from(t.as_millis()).unwrap_or(i64::MAX))),
-            limit: i32::try_from(self.config.concurrency).unwrap_or(i32::MAX),
+            limit: i32::try_from(healths.iter().filter_map(|h| h.at_once(now)).fold(self.config.concurrency, u32::min)).unwrap_or(i32::MAX),
         }
     }
 }
@@ -490,11 +555,15 @@ fn breaker_of(healths: &[Arc<Health>]) -> &'static str {
 
 /// The keys of a provider; those that cannot be read are missing, unless none can.
 fn keys(config: &ProviderConfig) -> Result<Credentials, String> {
-    let named = config.credentials.iter().map(|c| (c.id.as_str(), &c.key));
-    let read: Vec<(&str, Result<String, String>)> =
-        config.api_key.iter().map(|key| ("default", key)).chain(named).map(|(id, key)| (id, key.read())).collect();
-    let problem = read.iter().find_map(|(_, key)| key.as_ref().err().cloned());
-    let all: Vec<Credential> = read.into_iter().filter_map(|(id, key)| Some(Credential::new(id, Some(key.ok()?)))).collect();
+    let named = config.credentials.iter().map(|c| (c.id.as_str(), &c.key, Rates { requests: c.rpm, tokens: c.tpm }));
+    let first = config.api_key.iter().map(|key| ("default", key, Rates::default()));
+    let (mut all, mut problem) = (Vec::new(), None);
+    for (id, key, rates) in first.chain(named) {
+        match key.read() {
+            Ok(secret) => all.push(Credential::new(id, Some(secret), rates)),
+            Err(why) => drop(problem.get_or_insert(why)),
+        }
+    }
     match problem {
         Some(problem) if all.is_empty() => Err(problem),
         _ => Ok(Credentials::new(all)),

@@ -1,6 +1,6 @@
 //! OpenAI-compatible chat completions and embeddings over HTTP, unary and streaming.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
@@ -9,6 +9,7 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
 use crate::flow::Flow;
+use crate::limits::Limits;
 use crate::read::Reader;
 use crate::{Dialect, ProviderConfig, classify, client, openai_body, sse, wire};
 
@@ -32,6 +33,8 @@ pub(crate) struct Endpoint<'a> {
     pub(crate) provider: &'a str,
     pub(crate) model: &'a str,
     pub(crate) config: &'a ProviderConfig,
+    /// What its headers say is noted here.
+    pub(crate) limits: &'a Limits,
 }
 
 impl Endpoint<'_> {
@@ -46,29 +49,14 @@ impl Endpoint<'_> {
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<reqwest::Response, AgentError> {
-        let mut request = self.http.post(client::address(self.config, self.base_url, path, self.model)).json(body);
-        let own = self.config.dialect == Dialect::Anthropic;
-        if own {
-            request = request.header("anthropic-version", ANTHROPIC_VERSION);
-        }
-        let header = self.config.key_header.as_deref().or(own.then_some("x-api-key"));
-        match (self.key, header) {
-            // A header value that is marked so is not printed.
-            (Some(key), Some(header)) => {
-                let mut value = HeaderValue::from_str(key).map_err(|_| {
-                    AgentError::new(Reason::ProviderAuth, "the key has characters that no header takes").with("kind", "auth")
-                })?;
-                value.set_sensitive(true);
-                request = request.header(header, value);
-            }
-            (Some(key), None) => request = request.bearer_auth(key),
-            (None, _) => {}
-        }
+        let request = self.http.post(client::address(self.config, self.base_url, path, self.model)).json(body);
+        let request = authorized(request, self.config, self.key)?;
         let response = match tokio::time::timeout(self.config.timeouts.headers, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(e)) => return Err(classify::transport(&e, false)),
             Err(_) => return Err(classify::silent("headers")),
         };
+        self.limits.learn(Instant::now(), self.model, response.headers());
         if response.status().is_success() {
             return Ok(response);
         }
@@ -80,6 +68,30 @@ impl Endpoint<'_> {
             None => error,
         })
     }
+}
+
+/// A request with the key, where the provider asks for one, and the dialect's own headers.
+pub(crate) fn authorized(
+    mut request: reqwest::RequestBuilder,
+    config: &ProviderConfig,
+    key: Option<&str>,
+) -> Result<reqwest::RequestBuilder, AgentError> {
+    let anthropic = config.dialect == Dialect::Anthropic;
+    if anthropic {
+        request = request.header("anthropic-version", ANTHROPIC_VERSION);
+    }
+    let header = config.key_header.as_deref().or(anthropic.then_some("x-api-key"));
+    Ok(match (key, header) {
+        (Some(key), Some(header)) => {
+            let mut value = HeaderValue::from_str(key)
+                .map_err(|_| AgentError::new(Reason::ProviderAuth, "the key has characters that no header takes").with("kind", "auth"))?;
+            // A header value that is marked so is not printed.
+            value.set_sensitive(true);
+            request.header(header, value)
+        }
+        (Some(key), None) => request.bearer_auth(key),
+        (None, _) => request,
+    })
 }
 
 /// As much of an error's body as comes in time.
