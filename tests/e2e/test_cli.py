@@ -129,7 +129,8 @@ def test_up_starts_a_node_that_ctrl_c_stops_and_the_shell_looks_into_it(tmp_path
     )
     address = f"127.0.0.1:{free_port()}"
     environment = {
-        "SINGULARITY_STATE_DIR": str(tmp_path / "state"), "SINGULARITY_DIST_PORT": str(free_port()), "SINGULARITY_ADDRESS": address, "SINGULARITY_HTTP_ADDRESS": "off",
+        "SINGULARITY_STATE_DIR": str(tmp_path / "state"), "SINGULARITY_DIST_PORT": str(free_port()), "SINGULARITY_ADDRESS": address,
+        "SINGULARITY_HTTP_ADDRESS": "off",
         "TERM": "xterm",
     }  # fmt: skip
     up = [*COMMAND, "up", "--config", str(tmp_path / "node.toml"), "--data-dir", str(tmp_path / "data")]

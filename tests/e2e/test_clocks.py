@@ -89,7 +89,9 @@ def test_what_attempts_ran_is_counted_by_spans(node: KillableNode, clock: Clock)
         assert first.run_time is not None
         clock.set(HOUR)
         client.cancel(task, grace="0s")
-        other = client.submit("x", framework="native", model="bad/down", max_attempts=2, initial_backoff="5s", max_duration="30s").id
+        other = client.submit(
+            "x", framework="native", model="bad/down", max_attempts=2, initial_backoff="5s", max_duration="30s"
+        ).id
         eventually(lambda: client.attempts(other)[0].outcome)
         clock.set(2 * HOUR)
         # An hour more by the time of day, milliseconds by what it ran: the second attempt is made.

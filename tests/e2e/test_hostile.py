@@ -77,7 +77,9 @@ REFUSED: dict[str, tuple[Bad, str, str]] = {
                 c,
                 "ScheduleService",
                 "CreateSchedule",
-                sc.CreateScheduleRequest(schedule={"interval": {"seconds": 3600}, "task": TASK}, schedule_id=name, request_id="same"),
+                sc.CreateScheduleRequest(
+                    schedule={"interval": {"seconds": 3600}, "task": TASK}, schedule_id=name, request_id="same"
+                ),
                 sc.Schedule,
             )
             for name in ("one-of-two", "two-of-two")

@@ -43,7 +43,7 @@ keys = [{{ file = "{folder}/acme.key" }}]
         "SINGULARITY_DATA_DIR": str(folder / "data"),
         "SINGULARITY_STATE_DIR": str(folder / "state"),
         "SINGULARITY_DIST_PORT": str(free_port()),
-            "SINGULARITY_HTTP_ADDRESS": "off",
+        "SINGULARITY_HTTP_ADDRESS": "off",
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(program(), env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -84,7 +84,7 @@ def test_off_loopback_without_tls_and_keys_does_not_start(tmp_path: Path) -> Non
         "SINGULARITY_DATA_DIR": str(tmp_path / "data"),
         "SINGULARITY_STATE_DIR": str(tmp_path / "state"),
         "SINGULARITY_DIST_PORT": str(free_port()),
-            "SINGULARITY_HTTP_ADDRESS": "off",
+        "SINGULARITY_HTTP_ADDRESS": "off",
     }
     done = subprocess.run(program(), env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0
