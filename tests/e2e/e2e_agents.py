@@ -24,6 +24,20 @@ def multiply(a: int, b: int) -> int:
     return a * b
 
 
+@tool(replay="safe")
+def compute_for_ever() -> str:
+    """Computes, and never gives its thread back."""
+    while True:
+        pass
+
+
+@tool(replay="safe")
+def wait_for_a_child() -> str:
+    """Waits for a child that started one more, in a session of its own."""
+    subprocess.run(["sh", "-c", "setsid sleep 986 & sleep 986"], check=True)
+    return "never"
+
+
 @agent("shout")
 async def shout(task: Any, engine: Any) -> str:
     return str(task.description).upper()

@@ -18,6 +18,7 @@ from singularity_agents.testing import Asked, Node, ScriptedModel, ToolCall
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+TOOLS = '["e2e_agents:multiply", "e2e_agents:compute_for_ever", "e2e_agents:wait_for_a_child", "calculate"]'
 FRAMEWORKS = ("langchain", "langgraph", "crewai", "autogen", "haystack", "semantic_kernel", "agent_framework")
 
 
@@ -43,6 +44,9 @@ class Model:
             self.held.set()
             self.released.wait(30)
             return "too late"
+        for name in ("compute_for_ever", "wait_for_a_child"):
+            if name in text:
+                return ToolCall(name)
         if "6 times 7" not in text:
             return "hello there"
         if asked.messages[-1]["role"] != "tool":
@@ -57,10 +61,7 @@ class Model:
 @pytest.fixture(scope="module")
 def place() -> Iterator[tuple[str, Model]]:
     model = Model()
-    agents = "".join(
-        f'[agents.of_{name}]\nframework = "{name}"\nproject = "{HERE}"\ntools = ["e2e_agents:multiply", "calculate"]\n'
-        for name in FRAMEWORKS
-    )
+    agents = "".join(f'[agents.of_{name}]\nframework = "{name}"\nproject = "{HERE}"\ntools = {TOOLS}\n' for name in FRAMEWORKS)
     with model.script:
         provider = openai_provider("scripted", model.script.base_url, "scripted")
         default = '[models.default]\nendpoints = [{ provider = "scripted", name = "scripted" }]\n'
@@ -104,7 +105,7 @@ def test_calls_a_tool(client: Client, model: Model, framework: str) -> None:
     assert task.result.output == "It is 42" and task.result.metrics.provider_calls == 2
     events = list(client.watch(handle.id))
     assert [e.data["name"] for e in events if e.kind == "tool_call"] == ["multiply"]
-    assert set(model.script.asked[-1].tools) == {"multiply", "calculate"}
+    assert set(model.script.asked[-1].tools) == {"multiply", "compute_for_ever", "wait_for_a_child", "calculate"}
 
 
 def test_is_cancelled_with_proof(client: Client, model: Model, framework: str) -> None:
@@ -116,6 +117,42 @@ def test_is_cancelled_with_proof(client: Client, model: Model, framework: str) -
     # The worker has ended its run by itself, and the next task finds it well.
     model.released.set()
     assert client.execute("say hello", agent=f"of_{framework}").output == "hello there"
+
+
+def test_is_cancelled_while_it_computes(client: Client, framework: str) -> None:
+    cancelled_in(client, framework, "compute_for_ever")
+
+
+def test_is_cancelled_in_a_child_process_of_a_tool(client: Client, framework: str) -> None:
+    cancelled_in(client, framework, "wait_for_a_child")
+    assert not [p for p in Path("/proc").glob("[0-9]*") if is_child(p)]
+
+
+def is_child(process: Path) -> bool:
+    """Whether it is the child of a tool of these tests, and lives."""
+    try:
+        return b"sleep\x00986" in (process / "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def cancelled_in(client: Client, framework: str, tool: str) -> None:
+    """A task whose tool never ends is ended with everything that it started, and the next one finds a worker."""
+    handle = client.submit(f"{tool} please", agent=f"of_{framework}")
+    assert any(e.kind == "tool_call" and e.data["name"] == tool for e in client.watch(handle.id)), "it ended before its tool ran"
+    answer = client.cancel(handle.id, grace="1s")
+    assert answer.task.state == "CANCELLED"
+    assert answer.proof.witness and not answer.proof.survivors
+    assert client.execute("say hello", agent=f"of_{framework}").output == "hello there"
+
+
+def test_usage_is_counted_by_the_engine(client: Client, model: Model, framework: str) -> None:
+    """Two calls, whose tokens are those that the provider said."""
+    task = client.submit("What is 6 times 7?", agent=f"of_{framework}").wait("60s")
+    assert task.result is not None, task.error
+    metrics = task.result.metrics
+    assert metrics.provider_calls == 2 and model.counts == {"question": 1, "result": 1}
+    assert (metrics.tokens_used.input_tokens, metrics.tokens_used.output_tokens) == (2, 1 + len(["It", "is", "42"]))
 
 
 def test_resumes_after_a_kill_without_paying_twice(client: Client, model: Model, framework: str) -> None:

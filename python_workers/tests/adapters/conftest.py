@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from singularity_agents.adapters._pins import environment
+
 from ..worker.peer import Peer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -17,7 +19,9 @@ ENVIRONMENTS = Path(os.environ.get("SINGULARITY_ENVIRONMENTS", ROOT / "_build" /
 
 
 #: Frameworks by adapter, each in the environment of its lock.
-FRAMEWORKS = ("langchain", "crewai", "autogen", "haystack", "semantic_kernel", "agent_framework")
+FRAMEWORKS = ("langchain", "langgraph", "crewai", "autogen", "haystack", "semantic_kernel", "agent_framework")
+#: A module that every worker of these tests imports first: it writes down who is called on the network.
+WATCH = Path(__file__).resolve().parent / "watch"
 #: Seconds for the import of the slowest framework on a busy machine.
 START_S = 60.0
 
@@ -25,10 +29,11 @@ START_S = 60.0
 @contextlib.contextmanager
 def started(framework: str, folder: Path) -> Iterator[Peer]:
     """A worker of a framework in its own environment."""
-    python = ENVIRONMENTS / framework / "bin" / "python"
+    name = environment(framework)
+    python = ENVIRONMENTS / name / "bin" / "python"
     if not python.exists():
-        pytest.fail(f"{python} is missing; run: singularity frameworks install {framework}")
-    peer = Peer(framework, str(python), folder, START_S)
+        pytest.fail(f"{python} is missing; run: singularity frameworks install {name}")
+    peer = Peer(framework, str(python), folder, START_S, [WATCH])
     try:
         yield peer
     finally:

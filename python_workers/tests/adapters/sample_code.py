@@ -1,6 +1,10 @@
 """The user's tools in the tests of all adapters."""
 
+import contextlib
+import socket
+
 from singularity_agents import tool
+from singularity_agents.worker._runtime import in_task
 
 RAN = []
 
@@ -22,3 +26,19 @@ def fails(why: str) -> str:
 def once(n: int) -> str:
     """Acts once."""
     return f"acted {n}"
+
+
+@tool(replay="safe")
+def dials(port: int) -> str:
+    """Calls somebody on the network."""
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    return "dialled"
+
+
+@tool(replay="safe")
+async def asks() -> str:
+    """Asks a person."""
+    running = in_task()
+    assert running is not None
+    return f"the person said {await running.ask('Shall I?')}"

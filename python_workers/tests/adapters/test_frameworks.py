@@ -21,6 +21,8 @@ from .conftest import FRAMEWORKS, started
 from .script import Script, calculator
 
 Bound = tuple[str, Peer]
+#: The user's functions of `sample_code.py`.
+TOOLS = {"double", "fails", "once", "dials", "asks"}
 
 
 def an_agent(framework: str) -> agent_service_pb2.Agent:
@@ -28,19 +30,30 @@ def an_agent(framework: str) -> agent_service_pb2.Agent:
 
 
 @pytest.fixture(scope="module", params=FRAMEWORKS)
-def bound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Peer]]:
+def framework(request: pytest.FixtureRequest) -> str:
+    """Its name."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def folder(framework: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The worker's own folder."""
+    return tmp_path_factory.mktemp(framework)
+
+
+@pytest.fixture(scope="module")
+def bound(framework: str, folder: Path) -> Iterator[tuple[str, Peer]]:
     """One worker for all tests of a framework, so that what a task leaves behind would be seen in the next."""
-    framework: str = request.param
-    folder = tmp_path_factory.mktemp(framework)
     shutil.copy(Path(__file__).parent / "sample_code.py", folder / "users_code.py")
     with started(framework, folder) as peer:
         ready = peer.bind(
             project=folder,
-            tools=["users_code:double", "users_code:fails", "users_code:once"],
+            tools=[f"users_code:{name}" for name in TOOLS],
             agent=an_agent(framework),
             storage_dir=folder,
         )
-        assert {t.name for t in ready.tools} == {"double", "fails", "once"}
+        assert {t.name for t in ready.tools} == TOOLS
         yield framework, peer
 
 
@@ -80,7 +93,7 @@ def test_a_tool_of_the_engine(bound: Bound) -> None:
     first, second = run.script.asked
     assert first.model == "default"
     assert "Be exact." in texts(run.script, 0) and "What is 17 * 23?" in texts(run.script, 0)
-    assert {t.name for t in first.tools} == {"calculate", "double", "fails", "once"}
+    assert {t.name for t in first.tools} == {"calculate", *TOOLS}
     offered = next(t for t in first.tools if t.name == "calculate")
     assert offered.description == "Calculates."
     expression = offered.parameters.fields["properties"].struct_value.fields["expression"].struct_value
@@ -148,7 +161,7 @@ def test_the_step_limit_counts_model_calls_and_is_said(bound: Bound) -> None:
 def test_structured_output(bound: Bound) -> None:
     task = task_pb2.AgentTask(description="Who?")
     task.requirements.output_schema.update({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]})
-    by_tool = bound[0] == "langchain"
+    by_tool = bound[0] in ("langchain", "langgraph")
     answer = chat_response(tool_calls=[("c1", "answer", '{"name": "Ada"}')]) if by_tool else chat_response('{"name": "Ada"}')
     run = Run(bound, answer)
     status, result = run(task=task)
@@ -203,3 +216,60 @@ def test_cancel_in_a_model_call_and_the_next_task(bound: Bound) -> None:
     assert time.monotonic() - began < 1.0
     assert [c.kind for c in run.peer.seen if c.type == f.Type.CALL] == [f.Call.CHAT]
     assert Run(bound, chat_response("still here"))("again")[1].result.output == "still here"
+
+
+def test_text_is_shown_while_the_model_still_speaks(bound: Bound) -> None:
+    run = Run(bound)
+    run.execute()
+    call = run.peer.expect(f.Type.CALL, skip_events=True)
+    assert call.flags & f.FLAG_STREAM
+    for piece in ("Good ", "morning"):
+        chunk = provider_service_pb2.StreamChatResponse(text_delta=piece).SerializeToString()
+        run.peer.reply(call, chunk, f.FLAG_STREAM, f.Type.REPLY_CHUNK)
+        # The answer has not ended, and its piece is here.
+        while (frame := run.peer.expect(f.Type.EVENT)).kind != f.Event.TEXT:
+            pass
+        assert frame.payload == piece.encode()
+    run.peer.reply(call, chat_response("Good morning").SerializeToString())
+    status, result = run.peer.result()
+    assert (status, result.result.output) == (f.Status.SUCCEEDED, "Good morning"), result.error
+    assert b"".join(run.peer.events(f.Event.TEXT)) == b"Good morning"
+
+
+def test_a_budget_that_is_spent_stops_the_run(bound: Bound) -> None:
+    run = Run(bound)
+    run.execute()
+    chats = 0
+
+    def until_spent(call: f.Frame) -> None:
+        nonlocal chats
+        if call.kind != f.Call.CHAT:
+            run.script(call)
+            return
+        chats += 1
+        if chats == 1:
+            run.peer.reply(call, chat_response(tool_calls=[("c1", "double", '{"n": 1}')]).SerializeToString())
+        else:
+            run.peer.refuse(call, "BUDGET_EXHAUSTED", "the task has spent its budget", 8)
+
+    status, result = run.peer.result(until_spent)
+    assert (status, result.error.reason, chats) == (f.Status.FAILED, "BUDGET_EXHAUSTED", 2), result.error
+
+
+def test_a_tool_asks_a_person_and_goes_on_with_the_answer(bound: Bound) -> None:
+    wants = chat_response(tool_calls=[("c1", "asks", "{}")])
+    status, result = Run(bound, wants)("ask")
+    assert status == f.Status.INPUT_REQUESTED, result.error
+    assert [(i.input_id, i.kind, i.prompt) for i in result.inputs] == [("input-1", "question", "Shall I?")]
+    run = Run(bound, wants, chat_response("well"))
+    status, result = run("ask", answers=[task_pb2.InputAnswer(input_id="input-1", input="yes")])
+    assert (status, result.result.output) == (f.Status.SUCCEEDED, "well"), result.error
+    assert run.script.asked[1].messages[-1].content[0].text == "the person said yes"
+
+
+def test_telemetry_is_silent_from_the_import_on(bound: Bound, folder: Path) -> None:
+    """Last, when the worker has done all of the above."""
+    log = folder / "network.log"
+    assert not log.exists(), log.read_text()
+    Run(bound, chat_response(tool_calls=[("c1", "dials", '{"port": 9}')]), chat_response("done"))("dial")
+    assert log.read_text().split() == ["127.0.0.1:9", "127.0.0.1:9"], "the watch sees what is dialled"

@@ -27,13 +27,19 @@ class Peer:
     """A worker process and the node's side of its channel."""
 
     def __init__(
-        self, framework: str, python: str = sys.executable, cwd: Path | None = None, patience_s: float = PATIENCE_S
+        self,
+        framework: str,
+        python: str = sys.executable,
+        cwd: Path | None = None,
+        patience_s: float = PATIENCE_S,
+        more_path: Sequence[Path] = (),
     ) -> None:
         self._patience_s = patience_s
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.settimeout(patience_s)
         self.socket = ours
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCES), "HOME": str(cwd or "/nonexistent")}
+        path = os.pathsep.join(map(str, (SOURCES, *more_path)))
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "HOME": str(cwd or "/nonexistent")}
         self.process = subprocess.Popen(
             [python, "-m", "singularity_agents.worker.main", str(theirs.fileno()), "w-1", framework],
             pass_fds=[theirs.fileno()], env=environment, cwd=cwd, stdin=subprocess.DEVNULL,
