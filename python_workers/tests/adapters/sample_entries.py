@@ -5,6 +5,29 @@ from __future__ import annotations
 RAN = []
 
 
+def chain(engine):
+    from langchain.agents import create_agent
+
+    from singularity_agents.adapters.langchain import EngineChatModel
+
+    return create_agent(EngineChatModel(), [])
+
+
+def graph(engine):
+    from langgraph.graph import END, START, MessagesState, StateGraph
+
+    from singularity_agents.adapters.langchain import EngineChatModel
+
+    async def write(state):
+        return {"messages": [await EngineChatModel().ainvoke(state["messages"])]}
+
+    made = StateGraph(MessagesState)
+    made.add_node("write", write)
+    made.add_edge(START, "write")
+    made.add_edge("write", END)
+    return made.compile()
+
+
 def crew(llm, tools):
     from crewai import Agent, Crew, Task
     from crewai.tools import tool
@@ -144,3 +167,126 @@ def workflow(chat_client):
 
 def wrong(nonsense, more):
     """A factory whose parameters nobody knows."""
+
+
+def careful_chain(engine):
+    from langchain.agents import create_agent
+    from langchain.agents.middleware import HumanInTheLoopMiddleware
+    from langchain_core.tools import tool
+
+    from singularity_agents.adapters.langchain import EngineChatModel
+
+    @tool
+    def measure(what: str) -> str:
+        """Measures something."""
+        RAN.append(what)
+        return f"{what}: {len(RAN)}"
+
+    return create_agent(EngineChatModel(), [measure], middleware=[HumanInTheLoopMiddleware({"measure": True})])
+
+
+def interrupted_graph(engine):
+    from langchain_core.messages import AIMessage
+    from langgraph.graph import END, START, MessagesState, StateGraph
+    from langgraph.types import interrupt
+
+    async def write(state):
+        return {"messages": [AIMessage(f"well: {interrupt({'question': 'Is it good?'})}")]}
+
+    made = StateGraph(MessagesState)
+    made.add_node("write", write)
+    made.add_edge(START, "write")
+    made.add_edge("write", END)
+    return made.compile()
+
+
+def reviewed_crew(llm):
+    from crewai import Agent, Crew, Task
+
+    writer = Agent(role="Writer", goal="Write", backstory="Writes", llm=llm)
+    return Crew(agents=[writer], tasks=[Task(description="Write", expected_output="a text", agent=writer, human_input=True)])
+
+
+def proxied(client):
+    from autogen_agentchat.agents import AssistantAgent, UserProxyAgent
+    from autogen_agentchat.conditions import MaxMessageTermination
+    from autogen_agentchat.teams import RoundRobinGroupChat
+
+    members = [AssistantAgent("writer", client), UserProxyAgent("boss")]
+    return RoundRobinGroupChat(members, termination_condition=MaxMessageTermination(4))
+
+
+def handed_to_user(client):
+    from autogen_agentchat.agents import AssistantAgent
+    from autogen_agentchat.conditions import HandoffTermination, MaxMessageTermination
+    from autogen_agentchat.teams import Swarm
+
+    ends = HandoffTermination("user") | MaxMessageTermination(8)
+    return Swarm([AssistantAgent("writer", client, handoffs=["user"])], termination_condition=ends)
+
+
+def confirmed(generator):
+    from haystack.components.agents import Agent
+    from haystack.hooks.human_in_the_loop import (
+        AlwaysAskPolicy,
+        BlockingConfirmationStrategy,
+        ConfirmationHook,
+        SimpleConsoleUI,
+    )
+    from haystack.tools import create_tool_from_function
+
+    def measure(what: str) -> str:
+        """Measures something."""
+        RAN.append(what)
+        return f"{what}: {len(RAN)}"
+
+    asks = BlockingConfirmationStrategy(confirmation_policy=AlwaysAskPolicy(), confirmation_ui=SimpleConsoleUI())
+    hooks = {"before_tool": [ConfirmationHook({"*": asks})]}
+    return Agent(chat_generator=generator, tools=[create_tool_from_function(measure)], hooks=hooks)
+
+
+def handoff_to_person(service):
+    from semantic_kernel.agents import HandoffOrchestration, OrchestrationHandoffs
+
+    from singularity_agents.adapters.semantic_kernel import ask_person
+
+    handoffs = OrchestrationHandoffs().add("reader", "writer", "to write")
+    return HandoffOrchestration(members=_members(service), handoffs=handoffs, human_response_function=ask_person)
+
+
+def approved_tool(client):
+    from agent_framework import Agent, tool
+
+    @tool(approval_mode="always_require")
+    def measure(what: str) -> str:
+        """Measures something."""
+        RAN.append(what)
+        return f"{what}: {len(RAN)}"
+
+    return Agent(client, "You measure.", name="lab", tools=[measure])
+
+
+def integrated_crew(engine):
+    from crewai.tools import tool
+
+    from singularity_agents import SingularityCrewAIIntegration
+
+    @tool("measure")
+    def measure(what: str) -> str:
+        """Measures something."""
+        RAN.append(what)
+        return f"{what}: {len(RAN)}"
+
+    parameters = {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]}
+    tools = [
+        {"type": "native_enhanced", "name": "calculate", "description": "Calculates.", "parameters": parameters},
+        {"type": "federated_ai", "name": "second_opinion", "requirements": {"model": "clever"}},
+        {"type": "standard", "tool": measure},
+    ]
+    config = {
+        "agents": [{"role": "Reader", "goal": "Read", "backstory": "Reads", "tools": tools}],
+        "tasks": [{"description": "Read about {description}", "expected_output": "facts", "agent_index": 0}],
+        "process": "sequential",
+        "memory": True,
+    }
+    return SingularityCrewAIIntegration(engine).create_enhanced_crew(config)

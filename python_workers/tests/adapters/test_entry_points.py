@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -21,10 +21,11 @@ Start = Callable[[str], Peer]
 
 def bound(start: Start, tmp_path: Path, framework: str, entrypoint: str = "") -> Peer:
     """A worker with the user's code."""
-    shutil.copy(Path(__file__).parent / "sample_entries.py", tmp_path / "entries.py")
+    for name in ("entries", "asking"):
+        shutil.copy(Path(__file__).parent / f"sample_{name}.py", tmp_path / f"{name}.py")
     peer = start(framework)
     peer.bind(
-        f"entries:{entrypoint}" if entrypoint else "",
+        entrypoint if ":" in entrypoint else f"entries:{entrypoint}" if entrypoint else "",
         tmp_path,
         agent=agent_service_pb2.Agent(id="users", framework=framework),
         storage_dir=tmp_path,
@@ -104,6 +105,26 @@ def test_a_crew_of_plain_data(start: Start, tmp_path: Path, process: str) -> Non
         peer.execute(task=task, fence=9)
         status, failed = peer.result()
         assert (status, failed.error.reason, failed.error.metadata["field"]) == (f.Status.FAILED, "INVALID_FIELD", field)
+
+
+def test_a_crew_of_the_integration_uses_the_engines_parts(start: Start, tmp_path: Path) -> None:
+    peer = bound(start, tmp_path, "crewai", "integrated_crew")
+    wants = [
+        chat_response(tool_calls=[("c1", "calculate", '{"expression": "17*23"}')]),
+        chat_response(tool_calls=[("c2", "second_opinion", '{"prompt": "Is it so?"}')]),
+        chat_response("It is so."),
+        measures(),
+        chat_response("facts"),
+    ]
+    script, result = run(peer, *wants)
+    assert result.output == "facts"
+    assert {t.name for t in script.asked[0].tools} == {"calculate", "second_opinion", "measure", "distributed_memory"}
+    assert [t.arguments for t in script.tools] == ['{"expression":"17*23"}']
+    assert script.asked[2].model == "clever" and script.asked[2].messages[0].content[0].text == "Is it so?"
+    assert "It is so." in str(script.asked[3].messages) and [b.name for b in script.begun] == ["measure"]
+    # The model's own count is of the crew's calls alone.
+    metrics = result.framework_specific_data.fields["crew_metrics"].struct_value.fields
+    assert metrics["successful_requests"].number_value == 4
 
 
 def test_a_round_robin_team_starts_anew_each_time(start: Start, tmp_path: Path) -> None:
@@ -186,3 +207,89 @@ def test_an_entry_point_that_cannot_be_used_says_why(start: Start, tmp_path: Pat
     status, result = peer.result()
     assert status == f.Status.FAILED and '"nonsense" is not known' in result.error.message
     assert "model" in result.error.message
+
+
+@pytest.mark.parametrize(
+    ("framework", "entrypoint", "kind", "names"),
+    [
+        ("langchain", "chain", "node", ["model"]),
+        ("langgraph", "graph", "node", ["write"]),
+        ("crewai", "crew", "agent", ["Reader", "Writer"]),
+        ("autogen", "round_robin", "agent", ["reader", "writer"]),
+        ("haystack", "pipeline", "component", ["prompt", "model"]),
+        ("semantic_kernel", "sequential", "agent", ["reader", "writer"]),
+        ("agent_framework", "workflow", "executor", ["reader", "writer"]),
+    ],
+)
+def test_steps_of_the_framework_begin_and_end(
+    start: Start, tmp_path: Path, framework: str, entrypoint: str, kind: str, names: list[str]
+) -> None:
+    peer = bound(start, tmp_path, framework, entrypoint)
+    task = task_pb2.AgentTask(description="the moon")
+    task.context.framework_specific_data.update({"inputs": {"topic": "the moon"}} if framework == "crewai" else {})
+    _, result = run(peer, chat_response("facts"), chat_response("text"), task=task)
+    assert result.output in ("facts", "text")
+    events = [worker_pb2.StepEvent.FromString(payload) for payload in peer.events(f.Event.STEP)]
+    assert [e.name for e in events if e.started and e.kind == kind] == names
+    assert sorted(e.name for e in events if not e.started and e.kind == kind and not e.is_error) == sorted(names)
+
+
+class Asked(NamedTuple):
+    """What a framework asks by its own means, and what comes of the answer."""
+
+    entrypoint: str
+    before: list[Any]
+    prompt: str
+    kind: str
+    answer: dict[str, Any]
+    after: list[Any]
+    output: str
+
+
+_HANDOFF = chat_response(tool_calls=[("c1", "transfer_to_user", "{}")])
+_DONE = chat_response(tool_calls=[("c2", "Handoff-complete_task", '{"task_summary": "well"}')])
+_YES: dict[str, Any] = {"approve": True}
+_WORDS: dict[str, Any] = {"input": "shorter"}
+
+
+@pytest.mark.parametrize(
+    ("framework", "asked"),
+    [
+        ("langchain", Asked("careful_chain", [measures()], "measure", "approval", _YES, [chat_response("well")], "well")),
+        ("langgraph", Asked("interrupted_graph", [], "Is it good?", "question", _WORDS, [], "well: shorter")),
+        ("crewai", Asked("reviewed_crew", [chat_response("long")], "good?", "question", _YES, [], "long")),
+        ("crewai", Asked("reviewed_crew", [chat_response("long")], "good?", "question", _WORDS, [chat_response("well")], "well")),
+        ("autogen", Asked("proxied", [chat_response("long")], "long", "question", _WORDS, [chat_response("well")], "well")),
+        ("autogen", Asked("handed_to_user", [_HANDOFF], "user", "question", _WORDS, [chat_response("well")] * 8, "well")),
+        ("haystack", Asked("confirmed", [measures()], "measure", "approval", _YES, [chat_response("well")], "well")),
+        ("semantic_kernel", Asked("handoff_to_person", [chat_response("long")], "long", "question", _WORDS, [_DONE], "well")),
+        ("agent_framework", Asked("approved_tool", [measures()], "measure", "approval", _YES, [chat_response("well")], "well")),
+        ("agent_framework", Asked("asking:workflow", [], "the moon", "question", _WORDS, [], "well: shorter")),
+    ],
+)
+def test_a_person_is_asked_by_the_frameworks_own_means(start: Start, tmp_path: Path, framework: str, asked: Asked) -> None:
+    peer = bound(start, tmp_path, framework, asked.entrypoint)
+    script = Script(peer, *asked.before)
+    peer.execute("the moon")
+    status, result = peer.result(script)
+    assert status == f.Status.INPUT_REQUESTED, result.error
+    question = result.inputs[0]
+    if asked.answer is _YES and framework == "crewai":
+        assert question.payload.fields["answer"].string_value == "long"
+    assert (question.input_id, question.kind) == ("input-1", asked.kind)
+    assert asked.prompt in str(question.prompt) + str(question.payload) and not script.ended
+    # The answered run starts from the top, as the node makes it do; its calls are answered as before.
+    script = Script(peer, *asked.before, *asked.after)
+    answers = [task_pb2.InputAnswer(input_id="input-1", **asked.answer)]
+    if framework == "crewai" and asked.after:
+        # What was worked in is shown once more.
+        answers.append(task_pb2.InputAnswer(input_id="input-2", approve=True))
+    peer.execute("the moon", fence=2, answers=answers)
+    status, result = peer.result(script)
+    assert status == f.Status.SUCCEEDED, result.error or result.inputs
+    if framework == "autogen" and asked.entrypoint == "proxied":
+        # The proxy has the last word of four messages.
+        assert "shorter" in str(script.asked[1].messages)
+    assert asked.output in result.result.output
+    if asked.kind == "approval":
+        assert [b.name for b in script.begun] == ["measure"]

@@ -18,7 +18,7 @@ from ._inputs import InputNeeded, question, tool_input_id, value
 from ._scope import Scope
 from ._wire import arguments_text, common, providers, to_struct, worker
 
-__all__ = ["REPLAY", "ChatReply", "Engine", "SyncEngine", "ToolError"]
+__all__ = ["REPLAY", "ChatReply", "Engine", "Question", "SyncEngine", "ToolError"]
 
 _T = TypeVar("_T")
 
@@ -55,6 +55,16 @@ class Recorded(NamedTuple):
 
     content: str
     is_error: bool
+
+
+class Question(NamedTuple):
+    """One question to a person or a client; `kind` is question, approval or client_tool."""
+
+    prompt: str
+    kind: str = "question"
+    payload: Mapping[str, Any] | None = None
+    #: Seconds that it waits at most; None: as long as the task.
+    within_s: float | None = None
 
 
 class ChatReply(str):
@@ -119,11 +129,12 @@ def message_of(item: Mapping[str, Any] | common.Message) -> common.Message:
 class Engine:
     """What the code of a task may ask for. Everything is metered, limited and fenced by the engine itself."""
 
-    def __init__(self, calls: Calls, events: Events, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, calls: Calls, events: Events, loop: asyncio.AbstractEventLoop, thread: int | None = None) -> None:
         self._calls = calls
         self._events = events
         self._loop = loop
-        self._thread = threading.get_ident()
+        #: The loop's own thread; the one that makes the engine where none is named.
+        self._thread = threading.get_ident() if thread is None else thread
 
     def on_loop(self) -> bool:
         """Whether the calling code runs on the loop itself, where waiting would end in nothing."""
@@ -444,14 +455,25 @@ class Engine:
         """Says that the task goes on, where it has a `heartbeat_timeout` and is silent for long otherwise. From any thread."""
         self._emit(self._calls.scope(), f.Event.BEAT, b"")
 
-    def _asked(self, prompt: str, kind: str, payload: Mapping[str, Any] | None, timeout: DurationLike | None) -> Any:
+    def answers_to(self, questions: Sequence[Question]) -> list[Any]:
+        """What was answered to questions that are shown at once. From any thread: nothing is waited for.
+
+        Raises InputNeeded with those that have no answer yet, `TimeoutError` where nobody answered one in time.
+        """
         scope = self._calls.scope()
-        scope.asked += 1
-        input_id = f"input-{scope.asked}"
-        if input_id not in scope.answers:
-            within = None if timeout is None else seconds(timeout)
-            raise InputNeeded([question(input_id, kind, prompt, payload, within)])
-        return value(scope.answers[input_id])
+        names = [f"input-{scope.asked + number}" for number in range(1, len(questions) + 1)]
+        scope.asked += len(questions)
+        missing = [
+            question(name, asked.kind, asked.prompt, asked.payload, asked.within_s)
+            for name, asked in zip(names, questions, strict=True)
+            if name not in scope.answers
+        ]
+        if missing:
+            raise InputNeeded(missing)
+        return [value(scope.answers[name]) for name in names]
+
+    def _asked(self, prompt: str, kind: str, payload: Mapping[str, Any] | None, timeout: DurationLike | None) -> Any:
+        return self.answers_to([Question(prompt, kind, payload, None if timeout is None else seconds(timeout))])[0]
 
     async def select_provider(self, **requirements: Any) -> str:
         """Which provider and model would be chosen, without spending."""

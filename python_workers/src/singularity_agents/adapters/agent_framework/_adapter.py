@@ -11,7 +11,7 @@ from ...worker._wire import tasks, worker
 from .. import _chat, _pins, _project, _prompt, _tooling
 from .._base import Health, Loaded, Outcome, Setup, result_of
 from .._entry import Entry
-from . import _tools
+from . import _people, _tools
 from ._model import EngineChatClient, from_engine
 
 
@@ -88,7 +88,7 @@ class AgentFrameworkAdapter:
         if handle.agent is None:
             _tools.bracket(runs)
         try:
-            return Native(await _chat.settled(runs.run(handle.messages)), handle.agent is not None)
+            return Native(await _chat.settled(_people.run(runs, handle.messages)), handle.agent is not None)
         except _chat.StepLimit:
             return Native(None, True)
 
@@ -97,13 +97,18 @@ class AgentFrameworkAdapter:
         for executor in workflow.get_executors_list():
             if isinstance(agent := getattr(executor, "_agent", None), Agent):
                 _tools.bracket(agent)
-        stream = workflow.run(handle.text, stream=True)
-        async for event in stream:
-            kind = event.type
-            if kind in ("executor_invoked", "executor_completed", "executor_failed"):
-                name = event.executor_id or "executor"
-                self._engine.step("executor", name, started=kind == "executor_invoked", is_error=kind == "executor_failed")
-        return (await stream.get_final_response()).get_outputs()
+        stream, outputs = workflow.run(handle.text, stream=True), []
+        while True:
+            async for event in stream:
+                kind = event.type
+                if kind in ("executor_invoked", "executor_completed", "executor_failed"):
+                    name = event.executor_id or "executor"
+                    self._engine.step("executor", name, started=kind == "executor_invoked", is_error=kind == "executor_failed")
+            ended = await stream.get_final_response()
+            outputs += ended.get_outputs()
+            if not (requests := ended.get_request_info_events()):
+                return outputs
+            stream = workflow.run(stream=True, responses=_people.answers(requests))
 
     def convert_result(self, native: Native) -> tasks.AgentResult:
         """Text of the answer; of a workflow its outputs."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .. import _pins
+from .. import _lazy, _pins
 from .._base import Adapter
 
 if TYPE_CHECKING:
@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineChatCompletionClient", "EngineWorkbench", "load"]
 
-_HOMES = {"EngineChatCompletionClient": "_model", "EngineWorkbench": "_tools"}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports the framework when it is first needed."""
-    if home := _HOMES.get(name):
-        return getattr(import_module(f".{home}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = _lazy.names(__name__, {"EngineChatCompletionClient": "_model", "EngineWorkbench": "_tools"})
 
 
 def load() -> Adapter:

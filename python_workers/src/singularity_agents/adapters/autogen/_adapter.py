@@ -24,6 +24,7 @@ from ...worker._wire import common, tasks, worker
 from .. import _chat, _pins, _project, _prompt, _tooling
 from .._base import Health, Loaded, Outcome, Setup, result_of
 from .._entry import Entry
+from . import _people
 from ._model import EngineChatCompletionClient
 from ._tools import EngineWorkbench, bracket
 
@@ -114,14 +115,25 @@ class AutoGenAdapter:
             return Native(None, True)
 
     async def _run(self, agent: Any, messages: list[TextMessage]) -> TaskResult:
+        """Until it has ended for good: what is handed to a user goes on with the user's answer."""
+        result = await self._part(agent, messages)
+        while (answer := _people.answer_to_handoff(agent, result)) is not None:
+            more = await self._part(agent, answer)
+            result = TaskResult(messages=[*result.messages, *more.messages], stop_reason=more.stop_reason)
+        return result
+
+    async def _part(self, agent: Any, messages: Any) -> TaskResult:
         is_team = isinstance(agent, Team)
-        speaking = ""
+        speaking, result = "", None
+        # To the end of the stream: a team counts as running until then.
         async for item in agent.run_stream(task=messages):
             if isinstance(item, TaskResult):
-                return item
-            if is_team and self._engine is not None and isinstance(item, (BaseChatMessage, BaseAgentEvent)):
+                result = item
+            elif is_team and self._engine is not None and isinstance(item, (BaseChatMessage, BaseAgentEvent)):
                 speaking = self._shown(item, speaking)
-        raise RuntimeError("AutoGen ended the run without a result")
+        if result is None:
+            raise RuntimeError("AutoGen ended the run without a result")
+        return result
 
     def _shown(self, item: BaseChatMessage | BaseAgentEvent, speaking: str) -> str:
         """A member's turn as a step; gives who speaks now."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any
 
+from autogen_agentchat.agents import UserProxyAgent
 from autogen_core.tools import TextResultContent, ToolResult, ToolSchema, Workbench
 from pydantic import BaseModel
 
 from ...worker import _runtime
 from .._tooling import WorkerTool, recorded, worker_tool
+from . import _people
 
 #: Marks a workbench that has its bracket.
 _BRACKETED = "_singularity_bracketed"
@@ -68,13 +70,18 @@ class EngineWorkbench(Workbench):
 
 
 def bracket(agent: Any) -> list[str]:
-    """Records the tools of an agent, or of all agents of a team; gives the names of agents whose tools it cannot reach."""
+    """Records the tools of an agent, or of all agents of a team, and gives its user proxies a way to ask.
+
+    Gives the names of agents whose tools it cannot reach.
+    """
     left: list[str] = []
     members: Sequence[Any] = getattr(agent, "_participants", ())
     for member in members:
         left += bracket(member)
     if members or getattr(agent, _BRACKETED, False):
         return left
+    if isinstance(agent, UserProxyAgent):
+        _people.seat(agent)
     benches = getattr(agent, "_workbench", None)
     if benches is None:
         return [agent.name] if type(agent).__module__.partition(".")[0] != "autogen_agentchat" else []

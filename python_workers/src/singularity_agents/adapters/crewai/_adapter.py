@@ -16,7 +16,7 @@ from ...worker._wire import from_struct, tasks, worker
 from .. import _chat, _pins, _project, _prompt, _tooling
 from .._base import Health, Loaded, Setup, result_of
 from .._entry import Entry
-from . import _crews, _events, _tools
+from . import _crews, _events, _people, _tools
 from ._model import EngineLLM
 
 #: Text of a task's output in `task_outputs`, in characters.
@@ -112,6 +112,7 @@ class CrewAIAdapter:
                 self._prepared(made, llm)
             crew, agent = (made, None) if isinstance(made, Crew) else (None, made)
         is_default = self._entry is None
+        _people.install()
         try:
             return await self._run(handle, crew, agent, is_default)
         except _chat.StepLimit:

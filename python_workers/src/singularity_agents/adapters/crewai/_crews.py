@@ -14,7 +14,7 @@ from ._model import EngineLLM
 
 _KEYS: Final = frozenset({"agents", "tasks", "process", "allow_delegation", "memory", "planning", "verbose", "name"})
 _AGENT_KEYS: Final = frozenset({"role", "goal", "backstory", "tools", "allow_delegation", "max_iter", "memory", "verbose"})
-_TASK_KEYS: Final = frozenset({"description", "expected_output", "agent_index", "tools"})
+_TASK_KEYS: Final = frozenset({"description", "expected_output", "agent_index", "tools", "human_input"})
 #: Of a task that says none.
 EXPECTED_OUTPUT: Final = "Comprehensive analysis and recommendations"
 #: More are a mistake.
@@ -62,8 +62,6 @@ def prepared(crew: Crew, llm: EngineLLM) -> list[str]:
     for agent in members:
         left += prepared_agent(agent, llm)
     for task in crew.tasks:
-        if task.human_input:
-            raise _invalid("Task.human_input", "nobody sits at a worker's terminal; ask with engine.ask in a tool")
         left += _tools.bracket(task.tools or ())
     if crew.process == Process.hierarchical and crew.manager_agent is None and not isinstance(crew.manager_llm, EngineLLM):
         crew.manager_llm = llm
@@ -107,6 +105,7 @@ def _task(item: Any, where: str, agents: Sequence[Agent], tools: Mapping[str, Ba
         expected_output=str(item.get("expected_output") or EXPECTED_OUTPUT),
         agent=agents[index],
         tools=_named(item, where, tools),
+        human_input=bool(item.get("human_input")),
     )
 
 

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .. import _pins
+from .. import _lazy, _pins
 from .._base import Adapter
 
 if TYPE_CHECKING:
     from ._model import EngineChatGenerator
+    from ._people import EngineConfirmationUI
     from ._tools import haystack_tool
 
-__all__ = ["EngineChatGenerator", "haystack_tool", "load"]
+__all__ = ["EngineChatGenerator", "EngineConfirmationUI", "haystack_tool", "load"]
 
-_HOMES = {"EngineChatGenerator": "_model", "haystack_tool": "_tools"}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports the framework when it is first needed."""
-    if home := _HOMES.get(name):
-        return getattr(import_module(f".{home}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = _lazy.names(
+    __name__, {"EngineChatGenerator": "_model", "EngineConfirmationUI": "_people", "haystack_tool": "_tools"}
+)
 
 
 def load() -> Adapter:

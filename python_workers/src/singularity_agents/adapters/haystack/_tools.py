@@ -10,6 +10,7 @@ from haystack.tools import Tool, flatten_tools_or_toolsets
 from ...worker import _runtime
 from ...worker._engine import ToolError
 from .._tooling import WorkerTool, recorded, recorded_blocking, worker_tool
+from . import _people
 
 #: Marks a function that is, or has, its own bracket.
 _BRACKETED = "_singularity_bracketed"
@@ -35,7 +36,8 @@ def converted(tool: WorkerTool) -> Tool:
 
 
 def bracket(agent: Any) -> None:
-    """Records the tools of an agent of the user's."""
+    """Records the tools of an agent of the user's, and has its confirmations asked through the engine."""
+    _people.seat(agent)
     for tool in flatten_tools_or_toolsets(agent.tools):
         if tool.function is not None and not hasattr(tool.function, _BRACKETED):
             tool.function = _blocking(tool.name, tool.function)

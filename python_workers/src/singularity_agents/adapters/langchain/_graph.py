@@ -59,7 +59,17 @@ def _resume(interrupts: Sequence[Interrupt], answers: Mapping[str, tasks.InputAn
     missing = [_asks(names[i.id], i.value) for i in interrupts if names[i.id] not in answers]
     if missing:
         raise InputNeeded(missing)
-    return Command(resume={i.id: value(answers[names[i.id]]) for i in interrupts}), asked + len(interrupts)
+    return Command(resume={i.id: _said(i.value, value(answers[names[i.id]])) for i in interrupts}), asked + len(interrupts)
+
+
+def _said(asked: Any, answer: Any) -> Any:
+    """An answer in the words of who asked: LangChain's middleware for tools wants a decision for each of them."""
+    if not isinstance(asked, Mapping) or "action_requests" not in asked or isinstance(answer, Mapping):
+        return answer
+    decision = {"type": "approve"} if answer is True else {"type": "reject"}
+    if isinstance(answer, str):
+        decision["message"] = answer
+    return {"decisions": [decision] * len(asked["action_requests"])}
 
 
 def _asks(input_id: str, asked: Any) -> tasks.InputRequested:

@@ -7,25 +7,19 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .. import _pins
+from .. import _lazy, _pins
 from .._base import Adapter
 
 if TYPE_CHECKING:
     from ._model import EngineChatCompletion
+    from ._people import ask_person
     from ._tools import kernel_plugin
 
-__all__ = ["EngineChatCompletion", "kernel_plugin", "load"]
+__all__ = ["EngineChatCompletion", "ask_person", "kernel_plugin", "load"]
 
-_HOMES = {"EngineChatCompletion": "_model", "kernel_plugin": "_tools"}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports the framework when it is first needed."""
-    if home := _HOMES.get(name):
-        return getattr(import_module(f".{home}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = _lazy.names(__name__, {"EngineChatCompletion": "_model", "ask_person": "_people", "kernel_plugin": "_tools"})
 
 
 def load() -> Adapter:

@@ -17,7 +17,7 @@ from ...worker._wire import tasks, worker
 from .. import _chat, _pins, _project, _prompt, _tooling
 from .._base import Health, Loaded, Outcome, Setup, result_of
 from .._entry import Entry
-from . import _messages, _tools
+from . import _messages, _people, _tools
 from ._model import EngineChatCompletion
 
 #: Agents kept, by what they are made of: building one costs more than running it.
@@ -124,6 +124,7 @@ class SemanticKernelAdapter:
         for member in orchestration._members:
             if (kernel := getattr(member, "kernel", None)) is not None:
                 _tools.bracket(kernel)
+        _people.seat(orchestration)
         users = orchestration._agent_response_callback
         orchestration._agent_response_callback = lambda message: self._spoke(message, users)
         runtime = InProcessRuntime()

@@ -17,6 +17,7 @@ from semantic_kernel.functions import (
     KernelPlugin,
 )
 
+from ..._errors import CapabilityPending
 from ...worker import _runtime
 from .._tooling import WorkerTool, recorded, worker_tool
 from ._messages import PLUGIN
@@ -37,7 +38,11 @@ class EngineFunction(KernelFunction):
         context.result = FunctionResult(function=self.metadata, value=said.content)
 
     async def _invoke_internal_stream(self, context: Any) -> None:
-        raise NotImplementedError("a tool has one result, not a stream")
+        raise CapabilityPending(
+            f"the tool {self._tool.name} has one result, not a stream; call it with Kernel.invoke",
+            reason="CAPABILITY_PENDING",
+            metadata={"capability": "streamed_tool", "tool": self._tool.name},
+        )
 
 
 def kernel_plugin(tools: Iterable[Any], name: str = PLUGIN) -> KernelPlugin:
