@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ._agent import agent
     from ._async_client import AsyncClient, AsyncTaskHandle
     from ._client import Client, TaskHandle
-    from ._crewai import SingularityCrewAIIntegration
     from ._errors import (
         Aborted,
         CapabilityPending,
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from ._tool import tool
     from ._transport import Tls
     from ._universal import AgentCapabilities, UniversalAgent
+    from .adapters.crewai import SingularityCrewAIIntegration
     from .adapters.langchain import SingularityLangChainAgent
 
 __all__ = [
@@ -114,7 +114,7 @@ _HOMES = {
     "PermissionRefused": "_errors",
     "Provider": "_models",
     "ProviderFailed": "_errors",
-    "SingularityCrewAIIntegration": "_crewai",
+    "SingularityCrewAIIntegration": "adapters.crewai",
     "SingularityError": "_errors",
     "SingularityLangChainAgent": "adapters.langchain",
     "Task": "_models",

@@ -104,7 +104,6 @@ def test_every_public_name_is_there() -> None:
         "SingularityLangChainAgent", "SingularityCrewAIIntegration",
     }  # fmt: skip
     assert wanted <= set(singularity_agents.__all__)
-    for name in set(singularity_agents.__all__) - {"SingularityLangChainAgent"}:
+    # These two are imported with their frameworks, in whose environments they are tested.
+    for name in set(singularity_agents.__all__) - {"SingularityLangChainAgent", "SingularityCrewAIIntegration"}:
         assert getattr(singularity_agents, name) is not None
-    with pytest.raises(CapabilityPending, match="CrewAI"):
-        singularity_agents.SingularityCrewAIIntegration()

@@ -15,10 +15,18 @@ def attach(engine: Engine) -> None:
 
 
 def engine() -> Engine:
-    """The engine. Raises outside of a worker."""
+    """The engine. Raises outside of a worker, where nobody has made one for a script."""
     if _engine is None:
-        raise RuntimeError("this code runs outside of a worker of the engine")
+        raise RuntimeError(
+            "this code runs outside of a worker of the engine; in a script make a SingularityLangChainAgent or a "
+            "SingularityCrewAIIntegration first, which bring an engine on a node along"
+        )
     return _engine
+
+
+def is_attached() -> bool:
+    """Whether there is one."""
+    return _engine is not None
 
 
 def in_task() -> Engine | None:

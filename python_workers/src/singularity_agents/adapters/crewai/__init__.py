@@ -10,30 +10,29 @@ import os
 import shutil
 import tempfile
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from .. import _pins
+from .. import _lazy, _pins
 from .._base import Adapter
 
 if TYPE_CHECKING:
     from ._model import EngineLLM
+    from ._seed import SingularityCrewAIIntegration
     from ._tools import crewai_tool
 
-__all__ = ["EngineLLM", "crewai_tool", "load"]
+__all__ = ["EngineLLM", "SingularityCrewAIIntegration", "crewai_tool", "load"]
 
-_HOMES = {"EngineLLM": "_model", "crewai_tool": "_tools"}
+__getattr__ = _lazy.names(
+    __name__, {"EngineLLM": "_model", "SingularityCrewAIIntegration": "_seed", "crewai_tool": "_tools"}
+)  # fmt: skip
 #: Before the import: nothing is sent anywhere, and no thread is started that would not survive a fork.
 _SILENT: Final = {
     "CREWAI_DISABLE_TELEMETRY": "true", "CREWAI_TRACING_ENABLED": "false", "OTEL_SDK_DISABLED": "true",
     "CREWAI_DISABLE_VERSION_CHECK": "true",
 }  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    """Imports the framework when it is first needed."""
-    if home := _HOMES.get(name):
-        return getattr(import_module(f".{home}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+for _name, _value in _SILENT.items():
+    # A script that imports the names above has no `load`; what it has set itself stays.
+    os.environ.setdefault(_name, _value)
 
 
 def load() -> Adapter:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .. import _lazy
 from .._base import Adapter
 
 if TYPE_CHECKING:
@@ -20,14 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineChatModel", "SingularityLangChainAgent", "langchain_tool", "load"]
 
-_HOMES = {"EngineChatModel": "_model", "SingularityLangChainAgent": "_seed", "langchain_tool": "_tools"}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports the framework when it is first needed."""
-    if home := _HOMES.get(name):
-        return getattr(import_module(f".{home}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = _lazy.names(
+    __name__, {"EngineChatModel": "_model", "SingularityLangChainAgent": "_seed", "langchain_tool": "_tools"}
+)
 
 
 def load() -> Adapter:

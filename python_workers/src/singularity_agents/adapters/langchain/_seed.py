@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import BaseTool, StructuredTool
 
-from ...worker import _runtime
+from ..._script import engine as engine_of
+from ._history import EngineChatHistory
 from ._model import EngineChatModel
 from ._tools import REPLAY, langchain_tool
+
+if TYPE_CHECKING:
+    from ..._client import Client
 
 _RESEARCHER: Final = (
     "You research questions. Gather facts with the tools you have, check them against each other, and answer with what you "
@@ -28,11 +32,22 @@ _TEXT: Final = {"type": "string"}
 class SingularityLangChainAgent:
     """A LangChain agent that uses the engine for models, memory and advice.
 
-    Inside a worker; the parts that the engine does not have yet answer with its error CAPABILITY_PENDING.
+    In a worker and in a script, where `client` (or the environment's node) is behind it; the parts that the engine does not have
+    there answer with its error CAPABILITY_PENDING. With `conversation` it remembers what was said under that name.
     """
 
-    def __init__(self, native_agent_ref: str = "", *, instructions: str | None = None, tools: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        native_agent_ref: str = "",
+        *,
+        instructions: str | None = None,
+        tools: Sequence[Any] = (),
+        conversation: str = "",
+        client: Client | None = None,
+    ) -> None:
         self.native_agent_ref = native_agent_ref
+        self._engine = engine_of(client)
+        self._conversation = conversation
         self._agent = create_agent(
             self.get_optimal_llm(), [langchain_tool(tool) for tool in tools] or None, system_prompt=instructions
         )
@@ -43,8 +58,18 @@ class SingularityLangChainAgent:
 
     async def execute_with_langchain(self, text: str) -> str:
         """Does one task and gives its text."""
-        state = await self._agent.ainvoke({"messages": [HumanMessage(text)]})
+        if not self._conversation:
+            state = await self._agent.ainvoke({"messages": [HumanMessage(text)]})
+            return str(state["messages"][-1].text)
+        memory = self.get_distributed_memory_adapter()
+        said: list[Any] = await memory.aget_messages()
+        state = await self._agent.ainvoke({"messages": [*said, HumanMessage(text)]})
+        await memory.aadd_messages(state["messages"][len(said) :])
         return str(state["messages"][-1].text)
+
+    def get_distributed_memory_adapter(self, conversation: str = "") -> EngineChatHistory:
+        """A conversation in the engine's memory: the agent's own, or the one that is named."""
+        return EngineChatHistory(self._engine, conversation or self._conversation or self.native_agent_ref or "default")
 
     def create_langchain_tools(self) -> list[BaseTool]:
         """The engine's memory, models and advice as tools."""
@@ -74,16 +99,16 @@ class SingularityLangChainAgent:
 
     async def access_distributed_memory(self, op: str, key: str = "", value: str = "", query: str = "") -> str:
         """A memory call."""
-        return await _runtime.engine().memory(op, key=key, value=value, query=query)
+        return await self._engine.memory(op, key=key, value=value, query=query)
 
     async def execute_with_provider_federation(self, prompt: str, requirements: dict[str, Any] | None = None) -> str:
         """A model call; of the requirements `model` and `max_tokens` are used."""
         wanted = requirements or {}
-        return await _runtime.engine().chat(prompt, model=wanted.get("model"), max_tokens=wanted.get("max_tokens"))
+        return await self._engine.chat(prompt, model=wanted.get("model"), max_tokens=wanted.get("max_tokens"))
 
     async def optimize_execution(self, task: str, goal: str = "") -> str:
         """Advice on a task."""
-        return await _runtime.engine().optimize(task, goal)
+        return await self._engine.optimize(task, goal)
 
     async def store_execution_result(self, task: str, result: str) -> str:
         """Writes an extra record into memory; the result itself is recorded by the engine."""
