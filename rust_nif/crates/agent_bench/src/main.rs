@@ -5,11 +5,13 @@
 //! agent_bench load --address HOST:PORT --in-flight N --seconds S [--bytes B] [--agent NAME] [--model NAME] [--framework NAME]
 //! agent_bench cancel --address HOST:PORT --agent NAME --runs N
 //! agent_bench backlog --file FILE --tasks N | park --address HOST:PORT --tasks N
+//! agent_bench provider_select [--models N] [--calls N] [--limit MICROSECONDS]
 //! ```
 //! `load` prints one line of JSON: requests per second and latencies in microseconds. Both sides of a comparison use this client, these
 //! messages and these sizes.
 
 mod durable;
+mod select;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,8 +39,9 @@ fn main() -> Result<(), Failure> {
         Some("load") => runtime.block_on(load(&args)),
         Some("cancel") => runtime.block_on(cancel(&args)),
         Some("backlog") => durable::backlog(&args),
+        Some("provider_select") => select::run(&args),
         Some("park") => runtime.block_on(durable::park(&args)),
-        _ => Err("usage: agent_bench bare|load|cancel|backlog|park …".into()),
+        _ => Err("usage: agent_bench bare|load|cancel|backlog|park|provider_select …".into()),
     }
 }
 

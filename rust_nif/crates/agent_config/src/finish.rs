@@ -109,6 +109,7 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
         "models": root.get("models").map(Node::json),
         "prices": prices,
         "budgets": budgets.json(),
+        "cache": root.get("model_cache").map(Node::json),
         "tenants": tenants.iter().map(|(name, keys)| (name.clone(), serde_json::json!({"key_sha256": keys}))).collect::<serde_json::Map<_, _>>(),
     });
     root.set(fixed("budgets"), budgets);

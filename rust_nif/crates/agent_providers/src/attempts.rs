@@ -48,9 +48,9 @@ impl Drop for Begun<'_> {
 }
 
 impl Providers {
-    /// One model call. With `pieces` the answer is streamed there too; its last piece is the whole answer. Before the first content another
-    /// endpoint, or the same one where it is the only one, is asked silently; after it only where the call's `stream_policy` allows that.
-    pub async fn chat(
+    /// One model call that asks a provider. Before the first content another endpoint, or the same one where it is the only one, is asked
+    /// silently; after it only where the call's `stream_policy` allows that.
+    pub(crate) async fn asked(
         &self,
         request: &pb::ChatRequest,
         caller: &Caller,
@@ -221,7 +221,6 @@ pub(crate) fn possible(policy: Option<&pb::CallPolicy>) -> Result<(), AgentError
     let pending = [
         ("policy.min_quality", policy.min_quality > 0.0, "learned_quality"),
         ("policy.hedge", policy.hedge, "hedging"),
-        ("policy.cache", !matches!(policy.cache(), pb::CacheMode::Unspecified | pb::CacheMode::Bypass), "cache"),
         ("policy.stream_policy", policy.stream_policy() == pb::StreamPolicy::Resume, "stream_resume"),
     ];
     match pending.into_iter().find(|(_, asked, _)| *asked) {

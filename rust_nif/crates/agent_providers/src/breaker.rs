@@ -1,6 +1,7 @@
 //! The circuit breaker of an endpoint: pure, with the time passed in.
 //!
-//! It opens at five faults or more, half of the calls or more, within ten seconds, or after three refused connections in a row. Open for
+//! It opens at five faults or more, half of the calls or more, within ten seconds, at ten faults without an answer between them, or after three
+//! refused connections in a row. Open for
 //! 5 s, doubled each time up to 16 s, a fifth more or less; then one call at a time is let through, and three that succeed close it.
 
 use std::time::{Duration, Instant};
@@ -11,6 +12,8 @@ const WINDOW_S: usize = 10;
 const FAULTS: f32 = 5.0;
 /// Share of faults in the window that opens.
 const SHARE: f32 = 0.5;
+/// Weight of faults without any success between them that opens: under load the share of ten seconds comes too late.
+const IN_A_ROW: f32 = 10.0;
 /// Connections refused one after the other that open.
 const CONNECTS: u32 = 3;
 /// First time of being open, in s.
@@ -46,12 +49,14 @@ pub(crate) struct Breaker {
     /// Second, calls and faults.
     window: [(u64, f32, f32); WINDOW_S],
     connects: u32,
+    /// Weight of the faults since the last success.
+    row: f32,
     opened: u32,
 }
 
 impl Breaker {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { start: now, state: State::Closed, window: [(0, 0.0, 0.0); WINDOW_S], connects: 0, opened: 0 }
+        Self { start: now, state: State::Closed, window: [(0, 0.0, 0.0); WINDOW_S], connects: 0, row: 0.0, opened: 0 }
     }
 
     /// The state now.
@@ -91,7 +96,7 @@ impl Breaker {
             (State::HalfOpen(..), Outcome::Fault(..)) => self.open(now, chance),
             (State::Closed, Outcome::Fault(..)) => {
                 let (calls, faults) = self.sums(now);
-                if self.connects >= CONNECTS || (faults >= FAULTS && faults >= SHARE * calls) {
+                if self.connects >= CONNECTS || self.row >= IN_A_ROW || (faults >= FAULTS && faults >= SHARE * calls) {
                     self.open(now, chance);
                 }
             }
@@ -128,6 +133,7 @@ impl Breaker {
             Outcome::Fault(weight, _) => weight,
             Outcome::Neutral => return,
         };
+        self.row = if outcome == Outcome::Success { 0.0 } else { self.row + faults };
         let second = self.second(now);
         #[allow(clippy::cast_possible_truncation)]
         let slot = &mut self.window[(second % WINDOW_S as u64) as usize];
@@ -197,6 +203,20 @@ mod tests {
             b.end(until, Outcome::Success, 0.0);
         }
         assert_eq!(b.state(), State::Closed);
+    }
+
+    #[test]
+    fn under_load_an_outage_opens_it_at_once() {
+        let start = Instant::now();
+        let mut b = Breaker::new(start);
+        for n in 0..5000 {
+            b.end(at(start, n), if n % 10 == 0 { Outcome::Fault(1.0, false) } else { Outcome::Success }, 0.5);
+        }
+        assert_eq!(b.state(), State::Closed, "a tenth of faults");
+        for n in 0..10 {
+            b.end(at(start, 5000 + n), Outcome::Fault(1.0, false), 0.5);
+        }
+        assert!(!b.admits(at(start, 5010)));
     }
 
     proptest! {

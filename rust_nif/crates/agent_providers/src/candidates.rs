@@ -27,7 +27,9 @@ pub(crate) struct Choice {
     /// Why it may not serve.
     refused: String,
     /// Why it had better not: it serves where nobody else can.
-    avoided: String,
+    avoided: &'static str,
+    /// How bad that is; what is only busy is asked before what is given up.
+    badness: u8,
 }
 
 /// How large a call is expected to be.
@@ -80,7 +82,7 @@ impl Providers {
             let lone = found.into_iter().map(|(provider, model, priority, weight)| {
                 let health = self.healths.of(&provider.name, model.split('?').next().unwrap_or(&model));
                 let refused = provider.refuses(policy);
-                Choice { provider, model, health, priority, weight, terms: Terms::default(), refused, avoided: String::new() }
+                Choice { provider, model, health, priority, weight, terms: Terms::default(), refused, avoided: "", badness: 0 }
             });
             return lone.collect();
         }
@@ -89,18 +91,18 @@ impl Providers {
             let health = self.healths.of(&provider.name, model.split('?').next().unwrap_or(&model));
             let seen = health.seen(now);
             let refused = provider.refuses(policy);
-            let avoided = if !seen.admits {
-                "its breaker is open".to_owned()
-            } else if seen.cooling {
-                "it asked to wait".to_owned()
-            } else if seen.full {
-                "it takes no further call at once".to_owned()
-            } else if provider.short(now, &model, &|| size().input + size().output) {
-                "its rate is used up".to_owned()
+            let (badness, avoided) = if !seen.admits {
+                (5, "its breaker is open")
             } else if provider.all_aside(now) {
-                "its keys are set aside".to_owned()
+                (4, "its keys are set aside")
+            } else if seen.cooling {
+                (3, "it asked to wait")
+            } else if provider.short(now, &model, &|| size().input + size().output) {
+                (2, "its rate is used up")
+            } else if seen.full {
+                (1, "it takes no further call at once")
             } else {
-                String::new()
+                (0, "")
             };
             if seen.trial && refused.is_empty() {
                 trials.push(at);
@@ -118,7 +120,7 @@ impl Providers {
                 success: seen.success,
             };
             let terms = choose::terms(&candidate, weights);
-            (Choice { provider, model, health, priority, weight, terms, refused, avoided }, candidate)
+            (Choice { provider, model, health, priority, weight, terms, refused, avoided, badness }, candidate)
         });
         let (choices, candidates): (Vec<Choice>, Vec<Candidate>) = all.unzip();
         if choices.len() < 2 {
@@ -131,7 +133,8 @@ impl Providers {
             let trial = order.remove(place);
             order.insert(0, trial);
         }
-        order.into_iter().map(|i| choices[i].clone()).collect()
+        let mut choices: Vec<Option<Choice>> = choices.into_iter().map(Some).collect();
+        order.into_iter().filter_map(|i| choices.get_mut(i).and_then(Option::take)).collect()
     }
 
     /// What the vision calls `select_optimal_provider`: the endpoints that a call may go to, the best one first.
@@ -146,9 +149,17 @@ impl Providers {
         if allowed.is_empty() {
             return Err(nobody(wanted, &refused));
         }
-        let (good, avoided): (Vec<Choice>, Vec<Choice>) = allowed.into_iter().partition(|c| c.avoided.is_empty());
+        let (good, mut avoided): (Vec<Choice>, Vec<Choice>) = allowed.into_iter().partition(|c| c.avoided.is_empty());
+        avoided.sort_by_key(|c| c.badness);
         // Who had better not be asked comes last rather than never: a breaker that is wrong about everybody must not stop the work.
         Ok(good.into_iter().chain(avoided).collect())
+    }
+
+    /// Where a call would go first, provider and model, without being made. Errors: MODEL_NOT_FOUND; PROVIDER_UNAVAILABLE; NO_PROVIDER_MATCHES.
+    pub fn first_choice(&self, request: &pb::ChatRequest) -> Result<(String, String), AgentError> {
+        let choices = self.choose(&request.model, request.policy.as_ref(), &|| Size::of(request))?;
+        let first = choices.into_iter().next().ok_or_else(|| AgentError::new(Reason::Internal, "a choice of nothing"))?;
+        Ok((first.provider.name.clone(), first.model))
     }
 
     fn unknown(&self, wanted: &str) -> AgentError {
@@ -202,7 +213,7 @@ impl Choice {
             ("latency".to_owned(), self.terms.latency),
             ("failure".to_owned(), self.terms.failure),
         ]);
-        let refused = if self.refused.is_empty() { self.avoided.clone() } else { self.refused.clone() };
+        let refused = if self.refused.is_empty() { self.avoided.to_owned() } else { self.refused.clone() };
         // Higher is better.
         let score = -self.terms.total;
         pb::ProviderCandidate { provider: self.provider.name.clone(), model: self.model.clone(), score, refused, terms }

@@ -65,14 +65,15 @@ pub(crate) fn order(candidates: &[Candidate], w: Weights, mut chance: impl FnMut
     if tier > 1 {
         // Two are drawn by weight, and the better one serves: no herd runs to one endpoint, and none is forgotten.
         let least = totals[best].max(f64::MIN_POSITIVE);
-        let raw = |i: usize| candidates[i].weight.max(0.0) * (-(totals[i] - least) / (SPREAD * least)).exp();
-        let sum: f64 = order[..tier].iter().map(|&i| raw(i)).sum();
-        let share = |i: usize| (raw(i) / sum.max(f64::MIN_POSITIVE)).max(FLOOR);
-        let all: f64 = order[..tier].iter().map(|&i| share(i)).sum();
+        let raw = |&i: &usize| candidates[i].weight.max(0.0) * (-(totals[i] - least) / (SPREAD * least)).exp();
+        let mut shares: Vec<f64> = order[..tier].iter().map(raw).collect();
+        let sum = shares.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        shares.iter_mut().for_each(|share| *share = (*share / sum).max(FLOOR));
+        let all: f64 = shares.iter().sum();
         let mut draw = || {
             let mut left = chance() * all;
-            order[..tier].iter().position(|&i| {
-                left -= share(i);
+            shares.iter().position(|share| {
+                left -= share;
                 left <= 0.0
             })
         };

@@ -20,6 +20,25 @@ pub struct ProvidersConfig {
     pub prices: Vec<Listed>,
     /// Budgets by tenant.
     pub budgets: BTreeMap<String, Budget>,
+    /// Answers that are kept for equal calls.
+    pub cache: CacheConfig,
+}
+
+/// What is kept for calls that ask for it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct CacheConfig {
+    /// How long an answer is given again.
+    #[serde(rename = "ttl_ms", deserialize_with = "millis")]
+    pub ttl: Duration,
+    /// Of all answers together.
+    pub max_bytes: usize,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { ttl: Duration::from_secs(3600), max_bytes: 64 * 1024 * 1024 }
+    }
 }
 
 /// How a provider is spoken to.

@@ -255,7 +255,7 @@ impl Record {
 
 /// Records by provider and model.
 pub(crate) struct Healths {
-    all: RwLock<HashMap<(String, String), Arc<Health>>>,
+    all: RwLock<HashMap<String, HashMap<String, Arc<Health>>>>,
     rest: Arc<Health>,
 }
 
@@ -265,20 +265,20 @@ impl Healths {
     }
 
     pub(crate) fn of(&self, provider: &str, model: &str) -> Arc<Health> {
-        let key = (provider.to_owned(), model.to_owned());
-        if let Some(found) = self.all.read().get(&key) {
+        if let Some(found) = self.all.read().get(provider).and_then(|models| models.get(model)) {
             return found.clone();
         }
         let mut all = self.all.write();
-        if all.len() >= MAX_ENDPOINTS {
+        if all.values().map(HashMap::len).sum::<usize>() >= MAX_ENDPOINTS {
             return self.rest.clone();
         }
-        all.entry(key).or_insert_with(|| Arc::new(Health::new(Instant::now()))).clone()
+        let models = all.entry(provider.to_owned()).or_default();
+        models.entry(model.to_owned()).or_insert_with(|| Arc::new(Health::new(Instant::now()))).clone()
     }
 
     /// Those of a provider.
     pub(crate) fn at(&self, provider: &str) -> Vec<Arc<Health>> {
-        self.all.read().iter().filter(|((name, _), _)| name == provider).map(|(_, health)| health.clone()).collect()
+        self.all.read().get(provider).into_iter().flat_map(|models| models.values().cloned()).collect()
     }
 }
 

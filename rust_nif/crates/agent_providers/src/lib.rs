@@ -7,6 +7,7 @@ mod anthropic;
 mod attempts;
 mod blocks;
 mod breaker;
+mod cache;
 mod caller;
 mod calls;
 mod candidates;
@@ -33,6 +34,7 @@ mod openai_body;
 pub mod price;
 mod probe;
 mod read;
+mod redact;
 mod refuse;
 mod responses;
 mod responses_body;
@@ -107,6 +109,7 @@ pub struct Providers {
     money: money::Money,
     healths: Healths,
     retries: Retries,
+    cache: cache::Cache,
 }
 
 /// A request that was taken from rates.
@@ -173,6 +176,7 @@ impl Providers {
             money: money::Money::new(config),
             healths: Healths::new(),
             retries: Retries::default(),
+            cache: cache::Cache::new(&config.cache),
         }))
     }
 
@@ -224,6 +228,27 @@ impl Providers {
         if provider.config.dialect == Dialect::Echo {
             return echo::chat(model, request, pieces).await;
         }
+        let result = self.spoken(provider, model, key, request, pieces).await;
+        let Some(secret) = key.and_then(Credential::secret) else { return result };
+        match result {
+            Ok(mut response) => {
+                response.provider_request_id = redact::text(response.provider_request_id, secret);
+                response.raw_finish_reason = redact::text(response.raw_finish_reason, secret);
+                Ok(response)
+            }
+            Err(error) => Err(redact::error(error, secret)),
+        }
+    }
+
+    /// In the provider's dialect.
+    async fn spoken(
+        &self,
+        provider: &Provider,
+        model: &str,
+        key: Option<&Credential>,
+        request: &pb::ChatRequest,
+        pieces: Option<&Flow<'_>>,
+    ) -> Result<pb::ChatResponse, AgentError> {
         let base_url = provider.base_url()?;
         let endpoint = provider.endpoint(&base_url, model, key);
         match provider.config.dialect {
@@ -317,6 +342,7 @@ impl Providers {
         tokio::time::timeout(limit, openai::embed(&endpoint, request))
             .await
             .unwrap_or_else(|_| Err(AgentError::new(Reason::ProviderTimeout, "no answer in time").with("kind", "timeout")))
+            .map_err(|e| key.and_then(Credential::secret).map_or_else(|| e.clone(), |secret| redact::error(e.clone(), secret)))
     }
 
     /// Where nothing but `echo` serves a name.
@@ -572,7 +598,11 @@ fn keys(config: &ProviderConfig) -> Result<Credentials, String> {
 
 /// Rules that leave everything to the configuration.
 fn is_plain(p: &pb::CallPolicy) -> bool {
-    p.allowed_providers.is_empty() && p.denied_providers.is_empty() && p.data_tags.is_empty() && attempts::possible(Some(p)).is_ok()
+    p.allowed_providers.is_empty()
+        && p.denied_providers.is_empty()
+        && p.data_tags.is_empty()
+        && attempts::possible(Some(p)).is_ok()
+        && !cache::asked_for(p)
 }
 
 fn limit_of(request: &pb::ChatRequest, deadline: Option<Instant>, total: Duration) -> Duration {

@@ -1,6 +1,7 @@
 //! What a call costs: whose prices hold, what is set aside before a request, what is charged after it.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use agent_core::{AgentError, Reason};
@@ -29,7 +30,9 @@ const FREE_ERRORS: &[&str] = &[
 /// Prices and leases.
 pub(crate) struct Money {
     pub(crate) meter: Meter,
-    list: Vec<Listed>,
+    /// List prices by host and model.
+    list: HashMap<String, HashMap<String, Arc<Prices>>>,
+    unknown: Arc<Prices>,
     aliases: std::collections::BTreeMap<String, Arc<Prices>>,
     free: Arc<Prices>,
 }
@@ -58,7 +61,8 @@ impl Money {
         let priced = config.models.iter().filter(|(_, m)| !m.prices.0.is_empty());
         Self {
             meter: Meter::new(config.budgets.clone()),
-            list: config.prices.clone(),
+            list: listed(&config.prices),
+            unknown: Arc::default(),
             aliases: priced.map(|(name, m)| (name.clone(), Arc::new(m.prices.clone()))).collect(),
             free: Arc::new(Prices::free()),
         }
@@ -74,7 +78,7 @@ impl Money {
         }
         let rest = provider.base_url.as_deref().and_then(|url| url.split_once("://")).map_or("", |(_, rest)| rest);
         let host = rest.split(['/', ':']).next().unwrap_or_default();
-        Arc::new(Prices(self.list.iter().filter(|l| l.host == host && l.model == model).map(|l| l.price.clone()).collect()))
+        self.list.get(host).and_then(|models| models.get(model)).unwrap_or(&self.unknown).clone()
     }
 
     /// Whether a request needs money that may have to be waited for.
@@ -151,6 +155,15 @@ impl Money {
         }
         self.meter.reserve(payer, pico).await
     }
+}
+
+/// Looked up for every endpoint of every choice: an index, not a search.
+fn listed(all: &[Listed]) -> HashMap<String, HashMap<String, Arc<Prices>>> {
+    let mut list: HashMap<String, HashMap<String, Prices>> = HashMap::new();
+    for l in all {
+        list.entry(l.host.clone()).or_default().entry(l.model.clone()).or_default().0.push(l.price.clone());
+    }
+    list.into_iter().map(|(host, models)| (host, models.into_iter().map(|(model, prices)| (model, Arc::new(prices))).collect())).collect()
 }
 
 fn own_limit(policy: Option<&pb::CallPolicy>) -> Option<i64> {
