@@ -41,6 +41,7 @@ release:
 bench:
 	@scripts/setup
 	@scripts/unpack_postgres
+	@scripts/unpack_nginx
 	@scripts/release --quiet
 	@$(DEV) scripts/bench.py
 

@@ -31,6 +31,7 @@ OUT = ROOT / "_build" / "bench"
 TOOL = ROOT / "_build" / "rust" / "release" / "agent_bench"
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "guard")]
 
+import bench_providers  # noqa: E402
 import demo  # noqa: E402
 import harness  # noqa: E402
 from postgres_server import NoPostgres, Postgres  # noqa: E402
@@ -520,6 +521,7 @@ def main() -> int:
         losses(node)
         durable(node)
         langchain(node)
+    bench_providers.measure(record, OUT)
     respawn()
     on_postgres()
     recovery()

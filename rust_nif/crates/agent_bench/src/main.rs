@@ -4,6 +4,7 @@
 //! agent_bench bare --address HOST:PORT --threads N          serves ExecuteTask with a canned answer until its stdin ends
 //! agent_bench load --address HOST:PORT --in-flight N --seconds S [--bytes B] [--agent NAME] [--model NAME] [--framework NAME]
 //! agent_bench cancel --address HOST:PORT --agent NAME --runs N
+//! agent_bench upstream --address HOST:PORT | http --address HOST:PORT --in-flight N --seconds S [--events N] [--model NAME]
 //! agent_bench backlog --file FILE --tasks N | park --address HOST:PORT --tasks N
 //! agent_bench provider_select [--models N] [--calls N] [--limit MICROSECONDS]
 //! ```
@@ -11,6 +12,7 @@
 //! messages and these sizes.
 
 mod durable;
+mod http;
 mod select;
 
 use std::sync::Arc;
@@ -40,8 +42,10 @@ fn main() -> Result<(), Failure> {
         Some("cancel") => runtime.block_on(cancel(&args)),
         Some("backlog") => durable::backlog(&args),
         Some("provider_select") => select::run(&args),
+        Some("upstream") => runtime.block_on(http::upstream(&args)),
+        Some("http") => runtime.block_on(http::load(&args)),
         Some("park") => runtime.block_on(durable::park(&args)),
-        _ => Err("usage: agent_bench bare|load|cancel|backlog|park|provider_select …".into()),
+        _ => Err("usage: agent_bench bare|load|cancel|backlog|park|upstream|http|provider_select …".into()),
     }
 }
 
