@@ -2,13 +2,15 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-use agent_core::AgentError;
+use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use agent_providers::{Caller, Providers};
 use bytes::Bytes;
 use http::{HeaderValue, Response};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::Door;
 use crate::problem::Problem;
@@ -18,6 +20,8 @@ use crate::routes::Answer;
 const PIECES: usize = 64;
 /// Bytes of events that go into one write at most.
 const WRITE_BYTES: usize = 16 * 1024;
+/// An event waits for others so long at most, so that several share one write.
+const SHARE: Duration = Duration::from_millis(1);
 
 /// How pieces are written on a wire.
 pub(crate) trait Writer: Send + Unpin + 'static {
@@ -28,10 +32,13 @@ pub(crate) trait Writer: Send + Unpin + 'static {
 }
 
 /// A call under way. Dropped, it ends its HTTP request.
+///
+/// It is a task of its own: the provider's events come one by one, each over a change of task, and while these change back and forth
+/// between its connection and the call, what they bring gathers for one write.
 pub(crate) struct Call {
-    future: Pin<Box<dyn Future<Output = Result<pb::ChatResponse, AgentError>> + Send>>,
+    task: JoinHandle<Result<pb::ChatResponse, AgentError>>,
     pieces: mpsc::Receiver<pb::StreamChatResponse>,
-    ended: Option<Result<(), AgentError>>,
+    ended: bool,
 }
 
 /// The whole answer.
@@ -50,39 +57,47 @@ pub(crate) async fn begin(
 ) -> Result<(pb::stream_chat_response::Piece, Call), Problem> {
     let providers = door.providers.clone();
     let (sender, pieces) = mpsc::channel(PIECES);
-    let future = Box::pin(async move { providers.chat(&request, &caller, None, Some(&sender)).await });
-    let mut call = Call { future, pieces, ended: None };
+    let task = tokio::spawn(async move { providers.chat(&request, &caller, None, Some(&sender)).await });
+    let mut call = Call { task, pieces, ended: false };
     match std::future::poll_fn(|cx| call.next(cx)).await {
         Some(Ok(piece)) => Ok((piece, call)),
         Some(Err(e)) => Err(e.into()),
-        None => Err(AgentError::new(agent_core::Reason::Internal, "the call ended without an answer").into()),
+        None => Err(AgentError::new(Reason::Internal, "the call ended without an answer").into()),
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
 impl Call {
     fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<pb::stream_chat_response::Piece, AgentError>>> {
-        if self.ended.is_none()
-            && let Poll::Ready(result) = self.future.as_mut().poll(cx)
-        {
-            self.ended = Some(result.map(|_| ()));
-        }
         loop {
             match self.pieces.poll_recv(cx) {
                 Poll::Ready(Some(pb::StreamChatResponse { piece: Some(piece) })) => return Poll::Ready(Some(Ok(piece))),
                 Poll::Ready(Some(_)) => {}
-                // The sender lives in the call: when that has ended nothing more comes.
-                Poll::Pending if self.ended.is_none() => return Poll::Pending,
-                Poll::Ready(None) | Poll::Pending => {
-                    return Poll::Ready(self.ended.replace(Ok(())).and_then(Result::err).map(Err));
+                Poll::Pending => return Poll::Pending,
+                // The sender lives in the call: it has ended, or is about to say how.
+                Poll::Ready(None) if self.ended => return Poll::Ready(None),
+                Poll::Ready(None) => {
+                    let result = std::task::ready!(Pin::new(&mut self.task).poll(cx));
+                    self.ended = true;
+                    let result = result.unwrap_or_else(|_| Err(AgentError::new(Reason::NativePanic, "the call ended without an answer")));
+                    return Poll::Ready(result.err().map(Err));
                 }
             }
         }
     }
 
-    /// The rest of the answer as bytes; what is there at once goes into one write.
+    /// The rest of the answer as bytes. As long as others come at once events share a write.
     pub(crate) fn written(mut self, begun: Vec<u8>, mut writer: impl Writer) -> impl futures::Stream<Item = Bytes> + Send + 'static {
         let (mut out, mut over) = (begun, false);
+        // The first events do not wait: somebody looks at an empty page.
+        let mut since = Some(Instant::now().checked_sub(SHARE).unwrap_or_else(Instant::now));
         futures::stream::poll_fn(move |cx| {
+            let before = out.len();
             while !over && out.len() < WRITE_BYTES {
                 match self.next(cx) {
                     Poll::Ready(Some(Ok(piece))) => writer.piece(piece, &mut out),
@@ -94,11 +109,17 @@ impl Call {
                     Poll::Pending => break,
                 }
             }
-            match (out.is_empty(), over) {
-                (false, _) => Poll::Ready(Some(Bytes::from(std::mem::take(&mut out)))),
-                (true, true) => Poll::Ready(None),
-                (true, false) => Poll::Pending,
+            if out.is_empty() {
+                return if over { Poll::Ready(None) } else { Poll::Pending };
             }
+            let grew = out.len() > before;
+            if grew && !over && out.len() < WRITE_BYTES && since.get_or_insert_with(Instant::now).elapsed() < SHARE {
+                // Whoever brings the next event has its turn first.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            since = None;
+            Poll::Ready(Some(Bytes::from(std::mem::take(&mut out))))
         })
     }
 }

@@ -1,9 +1,10 @@
 //! A whole answer as a chat completion.
 
 use agent_proto::agents::v1 as pb;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{id, now};
+use crate::call::quoted;
 
 /// The text of a message.
 pub(crate) fn text_of(message: &pb::Message) -> String {
@@ -35,32 +36,37 @@ pub(crate) fn usage(usage: &pb::Usage) -> Value {
     })
 }
 
-/// The body of an answer.
+/// The body of an answer. Written by hand: it is most of what an answer costs here.
 pub(crate) fn completion(response: &pb::ChatResponse) -> Vec<u8> {
-    let given = response.message.clone().unwrap_or_default();
-    let text = text_of(&given);
-    let mut message = Map::new();
-    message.insert("role".into(), "assistant".into());
+    let nobody = pb::Message::default();
+    let given = response.message.as_ref().unwrap_or(&nobody);
+    let text = text_of(given);
+    let mut out = Vec::with_capacity(512 + text.len());
+    out.extend(format!("{{\"id\":\"{}\",\"object\":\"chat.completion\",\"created\":{},\"model\":", id(), now()).as_bytes());
+    quoted(&response.model, &mut out);
+    out.extend(b",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":");
     let nothing = text.is_empty() && (!given.tool_calls.is_empty() || !response.refusal.is_empty());
-    message.insert("content".into(), if nothing { Value::Null } else { text.into() });
-    message.insert("refusal".into(), if response.refusal.is_empty() { Value::Null } else { response.refusal.clone().into() });
+    quoted_or_null(Some(&text).filter(|_| !nothing), &mut out);
+    out.extend(b",\"refusal\":");
+    quoted_or_null(Some(&response.refusal).filter(|r| !r.is_empty()), &mut out);
     if !response.reasoning.is_empty() {
-        message.insert("reasoning_content".into(), response.reasoning.clone().into());
+        out.extend(b",\"reasoning_content\":");
+        quoted(&response.reasoning, &mut out);
     }
     if !given.tool_calls.is_empty() {
-        let calls = given
-            .tool_calls
-            .into_iter()
-            .map(|call| json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}));
-        message.insert("tool_calls".into(), calls.collect());
+        let call = |c: &pb::ToolCall| json!({"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}});
+        out.extend(b",\"tool_calls\":");
+        out.extend(given.tool_calls.iter().map(call).collect::<Value>().to_string().as_bytes());
     }
-    let body = json!({
-        "id": id(),
-        "object": "chat.completion",
-        "created": now(),
-        "model": response.model,
-        "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": finish(response.finish_reason())}],
-        "usage": response.usage.as_ref().map(usage),
-    });
-    serde_json::to_vec(&body).unwrap_or_default()
+    out.extend(format!("}},\"logprobs\":null,\"finish_reason\":\"{}\"}}],\"usage\":", finish(response.finish_reason())).as_bytes());
+    out.extend(response.usage.as_ref().map_or(Value::Null, usage).to_string().as_bytes());
+    out.push(b'}');
+    out
+}
+
+fn quoted_or_null(text: Option<&String>, out: &mut Vec<u8>) {
+    match text {
+        Some(text) => quoted(text, out),
+        None => out.extend(b"null"),
+    }
 }
