@@ -10,15 +10,16 @@ use crate::candidates::{Choice, Size};
 use crate::failover::{self, Next, Situation};
 use crate::flow::Flow;
 use crate::health::{Health, Sample};
+use crate::hedge::{Race, Raced};
 use crate::{Caller, Pieces, Providers, alias, chance, limit_of, money, price, probe};
 
 /// Tokens by which the prices of two models are compared.
 const MANY: i64 = 1_000_000;
 
 /// The end of an attempt.
-struct Attempt {
-    result: Result<pb::ChatResponse, AgentError>,
-    pico: Option<i64>,
+pub(crate) struct Attempt {
+    pub(crate) result: Result<pb::ChatResponse, AgentError>,
+    pub(crate) pico: Option<i64>,
     took: Duration,
     key: String,
 }
@@ -70,11 +71,35 @@ impl Providers {
         let (mut at, mut here, mut restarted, mut keys) = (0, 0, false, Vec::new());
         let mut unpaid = None;
         loop {
-            let choice = &choices[at];
             here += 1;
-            let end = self.attempt(choice, request, caller, until, flow.as_ref(), &keys).await;
-            sum = sum.zip(end.pico).map(|(sum, pico)| sum.saturating_add(pico));
-            story.push(told(choice, &end));
+            let beside = second(policy, &choices, at)
+                .filter(|_| story.len() + 2 <= failover::MAX_ATTEMPTS && !flow.as_ref().is_some_and(Flow::shown));
+            let Raced { end, second, other } = match beside {
+                Some(beside) => {
+                    let race = Race { request, caller, until, tried: &keys };
+                    Box::pin(self.raced(&choices[at], beside, race, flow.as_ref())).await
+                }
+                None => {
+                    let end = self.attempt(&choices[at], request, caller, until, flow.as_ref(), &keys).await;
+                    Raced { end, second: false, other: None }
+                }
+            };
+            if second {
+                (at, here) = (at + 1, 1);
+                keys.clear();
+            }
+            let choice = &choices[at];
+            for pico in [end.pico].into_iter().chain(other.as_ref().map(|(_, pico)| *pico)) {
+                sum = sum.zip(pico).map(|(sum, pico)| sum.saturating_add(pico));
+            }
+            let other = other.map(|(told, _)| told);
+            let mine = pb::CallAttempt { hedge: second, ..told(choice, &end) };
+            // In the order in which they began.
+            story.extend(if second {
+                other.into_iter().chain([mine]).collect::<Vec<_>>()
+            } else {
+                [mine].into_iter().chain(other).collect()
+            });
             let error = match end.result {
                 Ok(mut response) => {
                     response.cost_micros = money::shown(sum);
@@ -141,7 +166,7 @@ impl Providers {
         (at + 1..choices.len()).filter(|&i| most(&choices[i]) < now).max_by_key(|&i| most(&choices[i]))
     }
 
-    async fn attempt(
+    pub(crate) async fn attempt(
         &self,
         choice: &Choice,
         request: &pb::ChatRequest,
@@ -192,7 +217,11 @@ impl Providers {
                 }
                 let first = flow.and_then(Flow::first).map_or(took, |at| at.saturating_duration_since(started));
                 let output_tokens = response.usage.as_ref().map_or(0, |u| u.output_tokens);
-                begun.end(Outcome::Success, Some(Sample { first_token: first, total: took, output_tokens }), None);
+                begun.end(
+                    Outcome::Success,
+                    Some(Sample { first_token: first, total: took, output_tokens, streamed: flow.is_some() }),
+                    None,
+                );
                 provider.answered(took, response.usage.as_ref());
             }
             Err(error) => {
@@ -220,13 +249,18 @@ pub(crate) fn possible(policy: Option<&pb::CallPolicy>) -> Result<(), AgentError
     let Some(policy) = policy else { return Ok(()) };
     let pending = [
         ("policy.min_quality", policy.min_quality > 0.0, "learned_quality"),
-        ("policy.hedge", policy.hedge, "hedging"),
         ("policy.stream_policy", policy.stream_policy() == pb::StreamPolicy::Resume, "stream_resume"),
     ];
     match pending.into_iter().find(|(_, asked, _)| *asked) {
         Some((field, _, capability)) => Err(AgentError::pending(capability).with("field", field)),
         None => Ok(()),
     }
+}
+
+/// The endpoint behind `at`, where the call wants a second request and that one is of another provider with nothing against it.
+fn second<'a>(policy: Option<&pb::CallPolicy>, choices: &'a [Choice], at: usize) -> Option<&'a Choice> {
+    let next = choices.get(at + 1).filter(|_| policy.is_some_and(|p| p.hedge))?;
+    (next.provider.name != choices[at].provider.name && next.is_good()).then_some(next)
 }
 
 fn cheapens(policy: Option<&pb::CallPolicy>) -> bool {
@@ -249,7 +283,7 @@ fn busy(provider: &str) -> AgentError {
         .retry_after(1000)
 }
 
-fn told(choice: &Choice, end: &Attempt) -> pb::CallAttempt {
+pub(crate) fn told(choice: &Choice, end: &Attempt) -> pb::CallAttempt {
     let outcome = match &end.result {
         Ok(_) => "ok",
         Err(e) => e.metadata.get("kind").map_or("refused", String::as_str),

@@ -1,5 +1,6 @@
 //! Who could serve a call, who may, and in which order they are asked.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,7 +8,10 @@ use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 
 use crate::choose::{self, Candidate, Terms, Weights};
-use crate::health::Health;
+use crate::config::{EndpointConfig, ModelConfig};
+use crate::health::{Health, Healths};
+use crate::money::Money;
+use crate::price::Prices;
 use crate::{Place, Provider, Providers, alias, chance, clip};
 
 /// Tokens of an answer that are expected where the caller sets no limit.
@@ -46,22 +50,57 @@ impl Size {
     }
 }
 
+/// An endpoint of a name. Of an alias its record and its prices are known since the start.
+#[derive(Clone)]
+pub(crate) struct Found {
+    pub(crate) provider: Arc<Provider>,
+    pub(crate) model: String,
+    priority: i32,
+    weight: f64,
+    known: Option<(Arc<Health>, Arc<Prices>)>,
+}
+
+/// The endpoints of every alias.
+pub(crate) fn aliases(
+    models: &BTreeMap<String, ModelConfig>,
+    providers: &BTreeMap<String, Arc<Provider>>,
+    healths: &Healths,
+    money: &Money,
+) -> HashMap<String, Vec<Found>> {
+    let endpoint = |alias: &str, e: &EndpointConfig| {
+        let provider = providers.get(&e.provider)?.clone();
+        let known = (healths.of(&provider.name, record(&e.name)), money.prices(alias, &provider.config, &e.name));
+        Some(Found { provider, model: e.name.clone(), priority: e.priority, weight: f64::from(e.weight), known: Some(known) })
+    };
+    let served = models.iter().filter(|(_, m)| !m.endpoints.is_empty());
+    served.map(|(alias, m)| (alias.clone(), m.endpoints.iter().filter_map(|e| endpoint(alias, e)).collect())).collect()
+}
+
+/// What the record of a model is kept under: without the shape of an echo.
+fn record(model: &str) -> &str {
+    model.split('?').next().unwrap_or(model)
+}
+
 impl Providers {
     /// The endpoints of a name: of an alias, of `provider/model`, of a listed model, or of a provider that lists none and speaks to any.
-    pub(crate) fn found(&self, wanted: &str) -> Vec<(Arc<Provider>, String, i32, f64)> {
-        if let Some(model) = self.models.get(wanted).filter(|m| !m.endpoints.is_empty()) {
-            let endpoints = model.endpoints.iter();
-            return endpoints
-                .filter_map(|e| Some((self.providers.get(&e.provider)?.clone(), e.name.clone(), e.priority, f64::from(e.weight))))
-                .collect();
+    pub(crate) fn found(&self, wanted: &str) -> Vec<Found> {
+        if let Some(known) = self.aliases.get(wanted) {
+            return known.clone();
         }
+        let unknown = |provider: &Arc<Provider>, model: &str| Found {
+            provider: provider.clone(),
+            model: model.to_owned(),
+            priority: 0,
+            weight: 1.0,
+            known: None,
+        };
         if let Some((provider, model)) = wanted.split_once('/')
             && let Some(provider) = self.providers.get(provider)
         {
-            return vec![(provider.clone(), model.to_owned(), 0, 1.0)];
+            return vec![unknown(provider, model)];
         }
         let base = wanted.split('?').next().unwrap_or(wanted);
-        self.providers.values().filter(|p| p.serves(base)).map(|p| (p.clone(), wanted.to_owned(), 0, 1.0)).collect()
+        self.providers.values().filter(|p| p.serves(base)).map(|p| unknown(p, wanted)).collect()
     }
 
     /// What the vision calls `get_available_providers`: every endpoint of a model with what speaks against it.
@@ -79,16 +118,17 @@ impl Providers {
         let known: std::cell::OnceCell<Size> = std::cell::OnceCell::new();
         let size = || *known.get_or_init(size);
         if let ([_], true) = (found.as_slice(), plainly) {
-            let lone = found.into_iter().map(|(provider, model, priority, weight)| {
-                let health = self.healths.of(&provider.name, model.split('?').next().unwrap_or(&model));
+            let lone = found.into_iter().map(|Found { provider, model, priority, weight, known }| {
+                let health = known.map_or_else(|| self.healths.of(&provider.name, record(&model)), |(health, _)| health);
                 let refused = provider.refuses(policy);
                 Choice { provider, model, health, priority, weight, terms: Terms::default(), refused, avoided: "", badness: 0 }
             });
             return lone.collect();
         }
         let mut trials = Vec::new();
-        let all = found.into_iter().enumerate().map(|(at, (provider, model, priority, weight))| {
-            let health = self.healths.of(&provider.name, model.split('?').next().unwrap_or(&model));
+        let all = found.into_iter().enumerate().map(|(at, Found { provider, model, priority, weight, known })| {
+            let (health, prices) = known
+                .unwrap_or_else(|| (self.healths.of(&provider.name, record(&model)), self.money.prices(wanted, &provider.config, &model)));
             let seen = health.seen(now);
             let refused = provider.refuses(policy);
             let (badness, avoided) = if !seen.admits {
@@ -107,7 +147,6 @@ impl Providers {
             if seen.trial && refused.is_empty() {
                 trials.push(at);
             }
-            let prices = self.money.prices(wanted, &provider.config, &model);
             let size = size();
             #[allow(clippy::cast_precision_loss)]
             let candidate = Candidate {
@@ -192,6 +231,11 @@ impl Providers {
 }
 
 impl Choice {
+    /// Whether nothing speaks against it.
+    pub(crate) fn is_good(&self) -> bool {
+        self.refused.is_empty() && self.badness == 0
+    }
+
     /// Why this one, in a sentence.
     pub(crate) fn reason(&self, of: usize) -> String {
         if of == 1 {

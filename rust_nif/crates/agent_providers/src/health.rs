@@ -1,6 +1,6 @@
 //! What is known of an endpoint, a model at a provider, from the calls that went there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -30,6 +30,10 @@ const KEPT_AT_ONCE: f64 = 0.7;
 /// After so long without a limit the calls at once are limited no more.
 const LIMIT_FORGOTTEN: Duration = Duration::from_secs(600);
 
+/// Calls whose times are kept for a percentile, and how many there must be.
+const RECENT: usize = 64;
+const ENOUGH: usize = 10;
+
 struct Record {
     breaker: Breaker,
     cool_until: Option<Instant>,
@@ -40,6 +44,8 @@ struct Record {
     at: Instant,
     in_flight: u32,
     samples: u64,
+    /// Times of the last calls: of whole ones, and to the first content of streams.
+    recent: [VecDeque<Duration>; 2],
     /// Calls at once, and when a limit was met last; none: no limit was met.
     at_once: Option<(f64, Instant)>,
 }
@@ -79,6 +85,7 @@ pub(crate) struct Sample {
     pub(crate) first_token: Duration,
     pub(crate) total: Duration,
     pub(crate) output_tokens: i64,
+    pub(crate) streamed: bool,
 }
 
 impl Health {
@@ -93,6 +100,7 @@ impl Health {
             at: now,
             in_flight: 0,
             samples: 0,
+            recent: Default::default(),
             at_once: None,
         };
         Self { record: Mutex::new(record), freed: Notify::new(), probing: AtomicBool::new(false) }
@@ -194,6 +202,14 @@ impl Health {
         self.record.lock().breaker.state()
     }
 
+    /// What 19 of 20 calls need at most, to their first content where they are streams; None: too few are known.
+    pub(crate) fn p95(&self, streams: bool) -> Option<Duration> {
+        let mut times: Vec<Duration> = self.record.lock().recent[usize::from(streams)].iter().copied().collect();
+        times.sort_unstable();
+        let at = times.len() * 95 / 100;
+        (times.len() >= ENOUGH).then(|| times.get(at).copied()).flatten()
+    }
+
     /// Average time to the first token, once there was one.
     pub(crate) fn first_token(&self) -> Option<Duration> {
         let r = self.record.lock();
@@ -246,6 +262,11 @@ impl Record {
         #[allow(clippy::cast_precision_loss)]
         let tokens = s.output_tokens.max(1) as f64;
         let (first, each) = (s.first_token.as_secs_f64(), s.total.saturating_sub(s.first_token).as_secs_f64() / tokens);
+        let recent = &mut self.recent[usize::from(s.streamed)];
+        if recent.len() == RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(s.first_token);
         let share = if self.samples == 0 { 1.0 } else { NEW };
         self.first_token_s += share * (first - self.first_token_s);
         self.token_s += share * (each - self.token_s);
@@ -306,7 +327,8 @@ mod tests {
         health.end(now, Outcome::Neutral, None, Some(Duration::from_secs(5)), 0.5);
         assert!(health.seen(now).cooling && !health.seen(now + Duration::from_secs(6)).cooling);
         health.begin(now);
-        let sample = Sample { first_token: Duration::from_millis(80), total: Duration::from_millis(180), output_tokens: 10 };
+        let sample =
+            Sample { first_token: Duration::from_millis(80), total: Duration::from_millis(180), output_tokens: 10, streamed: true };
         health.end(now, Outcome::Success, Some(sample), None, 0.5);
         let seen = health.seen(now);
         assert!(!seen.cooling && (seen.first_token_s - 0.08).abs() < 1e-9 && (seen.token_s - 0.01).abs() < 1e-9);

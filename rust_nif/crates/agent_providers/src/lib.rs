@@ -23,6 +23,7 @@ mod estimate;
 mod failover;
 mod flow;
 mod health;
+mod hedge;
 mod hints;
 mod items;
 mod limits;
@@ -43,7 +44,7 @@ mod sse;
 mod think;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -106,9 +107,11 @@ struct Tally {
 pub struct Providers {
     providers: BTreeMap<String, Arc<Provider>>,
     models: BTreeMap<String, config::ModelConfig>,
+    aliases: HashMap<String, Vec<candidates::Found>>,
     money: money::Money,
     healths: Healths,
     retries: Retries,
+    hedges: hedge::Hedges,
     cache: cache::Cache,
 }
 
@@ -170,12 +173,15 @@ impl Providers {
             };
             providers.insert(name.clone(), Arc::new(provider));
         }
+        let (money, healths) = (money::Money::new(config), Healths::new());
         Ok(Arc::new(Self {
+            aliases: candidates::aliases(&config.models, &providers, &healths, &money),
             providers,
             models: config.models.clone(),
-            money: money::Money::new(config),
-            healths: Healths::new(),
+            money,
+            healths,
             retries: Retries::default(),
+            hedges: hedge::Hedges::default(),
             cache: cache::Cache::new(&config.cache),
         }))
     }
@@ -348,7 +354,7 @@ impl Providers {
     /// Where nothing but `echo` serves a name.
     fn only_echo(&self, wanted: &str) -> Option<(Arc<Provider>, String)> {
         let found = self.found(wanted);
-        let [(provider, model, ..)] = found.as_slice() else { return None };
+        let [candidates::Found { provider, model, .. }] = found.as_slice() else { return None };
         (provider.config.dialect == Dialect::Echo).then(|| (provider.clone(), model.clone()))
     }
 

@@ -131,7 +131,7 @@ impl Prices {
     /// The most that a request of so many tokens may cost, in pico-dollars: every tier that it may reach, the dearest kind of token.
     pub fn at_most(&self, input_tokens: i64, output_tokens: i64) -> Option<i64> {
         let day = today();
-        self.at(0)?;
+        self.on(day, 0)?;
         let reached = self.0.iter().filter(|p| p.from_day <= day && (p.above == 0 || p.above < input_tokens));
         let worst = |p: &Price| {
             let input = p.input.max(p.cache_read).max(p.cache_write).max(p.cache_write_1h);

@@ -96,7 +96,7 @@ impl Upstream {
         let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n", body.len());
         let whole = !matches!(act, Act::Cut);
         // A stream is cut before, or behind, its first content.
-        let sent = if whole { body.as_str() } else { &body[..if n % 2 == 0 { 4 } else { body.len() / 3 }] };
+        let sent = if whole { body.as_str() } else { &body[..if n.is_multiple_of(2) { 4 } else { body.len() / 3 }] };
         stream.write_all(format!("{head}{sent}").as_bytes()).await?;
         if whole {
             self.input.fetch_add(input, Ordering::SeqCst);
@@ -163,7 +163,7 @@ async fn call(providers: &Providers, n: usize) -> End {
     let request = pb::ChatRequest { model: "m".into(), messages, max_tokens: Some(16), ..Default::default() };
     // Some hundred tenants: each may repeat a part of its calls.
     let caller = Caller { tenant: format!("tenant {}", n % 300), ..Default::default() };
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         return End { result: providers.chat(&request, &caller, None, None).await, finals: 0 };
     }
     let (send, mut receive) = tokio::sync::mpsc::channel(16);
