@@ -3,6 +3,7 @@
 import time
 
 from langchain.agents import create_agent
+from langchain_core.language_models import BaseChatModel
 from langchain_core.tools import tool as lc_tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 
@@ -81,3 +82,15 @@ def streaming_graph():
 def with_memory():
     made = SingularityLangChainAgent()
     return create_agent(made.get_optimal_llm(), made.create_langchain_tools())
+
+
+def by_name(llm, tools, config):
+    return create_agent(llm, tools, system_prompt=f"Options: {sorted(config)}")
+
+
+def by_type(mine: BaseChatModel, name: str = "unused"):
+    return create_agent(mine, [], system_prompt="By type.")
+
+
+def unknown(llm, checkpointer):
+    return create_agent(llm, [], checkpointer=checkpointer)

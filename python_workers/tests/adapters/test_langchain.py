@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from singularity_agents._proto.singularity.agents.v1 import agent_service_pb2, common_pb2, task_pb2
+from singularity_agents._proto.singularity.worker.v1 import worker_pb2
 from singularity_agents.worker import _frames as f
 
 from ..worker.peer import Peer, chat_response
@@ -210,3 +211,47 @@ def test_the_public_names_lead_to_langchain_only_when_asked() -> None:
     import singularity_agents
 
     assert singularity_agents.SingularityLangChainAgent.__module__ == "singularity_agents.adapters.langchain._seed"
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "told", "offered"),
+    [("lc_code:by_name", "Options: ['configurable']", {"double"}), ("lc_code:by_type", "By type.", set())],
+)
+def test_a_factory_gets_what_its_parameters_name(
+    langchain: Start, project: Path, entrypoint: str, told: str, offered: set[str]
+) -> None:
+    peer = langchain()
+    peer.bind(entrypoint, project, ["lc_code:double"], an_agent())
+    script = Script(peer, chat_response("fine"))
+    peer.execute("go", agent=an_agent())
+    status, result = peer.result(script)
+    assert (status, result.result.output) == (f.Status.SUCCEEDED, "fine"), result.error
+    assert told in script.asked[0].messages[0].content[0].text and {t.name for t in script.asked[0].tools} == offered
+
+
+@pytest.mark.parametrize("reference", ["langgraph.json:built", "langgraph.json"])
+def test_a_project_of_langgraph_is_used_as_it_is(langchain: Start, project: Path, reference: str) -> None:
+    graphs = {"built": {"path": "./lc_code.py:build"}}
+    if ":" in reference:
+        graphs["other"] = {"path": "./missing.py:graph"}
+    (project / "langgraph.json").write_text(json.dumps({"dependencies": ["."], "graphs": graphs, "env": "./.env"}))
+    peer = langchain()
+    peer.bind(reference, project, agent=an_agent())
+    script = Script(peer, chat_response("fine"))
+    peer.execute("go", agent=an_agent())
+    assert peer.result(script)[1].result.output == "fine" and script.asked[0].model == "other"
+
+
+@pytest.mark.parametrize(
+    ("reference", "why"),
+    [("langgraph.json:nothing", "it has: built"), ("lc_code:unknown", '"checkpointer" is not known')],
+)
+def test_an_entry_that_cannot_be_used_is_told_when_the_worker_starts(
+    langchain: Start, project: Path, reference: str, why: str
+) -> None:
+    (project / "langgraph.json").write_text(json.dumps({"graphs": {"built": "./lc_code.py:build"}}))
+    peer = langchain()
+    peer.hello()
+    peer.init(reference, project, agent=an_agent())
+    ready = peer.expect(f.Type.READY)
+    assert ready.flags & f.FLAG_ERROR and why in worker_pb2.Error.FromString(ready.payload).message

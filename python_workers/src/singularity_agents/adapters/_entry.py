@@ -1,8 +1,9 @@
-"""Entry points: a ready object, or a factory whose parameters are known by their names and given the engine's own."""
+"""Entry points: a ready object, or a factory whose parameters are known by name or annotation and given the engine's own."""
 
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,9 +18,12 @@ MODEL_NAMES = ("model", "llm", "client", "chat_client", "model_client", "service
 class Entry:
     """What an entry point names."""
 
-    def __init__(self, setup: Setup, engine: Engine, model: Callable[[], Any], tools: Callable[[], Any]) -> None:
+    def __init__(
+        self, setup: Setup, engine: Engine, model: Callable[[], Any], tools: Callable[[], Any], found: Any = None
+    ) -> None:
         self.reference = setup.entrypoint
-        self.found = _project.resolve(setup.entrypoint)
+        #: What it names; resolved here unless the adapter has.
+        self.found = _project.resolve(setup.entrypoint) if found is None else found
         self._given: Mapping[str, Callable[[], Any]] = {
             **dict.fromkeys(MODEL_NAMES, model), "tools": tools, "engine": lambda: engine, "config": lambda: dict(setup.config),
         }  # fmt: skip
@@ -37,11 +41,14 @@ class Entry:
         if not self.is_factory(*ready):
             return self.found
         arguments: dict[str, Any] = {}
+        hints = _hints(self.found)
         for number, (name, parameter) in enumerate(inspect.signature(self.found).parameters.items()):
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             if name in self._given:
                 arguments[name] = self._given[name]()
+            elif (meant := self._by_type(hints.get(name))) is not None:
+                arguments[name] = meant
             elif parameter.default is parameter.empty:
                 if number > 0 or len(inspect.signature(self.found).parameters) > 1:
                     known = ", ".join(sorted(self._given))
@@ -53,6 +60,28 @@ class Entry:
             raise LookupError(self._wrong(made, ready))
         return made
 
+    def _by_type(self, hint: Any) -> Any:
+        """The engine, or its model, where an annotation is the class of one; None otherwise."""
+        if not inspect.isclass(hint) or hint is object:
+            return None
+        return next((made for key in ("engine", "model") if _is(made := self._given[key](), hint)), None)
+
     def _wrong(self, found: Any, ready: tuple[type, ...]) -> str:
         names = ", ".join(sorted(kind.__name__ for kind in ready))
         return f'"{self.reference}" is or makes a {type(found).__name__}; it must be one of {names}, or a function that makes one'
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    """Annotations as objects; none where one cannot be read."""
+    try:
+        return typing.get_type_hints(function if inspect.isroutine(function) else function.__init__)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def _is(made: Any, hint: type) -> bool:
+    try:
+        return isinstance(made, hint)
+    except TypeError:
+        # A protocol that cannot be asked, for example.
+        return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -19,7 +18,8 @@ from ...worker._scope import CURRENT
 from ...worker._wire import agents, from_struct, tasks, worker
 from .. import _project
 from .._base import Health, Loaded, Outcome, Setup, result_of
-from . import _tools
+from .._entry import Entry
+from . import _deployment, _tools
 from ._graph import NodeSteps, invoke
 from ._messages import from_engine
 from ._model import LAST_ANSWER, EngineChatModel, definition_of
@@ -78,7 +78,10 @@ class LangChainAdapter:
             if ":" in name:
                 self._worker_tools.append(_tools.langchain_tool(_project.resolve(name)))
         if setup.entrypoint:
-            self._own = await _own_agent(_project.resolve(setup.entrypoint), engine, setup.entrypoint)
+            found = _deployment.resolve(setup.entrypoint, setup.project) if _deployment.is_meant(setup.entrypoint) else None
+            # LangGraph's own word for options: a factory reads them where a graph would.
+            given = setup._replace(config={"configurable": dict(setup.config)})
+            self._own = await Entry(given, engine, EngineChatModel, lambda: list(self._worker_tools), found).make(Runnable)
         return Loaded(tools=[definition_of(tool) for tool in self._worker_tools])
 
     async def health_check(self) -> Health:
@@ -140,17 +143,6 @@ class LangChainAdapter:
         structured = state.get("structured_response")
         text = "" if structured is not None else str(messages[-1].text)
         return result_of(Outcome(text=text, structured=structured, data={"intermediate_steps": steps} if steps else {}))
-
-
-async def _own_agent(found: Any, engine: Engine, reference: str) -> Runnable[Any, Any]:
-    if not isinstance(found, Runnable) and callable(found):
-        made = found(engine) if inspect.signature(found).parameters else found()
-        found = await made if inspect.isawaitable(made) else made
-    if not isinstance(found, Runnable):
-        raise LookupError(
-            f'"{reference}" is a {type(found).__name__}; it must be an agent, a graph, or a function that makes one'
-        )
-    return found
 
 
 # The same words as the engine's own agent uses.
