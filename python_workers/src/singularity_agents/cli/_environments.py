@@ -1,4 +1,4 @@
-"""`frameworks install`: the Python environments of frameworks, made from exact locks beside the node that uses them."""
+"""`frameworks install` and `gc`: the Python environments of frameworks, made from exact locks beside the node that uses them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .._errors import InvalidRequest, WrongState
 from ..adapters import _pins
@@ -50,6 +50,10 @@ def add(make: Callable[[str, str], Parser]) -> None:
     install.add_argument("names", nargs="*", metavar="FRAMEWORK", help=f"default: all of {', '.join(SIZES)}")
     install.add_argument("--force", action="store_true", help="make them new although they are as the locks say")
     install.set_defaults(run=install_frameworks)
+    gc = make("gc", "delete environments of frameworks that are not whole, or not of the lock as it is now")
+    gc.description = "example: singularity frameworks gc --dry-run"
+    gc.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
+    gc.set_defaults(run=collect)
 
 
 def place() -> Place:
@@ -88,6 +92,44 @@ def install_frameworks(ctx: Context) -> int:
     rows = ((row["framework"], row["state"], row["seconds"], row["lock"]) for row in made)
     ctx.io.rows("environments", made, ("FRAMEWORK", "STATE", "SECONDS", "LOCK"), rows)
     return OK
+
+
+def collect(ctx: Context) -> int:
+    """`frameworks gc`. Environments that a process of this machine runs from stay, as does whatever `install` does not make."""
+    there = place()
+    found: list[dict[str, Any]] = []
+    for name in SIZES:
+        target = there.environments / name
+        if target.is_symlink() or not (target / "pyvenv.cfg").is_file() or is_installed(there, name):
+            continue
+        users = _running_from(target)
+        state = f"in use by process {users[0]}" if users else "stale" if ctx.args.dry_run else "deleted"
+        size = sum(file.lstat().st_size for file in target.rglob("*") if not file.is_dir())
+        if state == "deleted":
+            # First of all: what is half deleted must not pass as whole.
+            (target / STAMP).unlink(missing_ok=True)
+            try:
+                shutil.rmtree(target)
+            except OSError as error:
+                raise WrongState(f"{target} could not be deleted: {error.strerror}", reason="ENVIRONMENT_FAILED") from None
+        found.append({"framework": name, "state": state, "bytes": size})
+    rows = ((row["framework"], row["state"], f"{row['bytes'] / 1e6:.0f} MB") for row in found)
+    ctx.io.rows("environments", found, ("FRAMEWORK", "STATE", "SIZE"), rows)
+    return OK
+
+
+def _running_from(target: Path) -> list[int]:
+    """Processes whose program is this environment's interpreter; those of other users cannot be seen everywhere."""
+    starts = tuple(os.fsencode(path) + b"/" for path in (target.absolute(), target.resolve()))
+    found: list[int] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cmdline").read_bytes().startswith(starts):
+                found.append(int(process.name))
+        except OSError:
+            # It has ended, or is not ours to see.
+            continue
+    return found
 
 
 def _known(name: str) -> str:
