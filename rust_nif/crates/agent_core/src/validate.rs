@@ -5,7 +5,7 @@ use agent_proto::agents::v1 as pb;
 use crate::{
     Reason,
     header::{duration_ms, timestamp_ms},
-    json,
+    json, plan,
 };
 
 /// Longest description, in bytes.
@@ -18,6 +18,8 @@ pub const MAX_TOOLS: usize = 128;
 pub const MAX_LABELS: usize = 64;
 /// Longest name, key, id or label, in bytes.
 pub const MAX_NAME_BYTES: usize = 256;
+/// Most faults of a plan that are listed; the rest is counted.
+const MAX_PLAN_FAULTS: usize = 30;
 /// Furthest start in the future, in ms.
 const MAX_NOT_BEFORE_MS: i64 = 366 * 24 * 3600 * 1000;
 /// Longest duration, in ms: ten years. A timer of the engine takes no number of any size.
@@ -120,7 +122,30 @@ pub fn validate_task(task: &pb::AgentTask, now_ms: i64) -> Vec<pb::FieldViolatio
     if let Some(hints) = &task.execution_hints {
         check_hints(&mut c, hints, now_ms);
     }
+    if let Some(plan) = &task.plan {
+        check_plan(&mut c, plan);
+    }
     c.0
+}
+
+/// Steps beyond the first faults are not listed: an answer has to fit in the trailers of a call.
+fn check_plan(c: &mut Check, plan: &pb::ExecutionPlan) {
+    let mut own = Check(Vec::new());
+    for (field, description) in plan::violations(plan) {
+        own.fail(field, description);
+    }
+    for (i, step) in plan.steps.iter().enumerate().take(plan::MAX_STEPS) {
+        if step.executor != "workflow" {
+            framework_name(&mut own, &format!("task.plan.steps[{i}].executor"), &step.executor);
+        }
+        own.duration(&format!("task.plan.steps[{i}].timeout"), step.timeout.as_ref());
+    }
+    let more = own.0.len().saturating_sub(MAX_PLAN_FAULTS);
+    own.0.truncate(MAX_PLAN_FAULTS);
+    c.0.append(&mut own.0);
+    if more > 0 {
+        c.fail("task.plan", format!("and {more} more faults"));
+    }
 }
 
 fn framework_name(c: &mut Check, field: &str, name: &str) {

@@ -46,11 +46,12 @@ pub(crate) fn prepare(
     let Some(task) = task else { return Err(AgentError::field("task", "is missing")) };
     let mut violations = validate_task(&task, now);
     violations.extend(bad_request_id(request_id));
-    if let Some((capability, field)) = pending(&task) {
-        return Err(AgentError::pending(capability).with("field", field));
-    }
+    // What is wrong is said first: it would still be wrong when the capability comes.
     if let Some(error) = AgentError::invalid(violations) {
         return Err(error);
+    }
+    if let Some((capability, field)) = pending(&task) {
+        return Err(AgentError::pending(capability).with("field", field));
     }
     let id = uuid::Uuid::now_v7().to_string();
     let mut h = header(&task, &id, if request_id.is_empty() { &id } else { request_id }, tenant, now);
