@@ -41,12 +41,30 @@ pub(crate) struct Choice {
 pub(crate) struct Size {
     pub(crate) input: i64,
     pub(crate) output: i64,
+    /// The most that was asked for; 0: no limit was set.
+    pub(crate) asked: i64,
+    /// What it needs besides text.
+    pub(crate) needs: [Option<&'static str>; 3],
+}
+
+/// What a request needs besides text, in the words of `capabilities`.
+fn needs(request: &pb::ChatRequest) -> [Option<&'static str>; 3] {
+    let is_image = |part: &pb::ContentPart| matches!(part.part, Some(pb::content_part::Part::Image(_)));
+    let images = request.messages.iter().any(|m| m.content.iter().any(is_image));
+    [(!request.tools.is_empty()).then_some("tools"), request.output_schema.is_some().then_some("json_schema"), images.then_some("images")]
 }
 
 impl Size {
+    /// Of an embedding.
+    pub(crate) fn of_texts(input: i64) -> Self {
+        Self { input, output: 0, asked: 0, needs: [None; 3] }
+    }
+
     pub(crate) fn of(request: &pb::ChatRequest) -> Self {
         let input = crate::estimate::chat(request) / BYTES_PER_TOKEN;
-        Self { input, output: request.max_tokens.map_or(ANSWER_TOKENS, |n| i64::from(n).min(ANSWER_TOKENS)) }
+        let asked = request.max_tokens.map_or(0, i64::from);
+        let output = if asked == 0 { ANSWER_TOKENS } else { asked.min(ANSWER_TOKENS) };
+        Self { input, output, asked, needs: needs(request) }
     }
 }
 
@@ -58,6 +76,19 @@ pub(crate) struct Found {
     priority: i32,
     weight: f64,
     known: Option<(Arc<Health>, Arc<Prices>)>,
+    limits: Option<Arc<EndpointConfig>>,
+}
+
+/// Why a call does not fit an endpoint; empty: it does, as far as anybody knows.
+fn unfit(limits: Option<&EndpointConfig>, size: Size) -> String {
+    let Some(limits) = limits else { return String::new() };
+    let tokens = size.input + size.asked;
+    if limits.context_tokens > 0 && tokens > limits.context_tokens {
+        return format!("about {tokens} tokens do not fit its {}", limits.context_tokens);
+    }
+    let able = |need: &&str| limits.capabilities.as_ref().is_none_or(|all| all.iter().any(|c| c == need));
+    let missing: Vec<&str> = size.needs.into_iter().flatten().filter(|need| !able(need)).collect();
+    if missing.is_empty() { String::new() } else { format!("it cannot do {}", missing.join(", ")) }
 }
 
 /// The endpoints of every alias.
@@ -70,7 +101,14 @@ pub(crate) fn aliases(
     let endpoint = |alias: &str, e: &EndpointConfig| {
         let provider = providers.get(&e.provider)?.clone();
         let known = (healths.of(&provider.name, record(&e.name)), money.prices(alias, &provider.config, &e.name));
-        Some(Found { provider, model: e.name.clone(), priority: e.priority, weight: f64::from(e.weight), known: Some(known) })
+        Some(Found {
+            provider,
+            model: e.name.clone(),
+            priority: e.priority,
+            weight: f64::from(e.weight),
+            known: Some(known),
+            limits: Some(Arc::new(e.clone())),
+        })
     };
     let served = models.iter().filter(|(_, m)| !m.endpoints.is_empty());
     served.map(|(alias, m)| (alias.clone(), m.endpoints.iter().filter_map(|e| endpoint(alias, e)).collect())).collect()
@@ -93,6 +131,7 @@ impl Providers {
             priority: 0,
             weight: 1.0,
             known: None,
+            limits: None,
         };
         if let Some((provider, model)) = wanted.split_once('/')
             && let Some(provider) = self.providers.get(provider)
@@ -118,7 +157,7 @@ impl Providers {
         let known: std::cell::OnceCell<Size> = std::cell::OnceCell::new();
         let size = || *known.get_or_init(size);
         if let ([_], true) = (found.as_slice(), plainly) {
-            let lone = found.into_iter().map(|Found { provider, model, priority, weight, known }| {
+            let lone = found.into_iter().map(|Found { provider, model, priority, weight, known, .. }| {
                 let health = known.map_or_else(|| self.healths.of(&provider.name, record(&model)), |(health, _)| health);
                 let refused = provider.refuses(policy);
                 Choice { provider, model, health, priority, weight, terms: Terms::default(), refused, avoided: "", badness: 0 }
@@ -126,11 +165,11 @@ impl Providers {
             return lone.collect();
         }
         let mut trials = Vec::new();
-        let all = found.into_iter().enumerate().map(|(at, Found { provider, model, priority, weight, known })| {
+        let all = found.into_iter().enumerate().map(|(at, Found { provider, model, priority, weight, known, limits })| {
             let (health, prices) = known
                 .unwrap_or_else(|| (self.healths.of(&provider.name, record(&model)), self.money.prices(wanted, &provider.config, &model)));
             let seen = health.seen(now);
-            let refused = provider.refuses(policy);
+            let refused = Some(provider.refuses(policy)).filter(|why| !why.is_empty()).unwrap_or_else(|| unfit(limits.as_deref(), size()));
             let (badness, avoided) = if !seen.admits {
                 (5, "its breaker is open")
             } else if provider.all_aside(now) {
@@ -214,7 +253,13 @@ impl Providers {
         let policy = analyze_task_requirements(req);
         let wanted = alias(&req.model);
         let output = req.max_tokens.unwrap_or(ANSWER_TOKENS).min(ANSWER_TOKENS);
-        let all = self.available(wanted, Some(&policy), &|| Size { input: ANSWER_TOKENS, output }, Instant::now(), false);
+        let all = self.available(
+            wanted,
+            Some(&policy),
+            &|| Size { input: ANSWER_TOKENS, output, asked: 0, needs: [None; 3] },
+            Instant::now(),
+            false,
+        );
         let candidates: Vec<pb::ProviderCandidate> = all.iter().map(Choice::view).collect();
         if candidates.is_empty() {
             return Err(self.unknown(wanted));
@@ -349,5 +394,31 @@ mod tests {
         let none = narrowed(task.clone(), pb::CallPolicy { allowed_providers: names(&["d"]), ..Default::default() });
         assert_eq!(none.allowed_providers, names(&[""]), "nobody");
         assert_eq!(narrowed(task.clone(), pb::CallPolicy::default()).allowed_providers, task.allowed_providers);
+    }
+
+    #[test]
+    fn a_call_goes_nowhere_where_it_does_not_fit() {
+        let limits = |context_tokens, capabilities: Option<&[&str]>| EndpointConfig {
+            provider: "p".into(),
+            name: "m".into(),
+            priority: 1,
+            weight: 1,
+            context_tokens,
+            capabilities: capabilities.map(|all| all.iter().map(|&c| c.to_owned()).collect()),
+        };
+        let mut request = pb::ChatRequest {
+            messages: vec![agent_core::agent::text_message(pb::Role::User, "x".repeat(4000))],
+            max_tokens: Some(500),
+            ..Default::default()
+        };
+        let plain = Size::of(&request);
+        assert_eq!(unfit(Some(&limits(0, None)), plain), "");
+        assert_eq!(unfit(Some(&limits(2000, Some(&[]))), plain), "");
+        assert!(unfit(Some(&limits(1200, None)), plain).contains("do not fit its 1200"));
+        request.tools.push(pb::ToolDefinition::default());
+        let with_tools = Size::of(&request);
+        assert_eq!(unfit(Some(&limits(0, Some(&["tools"]))), with_tools), "");
+        assert_eq!(unfit(Some(&limits(0, Some(&["images"]))), with_tools), "it cannot do tools");
+        assert_eq!(unfit(None, with_tools), "");
     }
 }

@@ -291,6 +291,12 @@ pub struct EndpointConfig {
     /// Share among those of one priority.
     #[serde(default = "default_weight")]
     pub weight: u32,
+    /// Tokens of question and answer together; 0: it is not known.
+    #[serde(default)]
+    pub context_tokens: i64,
+    /// What it can do besides text; none: everything.
+    #[serde(default)]
+    pub capabilities: Option<Vec<String>>,
 }
 
 fn default_weight() -> u32 {

@@ -284,7 +284,7 @@ impl Providers {
     ) -> Result<pb::EmbedResponse, AgentError> {
         let policy = request.policy.as_ref();
         attempts::possible(policy)?;
-        let choices = self.choose(&request.model, policy, &|| candidates::Size { input: estimate::embed(request), output: 0 })?;
+        let choices = self.choose(&request.model, policy, &|| candidates::Size::of_texts(estimate::embed(request)))?;
         let last = choices.len().min(failover::MAX_ATTEMPTS) - 1;
         self.retries.first(&caller.tenant, Instant::now());
         for (at, choice) in choices.iter().enumerate() {
