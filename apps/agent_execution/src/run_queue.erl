@@ -116,9 +116,9 @@ room(_Class) ->
             ok
     end.
 
-%% @doc A committed task waits from now on; with `not_before_ms' it comes into the order then, with `pause' after the span until then. One whose
-%% time is further away than the
-%% horizon is left to the store: a million of them cost no memory, and the poll finds them when they are due.
+%% @doc A committed task waits from now on; with `not_before_ms' it comes into the order then, with `pause' after the span until then.
+%% One whose time is further away than the horizon is left to the store: a million of them cost no memory, and the poll finds them when
+%% they are due.
 -spec enqueue(item()) -> ok.
 enqueue(#{task_id := Id} = Item) ->
     case maps:get(not_before_ms, Item, 0) - erlang:system_time(millisecond) > ?HORIZON_MS of
