@@ -27,7 +27,7 @@ def test_a_schedule_starts_tasks_until_it_is_paused(client: Client) -> None:
     extra = client.schedules.trigger("ticks")
     assert extra.id in {t.id for t in of_schedule(client, "ticks")}
     assert client.schedules.resume("ticks").state == "active"
-    assert [s.id for s in client.schedules.list()] == ["ticks"]
+    assert "ticks" in [s.id for s in client.schedules.list()]
     client.schedules.delete("ticks")
     with pytest.raises(SingularityError) as gone:
         client.schedules.get("ticks")
