@@ -88,8 +88,26 @@ def turns(places: dict[str, str], *options: str) -> dict[str, dict[str, float]]:
     return {name: {key: statistics.median(run[key] for run in all_) for key in keys} for name, all_ in runs.items()}
 
 
+def select(record: Any) -> None:
+    """A choice among 50 endpoints."""
+    done = subprocess.run(
+        [str(TOOL), "provider_select", "--models", "50", "--calls", "20000"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    record(
+        "provider_select",
+        json.loads(done.stdout)["provider_select"]["p50_us"],
+        "us",
+        wanted="of 50 endpoints, median: must 20, aim 5",
+    )
+
+
 def measure(record: Any, out: Path) -> None:
     """All rows, given to `record` of bench.py."""
+    select(record)
     with upstream() as address, nginx(address, out / "nginx") as floor:
         config = f"""
 [providers.up]
