@@ -1,7 +1,7 @@
 //! The door's upstream and its client: both as small as they can be, so that what is measured is what stands between them.
 //!
 //! The upstream answers a chat completion at once, with as many events as `max_tokens` says where a stream is asked for. The client keeps its
-//! connections, sends the next request when the last answer is whole, and compares the text of every stream with what was sent.
+//! connections, sends the next request when the last answer is whole, and compares the text of every answer with what was sent.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,15 +30,15 @@ fn number_behind(body: &str, key: &str) -> Option<usize> {
     digits.parse().ok()
 }
 
-/// The text of an answer of so many events.
+/// The text of an answer of so many events; 0: of a whole one.
 fn text(events: usize) -> String {
-    (0..events).map(|n| format!("w{n} ")).collect()
+    if events == 0 { "x".repeat(700) } else { (0..events).map(|n| format!("w{n} ")).collect() }
 }
 
 fn unary() -> Vec<u8> {
     let body = serde_json::json!({
         "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "x".repeat(700)}, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text(0)}, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21},
     })
     .to_string();
@@ -119,7 +119,7 @@ async fn answers(mut connection: TcpStream) -> Result<(), Failure> {
 /// What all connections of a run share.
 struct Run {
     request: Vec<u8>,
-    /// The text of each stream; empty: they are no streams.
+    /// The text of each answer.
     expected: String,
     over: AtomicBool,
     wrong: AtomicU64,
@@ -148,7 +148,7 @@ pub(crate) async fn load(args: &[String]) -> Result<(), Failure> {
     for _ in 0..in_flight {
         let connection = TcpStream::connect(&address).await?;
         connection.set_nodelay(true)?;
-        asking.spawn(asks(connection, run.clone()));
+        asking.spawn(asks(connection, run.clone(), events));
     }
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     run.over.store(true, Ordering::Relaxed);
@@ -173,7 +173,7 @@ pub(crate) async fn load(args: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn asks(mut connection: TcpStream, run: Arc<Run>) -> Result<(Vec<u64>, Vec<u64>), Failure> {
+async fn asks(mut connection: TcpStream, run: Arc<Run>, events: usize) -> Result<(Vec<u64>, Vec<u64>), Failure> {
     let (mut whole, mut first, mut read) = (Vec::new(), Vec::new(), Vec::with_capacity(READ));
     let micros = |began: Instant| u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     while !run.over.load(Ordering::Relaxed) {
@@ -200,7 +200,7 @@ async fn asks(mut connection: TcpStream, run: Arc<Run>) -> Result<(Vec<u64>, Vec
         whole.push(micros(began));
         first.extend(seen);
         let text = String::from_utf8_lossy(&read);
-        let good = text.starts_with("HTTP/1.1 200") && (run.expected.is_empty() || said(&text) == run.expected);
+        let good = text.starts_with("HTTP/1.1 200") && said(&text) == run.expected && (events == 0 || text.contains("[DONE]"));
         if !good {
             run.wrong.fetch_add(1, Ordering::Relaxed);
         }
