@@ -51,6 +51,8 @@
     queues = #{} :: #{Class :: binary() => run_queue_core:queue()},
     %% Tasks whose tenant runs as many as it may.
     parked = #{} :: #{Tenant :: binary() => [item()]},
+    %% The store will be asked again for what is due: once, however many answers were cut meanwhile.
+    looks = false :: boolean(),
     timers = #{} :: #{TaskId :: binary() => {reference(), item()}},
     expiries = #{} :: #{TaskId :: binary() => reference()}
 }).
@@ -200,7 +202,7 @@ handle_info({due, TaskIds}, S) when is_list(TaskIds) ->
     {noreply, pump(due(TaskIds, S))};
 handle_info(look, S) ->
     ok = store_timer:look(),
-    {noreply, S};
+    {noreply, S#state{looks = false}};
 handle_info({timer, TaskId}, S = #state{timers = Timers}) ->
     case maps:take(TaskId, Timers) of
         {{_, Item}, Timers1} ->
@@ -271,8 +273,14 @@ expiry(_, _, S) ->
 due(TaskIds, S = #state{timers = Timers}) ->
     New = [Id || Id <- TaskIds, is_map_key(Id, Timers) orelse not ets:member(engine_tables:tasks(), Id)],
     Room = max(0, ?DUE_AHEAD - count(queued)),
-    _ = length(New) > Room andalso erlang:send_after(?DUE_AGAIN_MS, self(), look),
-    lists:foldl(fun due_one/2, S, lists:sublist(New, Room)).
+    lists:foldl(fun due_one/2, look_again(length(New) > Room, S), lists:sublist(New, Room)).
+
+-spec look_again(boolean(), #state{}) -> #state{}.
+look_again(true, S = #state{looks = false}) ->
+    _ = erlang:send_after(?DUE_AGAIN_MS, self(), look),
+    S#state{looks = true};
+look_again(_, S) ->
+    S.
 
 -spec due_one(binary(), #state{}) -> #state{}.
 due_one(TaskId, S = #state{timers = Timers}) ->
