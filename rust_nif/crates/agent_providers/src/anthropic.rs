@@ -60,15 +60,7 @@ async fn stream(reader: &mut Reader<'_>, pieces: Option<&Flow<'_>>) -> Result<Bl
     let mut decoder = sse::Decoder::new(reader.config.max_event_bytes);
     let mut blocks = Blocks::default();
     loop {
-        let chunk = reader.next().await?;
-        let events = match &chunk {
-            Some(chunk) => decoder.feed(chunk),
-            None => decoder.finish(),
-        };
-        let events = events.map_err(|broken| match broken {
-            sse::Broken::TooLarge => classify::too_large(reader.config.max_event_bytes),
-            sse::Broken::NotUtf8 => classify::bad("an event is not UTF-8"),
-        })?;
+        let (events, last) = reader.events(&mut decoder).await?;
         for event in events {
             let value: Value = match event {
                 sse::Event::Data(data) if data.trim().is_empty() => continue,
@@ -87,7 +79,7 @@ async fn stream(reader: &mut Reader<'_>, pieces: Option<&Flow<'_>>) -> Result<Bl
                 return Ok(blocks);
             }
         }
-        if chunk.is_none() {
+        if last {
             return Err(classify::cut());
         }
     }

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use crate::openai::AFTER_END;
-use crate::{ProviderConfig, classify};
+use crate::{ProviderConfig, classify, sse};
 
 /// Reads a body. Before the first content of a stream only `first_token` counts, from the head on; then `idle` between bytes and
 /// `content_idle` between contents. Of a whole body `idle` is the longest gap.
@@ -95,6 +95,20 @@ impl<'a> Reader<'a> {
                 return Ok(first.unwrap_or(b' '));
             }
         }
+    }
+
+    /// The next events of a stream, and whether they are its last.
+    pub(crate) async fn events(&mut self, decoder: &mut sse::Decoder) -> Result<(Vec<sse::Event>, bool), AgentError> {
+        let chunk = self.next().await?;
+        let events = match &chunk {
+            Some(chunk) => decoder.feed(chunk),
+            None => decoder.finish(),
+        };
+        let events = events.map_err(|broken| match broken {
+            sse::Broken::TooLarge => classify::too_large(self.config.max_event_bytes),
+            sse::Broken::NotUtf8 => classify::bad("an event is not UTF-8"),
+        })?;
+        Ok((events, chunk.is_none()))
     }
 
     /// The whole body.

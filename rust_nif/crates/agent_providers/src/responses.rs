@@ -55,15 +55,7 @@ async fn stream(reader: &mut Reader<'_>, pieces: Option<&Flow<'_>>) -> Result<It
     let mut decoder = sse::Decoder::new(reader.config.max_event_bytes);
     let mut items = Items::default();
     loop {
-        let chunk = reader.next().await?;
-        let events = match &chunk {
-            Some(chunk) => decoder.feed(chunk),
-            None => decoder.finish(),
-        };
-        let events = events.map_err(|broken| match broken {
-            sse::Broken::TooLarge => classify::too_large(reader.config.max_event_bytes),
-            sse::Broken::NotUtf8 => classify::bad("an event is not UTF-8"),
-        })?;
+        let (events, last) = reader.events(&mut decoder).await?;
         for event in events {
             let value: Value = match event {
                 sse::Event::Data(data) if matches!(data.trim(), "" | "[DONE]") => continue,
@@ -82,7 +74,7 @@ async fn stream(reader: &mut Reader<'_>, pieces: Option<&Flow<'_>>) -> Result<It
                 return Ok(items);
             }
         }
-        if chunk.is_none() {
+        if last {
             return Err(classify::cut());
         }
     }
