@@ -3,6 +3,11 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use agent_proto::agents::v1 as pb;
+use serde_json::Value;
+
+use super::template::{self, Reference, references};
+use super::condition;
+use crate::json;
 
 /// Most steps of a plan.
 pub const MAX_STEPS: usize = 10_000;
@@ -34,14 +39,16 @@ pub fn violations(plan: &pb::ExecutionPlan) -> Vec<(String, String)> {
         undoes.entry(&step.compensation).or_default().push(&step.id);
     }
     for (i, step) in plan.steps.iter().enumerate() {
-        check_step(i, step, &index, &undoes, &mut out);
+        check_step(plan, i, step, &index, &undoes, &mut out);
     }
     for reference in references(&plan.output) {
         match reference {
-            Reference::Step(id) if undoes.contains_key(id) => out.push((output(), format!("step \"{id}\" only runs to undo another"))),
-            Reference::Step(id) if !index.contains_key(id) => out.push((output(), unknown(id))),
+            Reference::Step(id, _) if undoes.contains_key(id) => out.push((output(), format!("step \"{id}\" only runs to undo another"))),
+            Reference::Step(id, _) if !index.contains_key(id) => out.push((output(), unknown(id))),
+            Reference::Step(id, path) => out.extend(impossible(plan, index[id], path).map(|why| (output(), why))),
+            Reference::Item(_) | Reference::Index => out.push((output(), "there is no item here: only a step with for_each has one".into())),
             Reference::Bad(text) => out.push((output(), malformed(text))),
-            _ => {}
+            Reference::Task => {}
         }
     }
     out.extend(cycle(plan, &index));
@@ -49,6 +56,7 @@ pub fn violations(plan: &pb::ExecutionPlan) -> Vec<(String, String)> {
 }
 
 fn check_step(
+    plan: &pb::ExecutionPlan,
     i: usize,
     step: &pb::PlanStep,
     index: &HashMap<&str, usize>,
@@ -71,13 +79,33 @@ fn check_step(
     for (name, text) in [("input", &step.input), ("condition", &step.condition), ("for_each", &step.for_each)] {
         for reference in references(text) {
             match reference {
-                Reference::Step(id) if !index.contains_key(id) => out.push((at(i, name), unknown(id))),
-                Reference::Step(id) if !needs.contains(id) && !undone.is_some_and(|u| u.contains(&id)) => {
+                Reference::Step(id, _) if !index.contains_key(id) => out.push((at(i, name), unknown(id))),
+                Reference::Step(id, _) if !needs.contains(id) && !undone.is_some_and(|u| u.contains(&id)) => {
                     out.push((at(i, name), format!("uses the output of \"{id}\"; add it to needs")));
                 }
+                Reference::Step(id, path) => out.extend(impossible(plan, index[id], path).map(|why| (at(i, name), why))),
+                Reference::Item(_) | Reference::Index if step.for_each.is_empty() || name != "input" => {
+                    out.push((at(i, name), "there is no item here: only the input of a step with for_each has one".into()));
+                }
                 Reference::Bad(text) => out.push((at(i, name), malformed(text))),
-                _ => {}
+                Reference::Task | Reference::Item(_) | Reference::Index => {}
             }
+        }
+    }
+    if !step.condition.is_empty()
+        && let Err(why) = condition::parse(&step.condition)
+    {
+        out.push((at(i, "condition"), why));
+    }
+    if !step.for_each.is_empty() {
+        match template::whole(&step.for_each) {
+            Some(Reference::Step(id, path)) if index.get(id).is_some_and(|&n| schema_at(&plan.steps[n], path).is_some_and(no_list)) => {
+                out.push((at(i, "for_each"), format!("the schema of step \"{id}\" gives no list there")));
+            }
+            None if serde_json::from_str::<Vec<Value>>(&step.for_each).is_err() && !step.for_each.contains("${") => {
+                out.push((at(i, "for_each"), "must be a reference to a list, or a JSON list".into()));
+            }
+            _ => {}
         }
     }
     let undo = step.compensation.as_str();
@@ -88,9 +116,36 @@ fn check_step(
             out.push((at(i, "compensation"), "a step that undoes another has none of its own".into()));
         }
     }
+    if !undone.is_none_or(Vec::is_empty) && !(step.for_each.is_empty() && step.condition.is_empty() && step.needs.is_empty()) {
+        out.push((at(i, "id"), "undoes another step, so it has no needs, condition or for_each of its own".into()));
+    }
     if step.max_parallel < 0 {
         out.push((at(i, "max_parallel"), format!("{}, must be 0 (the task's) or more", step.max_parallel)));
     }
+}
+
+/// The schema that a step's output must satisfy at a path, as far as it says.
+fn schema_at(step: &pb::PlanStep, path: &str) -> Option<Value> {
+    let schema = step.requirements.as_ref()?.output_schema.as_ref().filter(|_| step.for_each.is_empty())?;
+    path.split('.').filter(|p| !p.is_empty()).try_fold(json::from_struct(schema), |s, part| match part.parse::<usize>() {
+        Ok(_) => s.get("items").cloned(),
+        Err(_) => s.get("properties").and_then(|p| p.get(part)).cloned(),
+    })
+}
+
+fn no_list(schema: Value) -> bool {
+    schema.get("type").is_some_and(|t| t != "array")
+}
+
+/// Why there can be nothing at a path below a step's output: its schema lists its fields, and this is none of them.
+fn impossible(plan: &pb::ExecutionPlan, step: usize, path: &str) -> Option<String> {
+    let (first, _) = path.split_once('.').unwrap_or((path, ""));
+    let step = &plan.steps[step];
+    let schema = json::from_struct(step.requirements.as_ref()?.output_schema.as_ref()?);
+    let fields = schema.get("properties")?.as_object()?;
+    let closed = schema.get("additionalProperties") == Some(&Value::Bool(false));
+    let known = first.is_empty() || !closed || fields.contains_key(first) || !step.for_each.is_empty();
+    (!known).then(|| format!("the schema of step \"{}\" has no field \"{}\"", step.id, clip(first)))
 }
 
 /// Steps that wait for each other. What merely needs them is taken off, so only the knot is named.
@@ -128,28 +183,8 @@ fn peel(on: &[Vec<usize>], off: &[Vec<usize>], left: &mut [bool]) {
     }
 }
 
-enum Reference<'a> {
-    Task,
-    Step(&'a str),
-    Bad(&'a str),
-}
-
-/// What stands in `${...}`: `task.input`, `steps.ID.output` or a field below it, `steps.ID.output.a.b`.
-fn references(text: &str) -> impl Iterator<Item = Reference<'_>> {
-    text.split("${").skip(1).map(|tail| {
-        let Some((inside, _)) = tail.split_once('}') else { return Reference::Bad(tail) };
-        if inside == "task.input" {
-            return Reference::Task;
-        }
-        let mut parts = inside.split('.');
-        match (parts.next(), parts.next(), parts.next()) {
-            (Some("steps"), Some(id), Some("output")) if good_id(id) && parts.all(|p| !p.is_empty()) => Reference::Step(id),
-            _ => Reference::Bad(inside),
-        }
-    })
-}
-
-fn good_id(id: &str) -> bool {
+/// Whether a step may be called so.
+pub(super) fn good_id(id: &str) -> bool {
     (1..=MAX_STEP_ID_BYTES).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 

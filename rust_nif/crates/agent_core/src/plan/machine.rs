@@ -1,0 +1,819 @@
+//! A plan as a machine without I/O: what happened goes in, what is to be done comes out.
+//!
+//! Steps start as their needs are met, at most `max_parallel` runs at once. The end of a run is kept ([`Effect::Keep`]) before anything uses
+//! it. A later attempt of the task is given what was kept ([`Plan::restore`]) and takes the same way: what has ended does not run again.
+//!
+//! ```text
+//! forward -> ended             every step has ended or was skipped
+//! forward -> failing -> undoing -> ended   a step failed for good: the rest is stopped, what ran is undone in reverse order
+//! forward -> pausing -> ended  a step asks somebody, or the money is gone: what runs ends, then the task waits
+//! ```
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use agent_proto::agents::v1 as pb;
+use serde_json::Value;
+
+use super::template::{self, Reference};
+use super::condition;
+use crate::header::{defaults, duration_ms, timestamp};
+use crate::{AgentError, Reason, json};
+
+/// Steps that one event looks at; beyond it the machine asks to be called again, so that none holds a scheduler for long.
+const LOOK: usize = 200;
+/// Most items of a `for_each`.
+pub const MAX_ITEMS: usize = 10_000;
+/// Steps that a result lists.
+const MAX_RESULT_STEPS: usize = 1000;
+/// Characters of an input or output in that list.
+const MAX_CLIP: usize = 400;
+
+/// A run of a step; with `for_each` a step has several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RunId {
+    /// Place of the step in the plan.
+    pub step: u32,
+    /// Item, from 0.
+    pub index: u32,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum RunEnd {
+    /// With a result.
+    Succeeded(Box<pb::AgentResult>),
+    /// For good: its retries are used up.
+    Failed(AgentError),
+    /// It asks somebody.
+    Asked(Vec<pb::InputRequested>),
+    /// It was stopped.
+    Stopped,
+}
+
+/// What a run did beside its result.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Report {
+    pub executor: String,
+    pub attempts: i32,
+    pub usage: pb::Usage,
+    pub cost_micros: Option<i64>,
+    pub start_ms: i64,
+    pub end_ms: i64,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// Begin, or go on after [`Effect::Again`].
+    Go,
+    /// A run ended.
+    Ended {
+        /// Of the effect.
+        run: RunId,
+        /// How.
+        end: RunEnd,
+        /// What it did.
+        report: Report,
+    },
+    /// The end of a run is on stable storage.
+    Kept {
+        /// Of the effect.
+        run: RunId,
+    },
+}
+
+/// What kind of end is kept; only the first kind is copied to a task that repeats this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kept {
+    /// A run that gave a result, or a step that was skipped.
+    Done,
+    /// A run that failed for good.
+    Failed,
+    /// A run that undid a step.
+    Undone,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Run this task on this executor.
+    Run {
+        /// Names the run.
+        run: RunId,
+        /// `native`, `auto`, or a framework.
+        executor: String,
+        /// What to do.
+        task: Box<pb::AgentTask>,
+        /// Of the run; 0: none.
+        timeout_ms: i64,
+        /// Its text is the text of the plan.
+        streams: bool,
+    },
+    /// Keep the end of a run; [`Event::Kept`] must follow.
+    Keep {
+        /// Names the run.
+        run: RunId,
+        /// What kind.
+        kept: Kept,
+        /// The end.
+        record: Box<pb::PlanStepRun>,
+    },
+    /// End a run early; [`Event::Ended`] must follow.
+    Stop(RunId),
+    /// Tell watchers: a step started.
+    Started(pb::StepStarted),
+    /// Tell watchers: a step ended.
+    Finished(pb::StepFinished),
+    /// Tell watchers: another executor takes over.
+    TakenOver {
+        /// The step.
+        step: String,
+        /// Which executor, and why.
+        message: String,
+    },
+    /// Call again with [`Event::Go`]; nothing else happens by itself.
+    Again,
+    /// The end of the plan.
+    Finish(Box<Result<pb::AgentResult, AgentError>>),
+    /// The plan waits for answers.
+    Park(Vec<pb::InputRequested>),
+}
+
+#[derive(Debug, PartialEq)]
+enum Phase {
+    Forward,
+    Failing,
+    Undoing,
+    Pausing,
+    Ended,
+}
+
+#[derive(Debug, Default)]
+struct Step {
+    /// Needs that have not ended.
+    open_needs: usize,
+    /// Runs it has; None before it is opened.
+    total: Option<u32>,
+    items: Vec<Value>,
+    next: u32,
+    running: u32,
+    open: u32,
+    outputs: Vec<Value>,
+    any_succeeded: bool,
+    skipped: bool,
+    output: Option<Value>,
+    order: i32,
+    /// As the result lists it.
+    listed: pb::ResultStep,
+}
+
+#[derive(Debug)]
+struct Running {
+    /// Which of the step's executors.
+    turn: usize,
+    /// Its end waits to be kept.
+    record: Option<Box<pb::PlanStepRun>>,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Plan {
+    task_id: String,
+    task: pb::AgentTask,
+    plan: pb::ExecutionPlan,
+    index: HashMap<String, u32>,
+    dependents: Vec<Vec<u32>>,
+    /// Steps that only undo others.
+    undoes: Vec<bool>,
+    /// The step whose output is the plan's.
+    last: Option<u32>,
+    max_parallel: usize,
+    phase: Phase,
+    steps: Vec<Step>,
+    ready: VecDeque<u32>,
+    runs: BTreeMap<RunId, Running>,
+    order: i32,
+    history: HashMap<(RunId, Kept), pb::PlanStepRun>,
+    failure: Option<AgentError>,
+    pause: Option<AgentError>,
+    inputs: Vec<pb::InputRequested>,
+    undo: Vec<(u32, u32)>,
+    undone: Vec<String>,
+    not_undone: Vec<String>,
+    /// What ran any step.
+    executors: BTreeSet<String>,
+}
+
+impl Plan {
+    /// A machine for a task whose plan was checked; a task without one has none.
+    pub fn new(task_id: &str, task: &pb::AgentTask) -> Option<Self> {
+        let plan = task.plan.clone()?;
+        let task = pb::AgentTask { plan: None, ..task.clone() };
+        let index: HashMap<String, u32> = (0..).zip(&plan.steps).map(|(i, s)| (s.id.clone(), i)).collect();
+        let count = plan.steps.len();
+        let mut undoes = vec![false; count];
+        let mut dependents = vec![Vec::new(); count];
+        let mut steps: Vec<Step> = Vec::with_capacity(count);
+        for (i, step) in (0..).zip(&plan.steps) {
+            let needs: std::collections::HashSet<u32> = step.needs.iter().filter_map(|n| index.get(n)).copied().collect();
+            needs.iter().for_each(|&n| dependents[n as usize].push(i));
+            steps.push(Step { open_needs: needs.len(), ..Step::default() });
+            if let Some(&u) = index.get(&step.compensation) {
+                undoes[u as usize] = true;
+            }
+        }
+        let last = (0..).zip(&undoes).filter(|(_, u)| !**u).map(|(i, _)| i).last();
+        let wanted = task.execution_hints.as_ref().map_or(0, |h| h.max_parallel);
+        let max_parallel = usize::try_from(if wanted > 0 { wanted } else { defaults::MAX_PARALLEL }).unwrap_or(1);
+        let ready = (0..).zip(&steps).filter(|&(i, s): &(u32, &Step)| s.open_needs == 0 && !undoes[i as usize]).map(|(i, _)| i).collect();
+        Some(Self {
+            task_id: task_id.to_owned(),
+            task,
+            plan,
+            index,
+            dependents,
+            undoes,
+            last,
+            max_parallel,
+            phase: Phase::Forward,
+            steps,
+            ready,
+            runs: BTreeMap::new(),
+            order: 0,
+            history: HashMap::new(),
+            failure: None,
+            pause: None,
+            inputs: Vec::new(),
+            undo: Vec::new(),
+            undone: Vec::new(),
+            not_undone: Vec::new(),
+            executors: BTreeSet::new(),
+        })
+    }
+
+    /// What earlier attempts have kept; before the first event.
+    pub fn restore(&mut self, kept: impl IntoIterator<Item = (Kept, pb::PlanStepRun)>) {
+        for (kind, record) in kept {
+            if let Some(&step) = self.index.get(&record.step_id) {
+                self.order = self.order.max(record.order);
+                let index = u32::try_from(record.index).unwrap_or(0);
+                self.history.insert((RunId { step, index }, kind), record);
+            }
+        }
+        let failed = self.history.iter().filter(|((_, kind), r)| *kind == Kept::Failed && !r.skipped).min_by_key(|(_, r)| r.order);
+        if let Some((run, record)) = failed.map(|((run, _), record)| (*run, record.clone())) {
+            self.adopt();
+            self.failure = Some(self.failure_of(run, &record));
+            self.phase = Phase::Failing;
+            self.ready.clear();
+        }
+    }
+
+    /// An earlier attempt was failing already: what ran is taken as it is, and nothing new starts before it is undone.
+    fn adopt(&mut self) {
+        for ((run, kind), record) in &self.history {
+            let step = &mut self.steps[run.step as usize];
+            if *kind != Kept::Done || record.skipped {
+                continue;
+            }
+            let place = run.index as usize;
+            if step.outputs.len() <= place {
+                step.outputs.resize(place + 1, Value::Null);
+            }
+            step.outputs[place] = output_of(record);
+            step.any_succeeded = true;
+            step.order = step.order.max(record.order);
+        }
+        for (step, spec) in self.steps.iter_mut().zip(&self.plan.steps) {
+            if step.any_succeeded && spec.for_each.is_empty() {
+                step.output = step.outputs.pop();
+            }
+        }
+    }
+
+    /// Name of a step.
+    pub fn step_id(&self, run: RunId) -> &str {
+        self.plan.steps.get(run.step as usize).map_or("", |s| &s.id)
+    }
+
+    /// One event in, the effects that follow. Events that nobody waits for give none.
+    pub fn step(&mut self, event: Event) -> Vec<Effect> {
+        let mut out = Vec::new();
+        if self.phase == Phase::Ended {
+            return out;
+        }
+        match event {
+            Event::Go => {}
+            Event::Ended { run, end, report } => self.run_ended(run, end, report, &mut out),
+            Event::Kept { run } => {
+                if let Some(record) = self.runs.get_mut(&run).and_then(|r| r.record.take()) {
+                    self.runs.remove(&run);
+                    self.settled(run, &record, Some(&mut out));
+                }
+            }
+        }
+        self.go_on(&mut out);
+        out
+    }
+
+    fn go_on(&mut self, out: &mut Vec<Effect>) {
+        for _ in 0..LOOK {
+            match self.phase {
+                Phase::Forward if self.runs.len() < self.max_parallel && !self.ready.is_empty() => self.start_next(out),
+                Phase::Forward if self.runs.is_empty() && self.ready.is_empty() => return self.finish(out),
+                Phase::Pausing if self.runs.is_empty() => return self.paused(out),
+                Phase::Failing if self.runs.is_empty() => self.begin_undo(),
+                Phase::Undoing if self.runs.is_empty() => match self.undo.pop() {
+                    Some((step, of)) => self.undo_step(step, of, out),
+                    None => return self.failed(out),
+                },
+                _ => return,
+            }
+        }
+        out.push(Effect::Again);
+    }
+
+    // ---- forward
+
+    /// Takes one run of the next step that has any.
+    fn start_next(&mut self, out: &mut Vec<Effect>) {
+        let Some(i) = self.ready.pop_front() else { return };
+        if self.steps[i as usize].total.is_none() && !self.open(i, out) {
+            return;
+        }
+        let limit = self.plan.steps[i as usize].max_parallel;
+        let step = &mut self.steps[i as usize];
+        let run = RunId { step: i, index: step.next };
+        step.next += 1;
+        step.running += 1;
+        if step.next < step.total.unwrap_or(0) && (limit == 0 || i32::try_from(step.running).unwrap_or(i32::MAX) < limit) {
+            self.ready.push_back(i);
+        }
+        for kind in [Kept::Done, Kept::Failed] {
+            if let Some(record) = self.history.remove(&(run, kind)) {
+                return self.settled(run, &record, None);
+            }
+        }
+        if run.index == 0 {
+            let spec = &self.plan.steps[i as usize];
+            out.push(Effect::Started(pb::StepStarted { executor: spec.executor.clone(), name: spec.id.clone() }));
+        }
+        self.run(run, 0, out);
+    }
+
+    /// Decides whether a step runs, and how often. False: it does not.
+    fn open(&mut self, i: u32, out: &mut Vec<Effect>) -> bool {
+        let step = &self.plan.steps[i as usize];
+        let holds = if step.condition.is_empty() {
+            Ok(true)
+        } else {
+            condition::parse(&step.condition).and_then(|c| condition::holds(&c, &|r| self.look(r, None)))
+        };
+        let items = match holds {
+            Ok(true) => self.items(step),
+            Ok(false) => {
+                self.skip(i, out);
+                return false;
+            }
+            Err(why) => Err(wrong(i, "condition", &why)),
+        };
+        match items {
+            Ok(Some(items)) if items.is_empty() => {
+                self.steps[i as usize].total = Some(0);
+                self.step_done(i, Value::Array(Vec::new()), Some(out));
+                false
+            }
+            Ok(items) => {
+                let total = items.as_ref().map_or(1, Vec::len);
+                let state = &mut self.steps[i as usize];
+                state.outputs = vec![Value::Null; total];
+                state.total = u32::try_from(total).ok();
+                state.open = state.total.unwrap_or(0);
+                state.items = items.unwrap_or_default();
+                true
+            }
+            Err(error) => {
+                let (total, run) = (Some(1), RunId { step: i, index: 0 });
+                let state = &mut self.steps[i as usize];
+                (state.total, state.open, state.next, state.running, state.outputs) = (total, 1, 1, 1, vec![Value::Null]);
+                self.keep_failure(run, &error, Report::default(), out);
+                false
+            }
+        }
+    }
+
+    fn items(&self, step: &pb::PlanStep) -> Result<Option<Vec<Value>>, AgentError> {
+        if step.for_each.is_empty() {
+            return Ok(None);
+        }
+        let i = self.index.get(&step.id).copied().unwrap_or(0);
+        let value = template::value(&step.for_each, &|r| self.look(r, None)).map_err(|why| wrong(i, "for_each", &why))?;
+        // A model's list comes as text unless a schema was asked for.
+        let value = match value {
+            Value::String(text) => serde_json::from_str(text.trim()).unwrap_or(Value::Null),
+            other => other,
+        };
+        match value {
+            Value::Array(items) if items.len() <= MAX_ITEMS => Ok(Some(items)),
+            Value::Array(items) => Err(wrong(i, "for_each", &format!("gives {} items, must be at most {MAX_ITEMS}", items.len()))),
+            _ => Err(wrong(i, "for_each", "gives no list; the step before must answer with a JSON list")),
+        }
+    }
+
+    fn run(&mut self, run: RunId, turn: usize, out: &mut Vec<Effect>) {
+        let step = &self.plan.steps[run.step as usize];
+        let executor = if turn == 0 { step.executor.clone() } else { step.fallback_executors[turn - 1].clone() };
+        let item = self.steps[run.step as usize].items.get(run.index as usize).map(|v| (v, run.index));
+        match self.task_of(run.step, item) {
+            Ok(task) => {
+                let streams = self.streams(run.step);
+                let timeout_ms = step.timeout.as_ref().map_or(0, duration_ms);
+                self.runs.insert(run, Running { turn, record: None });
+                out.push(Effect::Run { run, executor, task: Box::new(task), timeout_ms, streams });
+            }
+            Err(error) => self.keep_failure(run, &error, Report::default(), out),
+        }
+    }
+
+    /// Whether a step's text is the plan's.
+    fn streams(&self, i: u32) -> bool {
+        self.plan.output.is_empty() && self.last == Some(i) && self.plan.steps[i as usize].for_each.is_empty()
+    }
+
+    /// The task of a step.
+    fn task_of(&self, i: u32, item: Option<(&Value, u32)>) -> Result<pb::AgentTask, AgentError> {
+        let step = &self.plan.steps[i as usize];
+        let description = if step.input.is_empty() {
+            self.task.description.clone()
+        } else {
+            template::render(&step.input, &|r| self.look(r, item)).map_err(|why| wrong(i, "input", &why))?
+        };
+        if description.trim().is_empty() {
+            return Err(wrong(i, "input", "is empty once its references are filled in"));
+        }
+        let mut task = pb::AgentTask { description, preferred_framework: String::new(), ..self.task.clone() };
+        if !step.agent_id.is_empty() {
+            task.agent_id.clone_from(&step.agent_id);
+            task.agent_type.clear();
+        }
+        match &step.requirements {
+            Some(own) => task.requirements = Some(own.clone()),
+            // How the answer shall look is said of the last one.
+            None if !self.streams(i) => {
+                if let Some(requirements) = &mut task.requirements {
+                    requirements.output_schema = None;
+                    requirements.expected_output.clear();
+                }
+            }
+            None => {}
+        }
+        let hints = task.execution_hints.get_or_insert_default();
+        hints.method = pb::ExecutionMethod::Unspecified as i32;
+        hints.fallback_frameworks.clear();
+        if let Some(retry) = &step.retry {
+            hints.retry = Some(retry.clone());
+        }
+        Ok(task)
+    }
+
+    fn look(&self, reference: Reference<'_>, item: Option<(&Value, u32)>) -> Option<Cow<'static, Value>> {
+        match reference {
+            Reference::Task => Some(Cow::Owned(Value::String(self.task.description.clone()))),
+            Reference::Item(path) => item.and_then(|(v, _)| template::at(v, path)).cloned().map(Cow::Owned),
+            Reference::Index => item.map(|(_, i)| Cow::Owned(i.into())),
+            Reference::Step(id, path) => {
+                let step = &self.steps[*self.index.get(id)? as usize];
+                let value = step.output.as_ref()?;
+                if step.skipped || path.is_empty() {
+                    return Some(Cow::Owned(value.clone()));
+                }
+                match value {
+                    // A model's object comes as text unless a schema was asked for.
+                    Value::String(text) => {
+                        let parsed: Value = serde_json::from_str(text.trim()).ok()?;
+                        template::at(&parsed, path).cloned()
+                    }
+                    other => template::at(other, path).cloned(),
+                }
+                .map(Cow::Owned)
+            }
+            Reference::Bad(_) => None,
+        }
+    }
+
+    // ---- ends of runs
+
+    fn run_ended(&mut self, run: RunId, end: RunEnd, report: Report, out: &mut Vec<Effect>) {
+        let Some(turn) = self.runs.get(&run).filter(|r| r.record.is_none()).map(|r| r.turn) else { return };
+        let undoing = self.phase == Phase::Undoing;
+        match end {
+            RunEnd::Succeeded(result) => {
+                let record = Box::new(pb::PlanStepRun {
+                    state: pb::TaskState::Succeeded as i32,
+                    output: result.output,
+                    structured_output: result.structured_output,
+                    ..self.record(run, report)
+                });
+                self.keep(run, if undoing { Kept::Undone } else { Kept::Done }, record, out);
+            }
+            RunEnd::Failed(error) if undoing => {
+                let record = pb::PlanStepRun { error: Some(error.to_task_error()), ..self.record(run, report) };
+                self.keep(run, Kept::Undone, Box::new(pb::PlanStepRun { state: pb::TaskState::Failed as i32, ..record }), out);
+            }
+            RunEnd::Failed(error) if self.phase != Phase::Failing => {
+                let step = &self.plan.steps[run.step as usize];
+                let waits = self.task.requirements.as_ref().is_some_and(|r| r.on_budget_end() == pb::OnBudgetEnd::Wait);
+                if error.reason == Reason::BudgetExhausted && waits {
+                    self.runs.remove(&run);
+                    self.pause(Some(error));
+                } else if let Some(next) = step.fallback_executors.get(turn).filter(|_| error.reason != Reason::BudgetExhausted) {
+                    let message = format!("step {}: {next} takes over, since {} failed: {}", step.id, report.executor, error.reason.upper());
+                    out.push(Effect::TakenOver { step: step.id.clone(), message });
+                    self.runs.remove(&run);
+                    self.run(run, turn + 1, out);
+                } else {
+                    self.keep_failure(run, &error, report, out);
+                }
+            }
+            RunEnd::Asked(inputs) if self.phase != Phase::Failing && !undoing => {
+                self.runs.remove(&run);
+                self.inputs.extend(inputs);
+                self.pause(None);
+            }
+            // It was stopped, or the plan fails already: the first failure is the one that counts.
+            _ => {
+                self.runs.remove(&run);
+            }
+        }
+    }
+
+    fn pause(&mut self, error: Option<AgentError>) {
+        if self.phase == Phase::Forward {
+            self.phase = Phase::Pausing;
+        }
+        if self.pause.is_none() {
+            self.pause = error;
+        }
+    }
+
+    fn record(&mut self, run: RunId, report: Report) -> pb::PlanStepRun {
+        self.order += 1;
+        pb::PlanStepRun {
+            step_id: self.step_id(run).to_owned(),
+            index: i32::try_from(run.index).unwrap_or(i32::MAX),
+            executor: report.executor,
+            attempts: report.attempts,
+            order: self.order,
+            usage: Some(report.usage),
+            cost_micros: report.cost_micros,
+            start_time: Some(timestamp(report.start_ms)),
+            end_time: Some(timestamp(report.end_ms)),
+            ..Default::default()
+        }
+    }
+
+    fn keep(&mut self, run: RunId, kept: Kept, record: Box<pb::PlanStepRun>, out: &mut Vec<Effect>) {
+        let turn = self.runs.get(&run).map_or(0, |r| r.turn);
+        self.runs.insert(run, Running { turn, record: Some(record.clone()) });
+        out.push(Effect::Keep { run, kept, record });
+    }
+
+    fn keep_failure(&mut self, run: RunId, error: &AgentError, report: Report, out: &mut Vec<Effect>) {
+        let skips = self.plan.steps[run.step as usize].on_failure() == pb::OnStepFailure::Skip;
+        let timed_out = error.reason == Reason::TaskTimeout;
+        let state = if timed_out { pb::TaskState::TimedOut } else { pb::TaskState::Failed } as i32;
+        let record = pb::PlanStepRun { state, skipped: skips, error: Some(error.to_task_error()), ..self.record(run, report) };
+        self.keep(run, Kept::Failed, Box::new(record), out);
+    }
+
+    fn skip(&mut self, i: u32, out: &mut Vec<Effect>) {
+        let run = RunId { step: i, index: 0 };
+        let step = &mut self.steps[i as usize];
+        (step.total, step.open, step.next, step.running, step.outputs) = (Some(1), 1, 1, 1, vec![Value::Null]);
+        if let Some(record) = self.history.remove(&(run, Kept::Done)) {
+            return self.settled(run, &record, None);
+        }
+        let record = pb::PlanStepRun { skipped: true, state: pb::TaskState::Succeeded as i32, ..self.record(run, Report::default()) };
+        self.keep(run, Kept::Done, Box::new(record), out);
+    }
+
+    /// The end of a run stands: it may be used. Without `out` nobody is told: an earlier attempt has said it.
+    fn settled(&mut self, run: RunId, record: &pb::PlanStepRun, out: Option<&mut Vec<Effect>>) {
+        if !record.executor.is_empty() {
+            self.executors.insert(record.executor.clone());
+        }
+        if self.phase == Phase::Undoing {
+            let undone = self.plan.steps[run.index as usize].id.clone();
+            let list = if record.state() == pb::TaskState::Succeeded { &mut self.undone } else { &mut self.not_undone };
+            return list.push(undone);
+        }
+        let i = run.step as usize;
+        let step = &mut self.steps[i];
+        step.running = step.running.saturating_sub(1);
+        step.open = step.open.saturating_sub(1);
+        step.order = step.order.max(record.order);
+        let succeeded = record.state() == pb::TaskState::Succeeded && !record.skipped;
+        step.any_succeeded |= succeeded;
+        step.skipped |= record.skipped && step.total == Some(1);
+        if succeeded && let Some(slot) = step.outputs.get_mut(run.index as usize) {
+            *slot = output_of(record);
+        }
+        note(&mut step.listed, &self.plan.steps[i], record);
+        if record.state() != pb::TaskState::Succeeded && !record.skipped {
+            return self.fail(run, record, out);
+        }
+        if step.open > 0 {
+            // It may have waited for one of its own to end.
+            if step.next < step.total.unwrap_or(0) && !self.ready.contains(&run.step) && self.phase == Phase::Forward {
+                self.ready.push_back(run.step);
+            }
+            return;
+        }
+        let output = if self.plan.steps[i].for_each.is_empty() || step.skipped {
+            step.outputs.pop().unwrap_or(Value::Null)
+        } else {
+            Value::Array(std::mem::take(&mut step.outputs))
+        };
+        self.step_done(run.step, output, out);
+    }
+
+    fn step_done(&mut self, i: u32, output: Value, out: Option<&mut Vec<Effect>>) {
+        let step = &mut self.steps[i as usize];
+        step.output = Some(output);
+        step.items = Vec::new();
+        let status = if step.skipped { "skipped" } else { "succeeded" };
+        let spec = &self.plan.steps[i as usize];
+        if let Some(out) = out {
+            out.push(Effect::Finished(pb::StepFinished { executor: spec.executor.clone(), status: status.into(), name: spec.id.clone() }));
+        }
+        for d in self.dependents[i as usize].clone() {
+            let next = &mut self.steps[d as usize];
+            next.open_needs -= 1;
+            if next.open_needs == 0 && self.phase == Phase::Forward && !self.undoes[d as usize] {
+                self.ready.push_back(d);
+            }
+        }
+    }
+
+    // ---- failing and undoing
+
+    fn fail(&mut self, run: RunId, record: &pb::PlanStepRun, out: Option<&mut Vec<Effect>>) {
+        let name = self.step_id(run).to_owned();
+        let stopped: Vec<RunId> = self.runs.iter().filter(|(_, r)| r.record.is_none()).map(|(run, _)| *run).collect();
+        let first = matches!(self.phase, Phase::Forward | Phase::Pausing);
+        if first {
+            self.failure = Some(self.failure_of(run, record));
+            self.phase = Phase::Failing;
+            self.ready.clear();
+        }
+        if let Some(out) = out {
+            out.push(Effect::Finished(pb::StepFinished { executor: record.executor.clone(), status: "failed".into(), name }));
+            out.extend(stopped.into_iter().filter(|_| first).map(Effect::Stop));
+        }
+    }
+
+    /// The task's error: the step's own, with its name.
+    fn failure_of(&self, run: RunId, record: &pb::PlanStepRun) -> AgentError {
+        let spec = &self.plan.steps[run.step as usize];
+        let why = record.error.clone().unwrap_or_default();
+        let mut error = AgentError::new(Reason::parse(&why.reason).unwrap_or(Reason::Internal), format!("step {}: {}", spec.id, why.message));
+        error.metadata.extend(why.metadata);
+        error.metadata.insert("step".into(), spec.id.clone());
+        error
+    }
+
+    fn begin_undo(&mut self) {
+        self.phase = Phase::Undoing;
+        let mut undo: Vec<(i32, u32, u32)> = (0..)
+            .zip(&self.plan.steps)
+            .filter_map(|(i, spec)| {
+                let step = &self.steps[i as usize];
+                let by = *self.index.get(&spec.compensation)?;
+                step.any_succeeded.then_some((step.order, by, i))
+            })
+            .collect();
+        undo.sort_unstable();
+        self.undo = undo.into_iter().map(|(_, by, of)| (by, of)).collect();
+        // What undoes a step may use what is there of its output.
+        for i in 0..self.steps.len() {
+            let step = &mut self.steps[i];
+            if step.output.is_none() && step.any_succeeded {
+                step.output = Some(Value::Array(std::mem::take(&mut step.outputs)));
+            }
+        }
+    }
+
+    /// One step may undo several: its runs are named by the step that each undoes.
+    fn undo_step(&mut self, by: u32, of: u32, out: &mut Vec<Effect>) {
+        let run = RunId { step: by, index: of };
+        if let Some(record) = self.history.remove(&(run, Kept::Undone)) {
+            return self.settled(run, &record, None);
+        }
+        let spec = &self.plan.steps[by as usize];
+        match self.task_of(by, None) {
+            Ok(task) => {
+                out.push(Effect::Started(pb::StepStarted { executor: spec.executor.clone(), name: spec.id.clone() }));
+                let (executor, timeout_ms) = (spec.executor.clone(), spec.timeout.as_ref().map_or(0, duration_ms));
+                self.runs.insert(run, Running { turn: 0, record: None });
+                out.push(Effect::Run { run, executor, task: Box::new(task), timeout_ms, streams: false });
+            }
+            Err(_) => self.not_undone.push(self.plan.steps[of as usize].id.clone()),
+        }
+    }
+
+    // ---- ends of the plan
+
+    fn failed(&mut self, out: &mut Vec<Effect>) {
+        self.phase = Phase::Ended;
+        let mut error = self.failure.take().unwrap_or_else(|| AgentError::new(Reason::Internal, "the plan failed"));
+        for (name, list) in [("undone", &self.undone), ("not_undone", &self.not_undone)] {
+            if !list.is_empty() {
+                error = error.with(name, list.join(", "));
+            }
+        }
+        out.push(Effect::Finish(Box::new(Err(error))));
+    }
+
+    fn paused(&mut self, out: &mut Vec<Effect>) {
+        self.phase = Phase::Ended;
+        out.push(match self.pause.take() {
+            Some(error) => Effect::Finish(Box::new(Err(error))),
+            None => Effect::Park(std::mem::take(&mut self.inputs)),
+        });
+    }
+
+    fn finish(&mut self, out: &mut Vec<Effect>) {
+        self.phase = Phase::Ended;
+        out.push(Effect::Finish(Box::new(self.result())));
+    }
+
+    fn result(&self) -> Result<pb::AgentResult, AgentError> {
+        let value = if self.plan.output.is_empty() {
+            self.last.and_then(|i| self.steps[i as usize].output.clone()).unwrap_or(Value::Null)
+        } else {
+            template::value(&self.plan.output, &|r| self.look(r, None)).map_err(|why| AgentError::field("task.plan.output", why))?
+        };
+        let schema = self.task.requirements.as_ref().and_then(|r| r.output_schema.as_ref());
+        let structured = match (&value, schema) {
+            (Value::String(text), Some(schema)) => {
+                let parsed = serde_json::from_str(text.trim()).map_err(|e| mismatch(&format!("it is not JSON: {e}")))?;
+                Some(checked(parsed, schema)?)
+            }
+            (other, Some(schema)) => Some(checked(other.clone(), schema)?),
+            (Value::String(_) | Value::Null, None) => None,
+            (other, None) => Some(other.clone()),
+        };
+        let ran = self.steps.iter().zip(&self.undoes).filter(|(s, undoes)| !**undoes && s.output.is_some());
+        Ok(pb::AgentResult {
+            task_id: self.task_id.clone(),
+            status: pb::ResultStatus::Completed as i32,
+            output: template::text_of(&value).into_owned(),
+            structured_output: structured.as_ref().map(json::to_value),
+            steps: ran.map(|(s, _)| s.listed.clone()).take(MAX_RESULT_STEPS).collect(),
+            executor: match self.executors.first() {
+                Some(one) if self.executors.len() == 1 => one.clone(),
+                _ => "hybrid".to_owned(),
+            },
+            ..Default::default()
+        })
+    }
+}
+
+fn checked(value: Value, schema: &prost_types::Struct) -> Result<Value, AgentError> {
+    let schema = json::from_struct(schema);
+    match jsonschema::validator_for(&schema).ok().and_then(|v| v.iter_errors(&value).next().map(|e| format!("{e} (at {})", e.instance_path()))) {
+        Some(problem) => Err(mismatch(&problem)),
+        None => Ok(value),
+    }
+}
+
+fn mismatch(problem: &str) -> AgentError {
+    AgentError::new(Reason::OutputSchemaMismatch, format!("the plan's output does not match the required schema: {problem}"))
+}
+
+/// A text of the plan that only turned out wrong when it was used.
+fn wrong(step: u32, field: &str, why: &str) -> AgentError {
+    AgentError::field(&format!("task.plan.steps[{step}].{field}"), why.to_owned())
+}
+
+/// What a run gave: data where there is any, else its text.
+fn output_of(record: &pb::PlanStepRun) -> Value {
+    record.structured_output.as_ref().map_or_else(|| Value::String(record.output.clone()), json::from_value)
+}
+
+/// Adds a run to what the result says of its step.
+fn note(listed: &mut pb::ResultStep, spec: &pb::PlanStep, record: &pb::PlanStepRun) {
+    let clip = |text: &str| text.chars().take(MAX_CLIP).collect::<String>();
+    listed.kind = "step".into();
+    listed.name.clone_from(&spec.id);
+    listed.input = if record.executor.is_empty() { spec.executor.clone() } else { record.executor.clone() };
+    listed.output = if record.skipped { "skipped".into() } else { clip(&record.output) };
+    listed.is_error |= record.error.is_some();
+    listed.start_time = listed.start_time.or(record.start_time);
+    listed.end_time = record.end_time;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,9 @@
+//! Plans: a DAG of steps under one task. [`check`] says what is wrong with one before anything runs, [`machine`] runs it as a pure function
+//! of its history; [`template`] and [`condition`] are the two small languages in its texts.
+
+pub mod check;
+pub mod condition;
+pub mod machine;
+pub mod template;
+
+pub use check::{MAX_STEP_ID_BYTES, MAX_STEPS, violations};
