@@ -102,19 +102,24 @@ malformed_bracket() ->
 
 %% The first attempt finds nothing recorded, so only a tool that must not run twice leaves its mark before it runs.
 -spec begin_tool(map(), #call{}, map(), calls()) -> {[note()], calls()}.
-begin_tool(#{replay := Replay} = Tool, Call, #{fence := Fence, attempt := N, task_id := Id}, C)
-  when Replay =:= once; Replay =:= journaled, N > 1 ->
-    commit(#commit{op = {tool_begin, Id, Fence, Tool}, call = Call, then = {begin_tool, Tool}}, C);
+begin_tool(#{replay := Replay} = Tool, Call, #{fence := Fence, attempt := N, task_id := Id} = Ctx, C)
+  when Replay =:= once; Replay =:= journaled, N > 1; Replay =:= journaled, map_get(life, Ctx) > 1 ->
+    commit(#commit{op = {tool_begin, Id, Fence, scoped(Tool, Ctx)}, call = Call, then = {begin_tool, Tool}}, C);
 begin_tool(Tool, Call, _, C) ->
     decided(run, Tool, Call, C).
 
 -spec end_tool(map(), #call{}, map(), calls()) -> {[note()], calls()}.
-end_tool(Tool, Call, #{fence := Fence, task_id := Id}, C) ->
+end_tool(Tool, Call, #{fence := Fence, task_id := Id} = Ctx, C) ->
     %% Not waited for: whatever the agent asks next is recorded behind it.
-    {Notes, C1} = commit(#commit{op = {tool_end, Id, Fence, Tool}, call = Call, then = none}, C),
+    {Notes, C1} = commit(#commit{op = {tool_end, Id, Fence, scoped(Tool, Ctx)}, call = Call, then = none}, C),
     {Notes, reply(Call, <<>>, C1)};
 end_tool(_, Call, _, C) ->
     {[], reply(Call, <<>>, C)}.
+
+%% Steps of a plan run side by side: equal calls of two of them are not the same.
+-spec scoped(map(), map()) -> map().
+scoped(Tool, Ctx) ->
+    maps:merge(Tool, maps:with([scope, life], Ctx)).
 
 -spec decided(run | in_doubt | {recorded, map()}, map(), #call{}, calls()) -> {[note()], calls()}.
 decided(run, _, Call, C) ->

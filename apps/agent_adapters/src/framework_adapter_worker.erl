@@ -68,6 +68,8 @@
     fence = 0 :: non_neg_integer(),
     %% For the journal; none for an ephemeral task.
     attempt = none :: none | pos_integer(),
+    %% Which step of a plan it is; empty for a whole task.
+    scope = #{} :: map(),
     %% What the task may spend, and what happens then.
     money = #{} :: map(),
     %% How long it may be blocked.
@@ -116,7 +118,8 @@ lease(Pid, LeaseRef, Owner) ->
 %% @doc Runs a task on a leased worker. The owner hears events and one end.
 -spec execute(pid(), reference(), Task) -> ok when
       Task :: #{task_id := binary(), payload := binary(), attempt := pos_integer(), fence := pos_integer(),
-                stream_text => boolean(), deadline_ms => non_neg_integer(), header => map(), agent => map()}.
+                stream_text => boolean(), deadline_ms => non_neg_integer(), header => map(), agent => map(),
+                scope => binary(), life => pos_integer()}.
 execute(Pid, LeaseRef, Task) ->
     gen_statem:cast(Pid, {execute, LeaseRef, Task}).
 
@@ -355,7 +358,7 @@ frame(event, #{kind := Kind, fence := F, payload := P}, _, W = #worker{lease = #
     {keep_state, W};
 frame(call, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F, gate = Gate} = L, calls = Calls}) ->
     #{tenant := Tenant, agent := Agent} = W#worker.spec,
-    Open = (L#lease.money)#{task_id => L#lease.task_id, tenant => Tenant, agent_id => maps:get(id, Agent, <<>>)},
+    Open = (maps:merge(L#lease.scope, L#lease.money))#{task_id => L#lease.task_id, tenant => Tenant, agent_id => maps:get(id, Agent, <<>>)},
     Ctx = case L#lease.attempt of none -> Open; N -> Open#{fence => F, attempt => N} end,
     {Notes, Calls1} = framework_adapter_calls:open(Frame, Gate, Ctx, Calls),
     {keep_state, send_waiting(note(Notes, W#worker{calls = Calls1}))};
@@ -419,6 +422,7 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
     Manager ! {worker, Id, {busy, TaskId}},
     Journaled = case Header of #{durability := ephemeral} -> none; #{} -> Attempt end,
     W1 = W#worker{lease = Lease#lease{task_id = TaskId, fence = Fence, attempt = Journaled, gate = open,
+                                 scope = maps:with([scope, life], Task),
                                  money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy], Header),
                                  block_grace_ms = block_grace(Header, W#worker.spec), term_ms = ?TERM_GRACE_MS},
                   out = Out1, tasks = W#worker.tasks + 1, log = [],

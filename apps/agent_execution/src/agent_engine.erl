@@ -5,6 +5,7 @@
 
 %% API
 -export([submit/2]).
+-export([check/2]).
 -export([cancel/4]).
 -export([signal/3]).
 -export([route/1]).
@@ -33,10 +34,20 @@ submit(Header, Payload) ->
         true ->
             {error, (agent_error:new(draining, <<"the node is stopping">>))#{retry_after_ms => 1000}};
         false ->
-            case resolve(Header) of
+            case check(Header, Payload) of
                 {ok, Agent, Route} -> start(Header, Payload, Agent, Route);
                 {error, Error} -> {error, Error}
             end
+    end.
+
+%% @doc Whether a task could be taken now: its agent and its route, of each step of its plan too.
+-spec check(Header :: map(), Payload :: term()) -> {ok, Agent :: map(), execution_router:route()} | {error, agent_error:t()}.
+check(Header, Payload) ->
+    case {resolve(Header), Header} of
+        {{ok, _, _} = Resolved, #{has_plan := true}} ->
+            case plan_route:check(Header, Payload) of ok -> Resolved; {error, Error} -> {error, Error} end;
+        {Resolved, _} ->
+            Resolved
     end.
 
 -spec start(map(), term(), map(), map()) -> {ok, binary()} | {error, agent_error:t()}.
@@ -165,13 +176,13 @@ route(Header, Agent) ->
         agent_framework => maps:get(framework, Agent, <<"auto">>), agent_tools => maps:get(tools, Agent, [])},
     execution_router:route(Request, execution_world:get(), execution_world:config()).
 
-%% @doc Agent and route of a task.
+%% @doc Agent and route of a task. A plan is driven natively; each of its steps has its own route.
 -spec resolve(Header :: map()) -> {ok, Agent :: map(), execution_router:route()} | {error, agent_error:t()}.
-resolve(#{has_plan := true}) ->
-    {error, agent_error:new(capability_pending, <<"plans of several steps come with workflows">>,
-                            #{<<"capability">> => <<"plan">>})};
 resolve(#{tenant := Tenant} = Header) ->
     case agent_registry:resolve(Tenant, maps:get(agent_id, Header, <<>>), maps:get(agent_type, Header, <<>>)) of
+        {ok, Agent} when map_get(has_plan, Header) ->
+            {ok, Agent, #{executor => <<"native">>, candidates => [#{executor => <<"native">>, score => 100.0, refused => <<>>}],
+                          reason => <<"a plan: each of its steps has its own route">>}};
         {ok, Agent} ->
             case route(Header, Agent) of
                 {ok, Route} -> {ok, Agent, Route};

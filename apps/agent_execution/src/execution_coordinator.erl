@@ -32,6 +32,8 @@
 -define(BUDGET_LOOK_MS, 3600000).
 %% A provider call may outlive the attempt by so much: our own clock ends the task, and says which limit it was, in ms.
 -define(CALL_MARGIN_MS, 2000).
+%% Behind the grace of a plan: so long may the ends of all its processes take, in ms.
+-define(PLAN_KILL_MS, 5000).
 %% A short task ends without a garbage collection: with the default heap there were three.
 -define(HEAP_WORDS, 2500).
 
@@ -417,6 +419,9 @@ effects([{event, Event} | Rest], Actions, T) ->
 effects([{abort_native, GraceMs} | Rest], Actions, T = #task{step = {Pid, _}}) ->
     native_agent_step:cancel(Pid),
     effects(Rest, [{{timeout, grace}, GraceMs, grace} | Actions], stopping(T));
+effects([{abort_plan, GraceMs} | Rest], Actions, T = #task{step = {Pid, _}}) ->
+    ok = plan_driver:cancel(Pid, GraceMs),
+    effects(Rest, [{{timeout, grace}, GraceMs + ?PLAN_KILL_MS, grace} | Actions], stopping(T));
 effects([kill_native | Rest], Actions, T = #task{step = {Pid, _}}) ->
     true = exit(Pid, kill),
     effects(Rest, Actions, T);

@@ -19,7 +19,7 @@
 
 -export_type([core/0, event/0, effect/0, stop/0, phase/0]).
 
-%% A native step ends at once when it is told; behind this it is killed, in ms.
+%% A native step ends at once when it is told; behind this it is killed, in ms. A plan ends its workers itself.
 -define(NATIVE_GRACE_MS, 2000).
 %% Pause before the next attempt when the native runtime ended under this one, in ms.
 -define(NATIVE_DOWN_PAUSE_MS, 250).
@@ -42,7 +42,7 @@
 -type effect() ::
     start_native | {lease, Framework :: binary()} | cancel_lease | {attempt_info, map()} | execute
     | {event, tuple()}
-    | {abort_native, GraceMs :: pos_integer()} | kill_native
+    | {abort_native, GraceMs :: pos_integer()} | {abort_plan, GraceMs :: non_neg_integer()} | kill_native
     | {cancel_worker, GraceMs :: non_neg_integer()} | fence | kill_worker
     | {finish, map()}
     | {park, #{inputs := binary()} | #{budget := agent_error:t()}}
@@ -52,6 +52,7 @@
 -record(core, {
     phase = ready :: phase(),
     executor :: binary(),
+    plan :: boolean(),
     %% Attempts used up before this one: those that count.
     used :: non_neg_integer(),
     max_attempts :: pos_integer(),
@@ -69,7 +70,7 @@
 -spec new(Header :: map(), #{executor := binary(), used := non_neg_integer()}) -> core().
 new(Header, #{executor := Executor, used := Used}) ->
     Retry = maps:get(retry, Header, #{}),
-    #core{executor = Executor, used = Used,
+    #core{executor = Executor, plan = maps:get(has_plan, Header, false), used = Used,
           max_attempts = maps:get(max_attempts, Retry, 5),
           initial_backoff_ms = maps:get(initial_backoff_ms, Retry, 1000),
           max_backoff_ms = maps:get(max_backoff_ms, Retry, 60000),
@@ -101,8 +102,11 @@ step({refused, Error}, C = #core{phase = leasing}) ->
 step({result, succeeded, Props}, C) ->
     finish(#{state => succeeded, result => maps:get(result, Props, undefined), attempt_outcome => succeeded,
              journal => maps:get(journal, Props, [])}, C);
-step({result, _, _}, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
-    stopped(no_proof_needed(), C);
+step({result, _, Props}, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
+    stopped(maps:get(proof, Props, no_proof_needed()), C);
+%% A plan has retried its steps: it is not retried as a whole.
+step({result, failed, #{final := true, error := Error}}, C) ->
+    give_up(Error, failed, C);
 %% What is asked may take days to be answered: the attempt ends, and the next one begins with the answers.
 step({result, input_requested, #{unjournaled_tools := [_ | _] = Tools}}, C = #core{allow_replay = false}) ->
     give_up(replay_not_allowed(Tools), failed, C);
@@ -134,6 +138,8 @@ step(worker_down, C = #core{phase = working}) ->
 step(worker_down, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
     stopped(unconfirmed(), C);
 %% Stops.
+step({stop, Why, Grace}, C = #core{phase = native, plan = true}) ->
+    {[{abort_plan, Grace}], C#core{phase = grace, stop = Why}};
 step({stop, Why, _}, C = #core{phase = native}) ->
     {[{abort_native, ?NATIVE_GRACE_MS}], C#core{phase = grace, stop = Why}};
 step({stop, Why, _}, C = #core{phase = leasing}) ->
@@ -143,6 +149,8 @@ step({stop, Why, Grace}, C = #core{phase = working}) ->
     {[{cancel_worker, Grace}], C#core{phase = grace, stop = Why}};
 step({stop, Why, _}, C = #core{phase = ready}) ->
     stopped(no_proof_needed(), C#core{stop = Why});
+step({stop, Why, 0}, C = #core{phase = grace, plan = true}) ->
+    {[{abort_plan, 0}], C#core{stop = stronger(Why, C#core.stop)}};
 step({stop, Why, 0}, C = #core{phase = grace, executor = E}) when E =/= <<"native">> ->
     %% The second one is in more of a hurry.
     {[{cancel_worker, 0}], C#core{stop = stronger(Why, C#core.stop)}};
@@ -220,8 +228,9 @@ give_up(#{reason := Reason} = Error, Outcome, C) ->
     finish(#{state => failed, error => Error, attempt_outcome => Outcome, cause => text(Reason)}, C).
 
 -spec finish(map(), core()) -> {[effect()], core()}.
-finish(End, C = #core{executor = Executor}) ->
-    {[{finish, End#{executor => Executor}}], C#core{phase = ended}}.
+finish(End, C = #core{executor = Executor, plan = Plan}) ->
+    %% The result of a plan says itself what ran its steps.
+    {[{finish, End#{executor => case Plan of true -> <<>>; false -> Executor end}}], C#core{phase = ended}}.
 
 -spec requeue(lost | failed | timed_out, atom(), boolean(), none | {fixed | jitter, pos_integer()}, core()) ->
     {[effect()], core()}.

@@ -35,10 +35,9 @@
 
 %% @doc Chooses. Never asks anybody: `World' was read before.
 -spec route(request(), world(), config()) -> {ok, route()} | {error, agent_error:t()}.
-route(#{method := hybrid}, _, _) ->
-    {error, agent_error:new(capability_pending, <<"hybrid plans come with workflows; from the shell use "
-                                                  "agent_execution_supervisor:execute_hybrid_task/3">>,
-                            #{<<"capability">> => <<"hybrid">>})};
+route(#{method := hybrid} = Request, World, Config) ->
+    %% It came with a plan, whose steps name their executors.
+    route(Request#{method := auto}, World, Config);
 route(Request, World, Config) ->
     Ranked = rank([judge(C, Request, World, Config) || C <- unique(candidates(Request, World, Config))]),
     choose(Ranked, Request, Config).

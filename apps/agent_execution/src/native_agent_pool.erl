@@ -1,10 +1,11 @@
-%% @doc The pool of native agents: a process for each running native step, under this supervisor.
+%% @doc The pool of native agents: a process for each running native step and each running plan, under this supervisor.
 -module(native_agent_pool).
 -behaviour(supervisor).
 
 %% API
 -export([start_link/0]).
 -export([start_step/1]).
+-export([start_child/1]).
 -export([spawn_agent/1]).
 -export([execute_task/3]).
 
@@ -25,6 +26,11 @@ start_step(Spec) ->
         Other -> {error, Other}
     end.
 
+%% @private
+-spec start_child(native_agent_step:spec()) -> {ok, pid()} | {error, term()} | ignore.
+start_child(#{header := #{has_plan := true}} = Spec) -> plan_driver:start_link(Spec);
+start_child(Spec) -> native_agent_step:start_link(Spec).
+
 %% @doc Makes a native agent of a type; gives its id.
 -spec spawn_agent(atom() | binary()) -> {ok, binary()} | {error, agent_error:t()}.
 spawn_agent(AgentType) ->
@@ -38,5 +44,5 @@ execute_task(AgentId, Task, Hints) ->
 %% Children are temporary: the coordinator decides what a crash means, the intensity is never spent.
 -spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init([]) ->
-    Child = #{id => native_agent_step, start => {native_agent_step, start_link, []}, restart => temporary, shutdown => 1000},
+    Child = #{id => native_agent_step, start => {?MODULE, start_child, []}, restart => temporary, shutdown => 1000},
     {ok, {#{strategy => simple_one_for_one, intensity => 20, period => 60}, [Child]}}.

@@ -27,7 +27,8 @@
 -define(HEAP_WORDS, 1500).
 
 -type spec() :: #{owner := pid(), ref := reference(), task_id := binary(), payload := term(), agent := map(),
-                  header := map(), deadline := integer() | infinity, attempt := pos_integer(), fence := pos_integer()}.
+                  header := map(), deadline := integer() | infinity, attempt := pos_integer(), fence := pos_integer(),
+                  scope => binary(), life => pos_integer()}.
 -type meter() :: #{input_tokens := non_neg_integer(), output_tokens := non_neg_integer(),
                    cached_tokens := non_neg_integer(), reasoning_tokens := non_neg_integer(),
                    provider_calls := non_neg_integer(), provider_calls_replayed := non_neg_integer(),
@@ -73,7 +74,7 @@ run(#{owner := Owner, payload := Payload, agent := Agent, header := Header} = Sp
 
 -spec journal(spec()) -> engine_tools:attempt().
 journal(#{header := #{durability := ephemeral}}) -> none;
-journal(Spec) -> maps:with([task_id, fence, attempt], Spec).
+journal(Spec) -> maps:with([task_id, fence, attempt, scope, life], Spec).
 
 -spec model(map(), map()) -> binary().
 model(Agent, Header) ->

@@ -43,9 +43,9 @@ answer(Method, _Tenant, Header, Payload) when Method =:= submit_task; Method =:=
         {ok, TaskId} -> {task, TaskId};
         {error, Error} -> {error, Error}
     end;
-answer(check_task, _, Header, _) ->
-    case agent_engine:route(Header) of
-        {ok, _} -> ok;
+answer(check_task, _, Header, Payload) ->
+    case agent_engine:check(Header, Payload) of
+        {ok, _, Route} -> {route, Route};
         {error, Error} -> {error, Error}
     end;
 answer(cancel_task, Tenant, #{task_id := TaskId, grace_ms := Grace, reason := Reason}, _) ->

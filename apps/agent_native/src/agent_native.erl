@@ -13,15 +13,16 @@
 -export([http_start/4, http_stop/1]).
 -export([grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2]).
 -export([agent_new/3, agent_step/2, tool_call/2, task_encode/1]).
+-export([plan_open/4, plan_step/2, plan_executors/1]).
 -export([wire_encode/2, wire_decode/2, agent_encode/1, agent_decode/1, uuid7/0]).
 
--export_type([runtime/0, store/0, providers/0, grpc/0, http/0, payload/0, agent/0, token/0]).
+-export_type([runtime/0, store/0, providers/0, grpc/0, http/0, payload/0, agent/0, plan/0, token/0]).
 
 -nifs([abi_version/0, runtime_start/1, runtime_stop/1, store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3, store_say/5,
        providers_start/3, providers_stop/1, providers_panic/1, providers_info/1, chat/4, embed/4, credit/3, cancel/2,
        set_endpoint/3, budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3,
        http_start/4, http_stop/1, grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2, agent_new/3,
-       agent_step/2, tool_call/2, task_encode/1, wire_encode/2, wire_decode/2, agent_encode/1,
+       agent_step/2, plan_open/4, plan_step/2, plan_executors/1, tool_call/2, task_encode/1, wire_encode/2, wire_decode/2, agent_encode/1,
        agent_decode/1, uuid7/0]).
 -on_load(load/0).
 
@@ -38,6 +39,7 @@
 -type http() :: reference().
 -type payload() :: reference().
 -type agent() :: reference().
+-type plan() :: reference().
 -type token() :: reference().
 -type started(T) :: {ok, T} | {error, agent_error:t() | native_down}.
 
@@ -150,6 +152,15 @@ agent_new(Payload, Agent, Options) -> down({Payload, Agent, Options}).
 %% @doc One event in, effects out.
 -spec agent_step(agent(), start | tuple()) -> {ok, [tuple()]} | {error, agent_error:t() | native_down}.
 agent_step(Agent, Event) -> down({Agent, Event}).
+%% @doc Sets up the machine of a plan with what earlier attempts have kept.
+-spec plan_open(store(), reference(), payload(), map()) -> ok | {done, plan()} | {error, agent_error:t() | native_down}.
+plan_open(Store, Ref, Payload, Options) -> down({Store, Ref, Payload, Options}).
+%% @doc One event in, effects out.
+-spec plan_step(plan(), go | tuple()) -> {ok, [term()]} | {error, agent_error:t() | native_down}.
+plan_step(Plan, Event) -> down({Plan, Event}).
+%% @doc What a plan would run on.
+-spec plan_executors(payload()) -> [{Field :: binary(), Executor :: binary(), AgentId :: binary()}] | {error, native_down}.
+plan_executors(Payload) -> down(Payload).
 %% @doc Runs an engine tool.
 -spec tool_call(binary(), binary()) -> {ok, binary()} | {tool_error, binary()} | {error, unknown_tool | native_down}.
 tool_call(Name, Arguments) -> down({Name, Arguments}).

@@ -16,9 +16,10 @@
 
 %% @doc Runs a tool with JSON text; gives its text and whether it failed. `Occurrence': which of several equal calls, from 0.
 -spec run(attempt(), Name :: binary(), Arguments :: binary(), Occurrence :: non_neg_integer()) -> {binary(), IsError :: boolean()}.
-run(#{task_id := Id, fence := Fence, attempt := Attempt}, <<"now">> = Name, Arguments, Occurrence) ->
-    Call = #{name => Name, arguments => Arguments, occurrence => Occurrence, replay => journaled},
-    case Attempt > 1 andalso agent_store:write({tool_begin, Id, Fence, Call}, ?JOURNAL_TIMEOUT_MS) of
+run(#{task_id := Id, fence := Fence, attempt := N} = Attempt, <<"now">> = Name, Arguments, Occurrence) ->
+    Scope = maps:with([scope, life], Attempt),
+    Call = Scope#{name => Name, arguments => Arguments, occurrence => Occurrence, replay => journaled},
+    case (N > 1 orelse maps:get(life, Scope, 1) > 1) andalso agent_store:write({tool_begin, Id, Fence, Call}, ?JOURNAL_TIMEOUT_MS) of
         {ok, {recorded, #{content := Content, is_error := IsError}}} ->
             {Content, IsError};
         _ ->

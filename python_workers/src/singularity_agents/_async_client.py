@@ -165,6 +165,10 @@ class AsyncClient:
         outcomes = await self.run(calls.batch(tasks, options))
         return [AsyncTaskHandle(self, outcome.task) if outcome.task else calls.refusal_of(outcome) for outcome in outcomes]
 
+    async def check(self, task: str | TaskSpec, **options: Unpack[TaskOptions]) -> m.Route:
+        """What would run a task now, and why; nothing runs. Raises as `submit` would, with every fault at once."""
+        return await self.run(calls.check(task, options))
+
     async def get(self, task_id: str) -> m.Task:
         """One task, by its id or a unique suffix of it."""
         return await self.run(calls.get_task(task_id))

@@ -97,6 +97,17 @@ def submit(task: str | TaskSpec, options: TaskOptions, request_id: str | None) -
     return Call(_path("TaskService", "SubmitTask"), request, ta.Task, _task, request_id=request_id)
 
 
+def check(task: str | TaskSpec, options: TaskOptions) -> Call[m.Route]:
+    """CheckTask."""
+
+    def read(answer: ts.CheckTaskResponse) -> m.Route:
+        return m.value_of(m.Route, answer.route)
+
+    return Call(
+        _path("TaskService", "CheckTask"), ts.CheckTaskRequest(task=task_message(task, options)), ts.CheckTaskResponse, read
+    )
+
+
 def execute(task: str | TaskSpec, options: TaskOptions, request_id: str | None, wait: float) -> Call[m.Task]:
     """ExecuteTask: submit and wait."""
     request_id = request_id or new_request_id()

@@ -161,6 +161,10 @@ class Client:
         outcomes = self.run(calls.batch(tasks, options))
         return [TaskHandle(self, outcome.task) if outcome.task else calls.refusal_of(outcome) for outcome in outcomes]
 
+    def check(self, task: str | TaskSpec, **options: Unpack[TaskOptions]) -> m.Route:
+        """What would run a task now, and why; nothing runs. Raises as `submit` would, with every fault at once."""
+        return self.run(calls.check(task, options))
+
     def get(self, task_id: str) -> m.Task:
         """One task, by its id or a unique suffix of it."""
         return self.run(calls.get_task(task_id))

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict, Unpack
 
 from ._durations import DurationLike, seconds
+from ._plan import plan_message
 from ._proto.singularity.agents.v1 import common_pb2, task_pb2
 
 Method: TypeAlias = Literal["auto", "native", "framework", "hybrid"]
@@ -35,6 +36,8 @@ class TaskOptions(TypedDict, total=False):
     task_type: str
     framework: str
     labels: Mapping[str, str]
+    #: Steps with needs between them, see docs/plans.md: {"steps": [{"id": ..., "executor": ..., "needs": [...]}]}.
+    plan: Mapping[str, Any]
     # context
     history: Sequence[HistoryItem]
     tools: Sequence[Mapping[str, Any]]
@@ -211,6 +214,8 @@ def agent_task(description: str, options: TaskOptions) -> task_pb2.AgentTask:
     _context(task, given)
     _requirements(task, given)
     _hints(task, given)
+    if "plan" in given:
+        task.plan.CopyFrom(plan_message(given["plan"]))
     return task
 
 

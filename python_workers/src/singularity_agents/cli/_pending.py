@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 #: Commands without a method to ask, and what they will be for.
 _WITHOUT_METHOD = {
-    "plan": "plans of several steps",
-    "route": "routing as a dry run",
     "worker": "workers on other machines",
 }
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import _models as m
@@ -16,7 +17,9 @@ from .._client import Client, TaskHandle
 from .._durations import show
 from .._errors import ConnectionFailed, SingularityError
 from .._local_node import LocalNode, openai_config, serving
-from .._spec import TaskOptions
+from .._plan import read_plan
+from .._spec import TaskOptions, TaskSpec
+from ._draw import show_task
 from ._io import Io, ago, money, one_line, paint, short
 from ._main import INTERRUPTED, OK, REFUSED, TASK_FAILED, Context, duration, exit_code, pair
 
@@ -33,13 +36,13 @@ def add(commands: _SubParsersAction[Parser], shared: Parser) -> None:
     """Adds the commands."""
     run = commands.add_parser("run", parents=[shared], help="submit a task, show it live, print its result")
     run.description = 'example: singularity run "What is 17 * 23?" --agent researcher'
-    _task_arguments(run)
+    task_arguments(run)
     run.add_argument("--timeout", type=duration, metavar="TIME", help="how long to wait (default: until the end)")
     run.set_defaults(run=run_task)
 
     submit = commands.add_parser("submit", parents=[shared], help="submit a task and print its id")
     submit.description = 'example: singularity submit "Summarise the report" --framework langchain'
-    _task_arguments(submit)
+    task_arguments(submit)
     submit.set_defaults(run=submit_task)
 
     watch = commands.add_parser("watch", parents=[shared], help="follow a task until its end")
@@ -53,6 +56,9 @@ def add(commands: _SubParsersAction[Parser], shared: Parser) -> None:
     get.description = "example: singularity get 9c41e7d0 -o json"
     get.add_argument("task", metavar="TASK", help="id, or its last characters")
     get.add_argument("--attempts", action="store_true", help="its attempts too")
+    get.add_argument(
+        "--plan", nargs="?", const="tree", choices=["tree", "mermaid", "dot", "json"], help="its steps (default: a tree)"
+    )
     get.set_defaults(run=get_task)
 
     listing = commands.add_parser("list", parents=[shared], help="list tasks")
@@ -94,8 +100,10 @@ def add(commands: _SubParsersAction[Parser], shared: Parser) -> None:
     signal.set_defaults(run=signal_task)
 
 
-def _task_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("text", metavar="TEXT", help='the task in words; "-" reads it from stdin')
+def task_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say a task."""
+    parser.add_argument("text", metavar="TEXT", nargs="?", help='the task in words; "-" reads it from stdin')
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="its steps, TOML or JSON; TEXT is then ${task.input}")
     who = parser.add_argument_group("who does it")
     who.add_argument("--agent", metavar="ID", help="a configured or created agent")
     who.add_argument("--agent-type", metavar="TYPE", help="researcher, coder, planner, assistant or a configured type")
@@ -128,8 +136,16 @@ def _options(args: argparse.Namespace) -> TaskOptions:
     return cast("TaskOptions", options)
 
 
-def _text(args: argparse.Namespace) -> str:
-    return sys.stdin.read() if args.text == "-" else str(args.text)
+def task_of(args: argparse.Namespace) -> TaskSpec:
+    """The task of a command line. Raises OSError and ValueError of a plan file, and ValueError where there is no text."""
+    options = _options(args)
+    text = sys.stdin.read() if args.text == "-" else args.text
+    if args.plan:
+        described, options["plan"] = read_plan(args.plan)
+        text = text or described or f"the plan {args.plan.name}"
+    if text is None:
+        raise ValueError('there is no task: give TEXT, "-", or --plan FILE')
+    return TaskSpec(text, **options)
 
 
 def _model_of(endpoint: str) -> str:
@@ -161,7 +177,7 @@ def run_task(ctx: Context) -> int:
     """`run`: submit, follow, print."""
     with _node_for(ctx) as client:
         _note_names(ctx, client)
-        handle = client.submit(_text(ctx.args), request_id=ctx.args.request_id, **_options(ctx.args))
+        handle = client.submit(task_of(ctx.args), request_id=ctx.args.request_id)
         return follow(ctx, client, handle, ctx.args.timeout)
 
 
@@ -177,7 +193,7 @@ def submit_task(ctx: Context) -> int:
     """`submit`: the id on stdout."""
     with ctx.client() as client:
         _note_names(ctx, client)
-        handle = client.submit(_text(ctx.args), request_id=ctx.args.request_id, **_options(ctx.args))
+        handle = client.submit(task_of(ctx.args), request_id=ctx.args.request_id)
     ctx.io.value(handle.task, handle.id)
     ctx.io.say(f"follow it: singularity watch {short(handle.id)}", "dim")
     return OK
@@ -285,7 +301,10 @@ class Progress:
                 style = "yellow" if data.get("is_error") else "dim"
                 self._say(f"  -> {one_line(str(data.get('content', '')))}", style)
             case "step_started" if data.get("name"):
-                self._say(f"step {data['name']}")
+                self._say(f"step {data['name']} ({data.get('executor')})")
+            case "step_finished" if data.get("name"):
+                style = "yellow" if data.get("status") == "failed" else "dim"
+                self._say(f"  {data['name']}: {data.get('status')}", style)
             case "log":
                 self._say(f"{data.get('source', '')}: {one_line(str(data.get('message', '')), 200)}")
             case "input_requested":
@@ -314,6 +333,8 @@ def get_task(ctx: Context) -> int:
     with ctx.client() as client:
         task = client.get(ctx.args.task)
         attempts = list(client.attempts(task.id)) if ctx.args.attempts else []
+    if ctx.args.plan:
+        return show_task(ctx, task, ctx.args.plan)
     if ctx.io.format != "table":
         ctx.io.value({**task.model_dump(mode="json"), "attempt_list": attempts} if ctx.args.attempts else task)
         return OK

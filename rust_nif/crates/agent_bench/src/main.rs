@@ -85,6 +85,7 @@ bare_service! {
     signal_task(SignalTaskRequest) -> Task;
     batch_submit_tasks(BatchSubmitTasksRequest) -> BatchSubmitTasksResponse;
     delete_task(DeleteTaskRequest) -> DeleteTaskResponse;
+    check_task(CheckTaskRequest) -> CheckTaskResponse;
 }
 
 fn answer(spec: Option<pb::AgentTask>) -> pb::Task {

@@ -124,6 +124,10 @@ pub fn validate_task(task: &pb::AgentTask, now_ms: i64) -> Vec<pb::FieldViolatio
     }
     if let Some(plan) = &task.plan {
         check_plan(&mut c, plan);
+    } else if task.execution_hints.as_ref().is_some_and(|h| h.method() == pb::ExecutionMethod::Hybrid)
+        && matches!(task.preferred_framework.as_str(), "" | "auto" | "native")
+    {
+        c.fail("task.preferred_framework", "is missing: name the framework that drafts in the middle of HYBRID, or give a plan");
     }
     c.0
 }
@@ -139,12 +143,60 @@ fn check_plan(c: &mut Check, plan: &pb::ExecutionPlan) {
             framework_name(&mut own, &format!("task.plan.steps[{i}].executor"), &step.executor);
         }
         own.duration(&format!("task.plan.steps[{i}].timeout"), step.timeout.as_ref());
+        own.known_enum::<pb::OnStepFailure>(&format!("task.plan.steps[{i}].on_failure"), step.on_failure);
+        for (n, executor) in step.fallback_executors.iter().enumerate() {
+            framework_name(&mut own, &format!("task.plan.steps[{i}].fallback_executors[{n}]"), executor);
+        }
+        if let Some(requirements) = &step.requirements {
+            check_step_requirements(&mut own, i, requirements);
+        }
+        if let Some(retry) = &step.retry {
+            check_retry(&mut own, &format!("task.plan.steps[{i}].retry"), retry);
+        }
     }
     let more = own.0.len().saturating_sub(MAX_PLAN_FAULTS);
     own.0.truncate(MAX_PLAN_FAULTS);
     c.0.append(&mut own.0);
     if more > 0 {
         c.fail("task.plan", format!("and {more} more faults"));
+    }
+}
+
+/// What a step may ask for itself: not what is the whole task's.
+fn check_step_requirements(c: &mut Check, i: usize, requirements: &pb::TaskRequirements) {
+    let at = |name: &str| format!("task.plan.steps[{i}].requirements{name}");
+    let mut own = Check(Vec::new());
+    check_requirements(&mut own, requirements);
+    for fault in own.0 {
+        c.fail(at(fault.field.trim_start_matches("task.requirements")), fault.description);
+    }
+    let whole = [
+        ("max_cost_micros", requirements.max_cost_micros.is_some(), "the money is the task's; set it in task.requirements"),
+        ("on_budget_end", requirements.on_budget_end != 0, "the money is the task's; set it in task.requirements"),
+        ("max_duration", requirements.max_duration.is_some(), "use timeout of the step"),
+        ("max_attempt_duration", requirements.max_attempt_duration.is_some(), "use timeout of the step"),
+        ("max_queue_duration", requirements.max_queue_duration.is_some(), "a step does not queue; use timeout of the step"),
+    ];
+    for (name, set, why) in whole {
+        if set {
+            c.fail(at(&format!(".{name}")), why);
+        }
+    }
+}
+
+fn check_retry(c: &mut Check, field: &str, r: &pb::RetryPolicy) {
+    let at = |name: &str| format!("{field}.{name}");
+    c.range(&at("max_attempts"), r.max_attempts, 0, 100);
+    c.duration(&at("initial_backoff"), r.initial_backoff.as_ref());
+    c.duration(&at("max_backoff"), r.max_backoff.as_ref());
+    if r.multiplier != 0.0 && !(1.0..=10.0).contains(&r.multiplier) {
+        c.fail(at("multiplier"), format!("{}, must be 1 to 10", r.multiplier));
+    }
+    // A misspelt reason would be retried after all.
+    for (i, name) in r.non_retryable.iter().enumerate() {
+        if Reason::parse(name).is_none() {
+            c.fail(at(&format!("non_retryable[{i}]")), format!("\"{}\" is no reason of an error, such as WORKER_CRASHED", clip(name)));
+        }
     }
 }
 
@@ -265,21 +317,7 @@ fn check_hints(c: &mut Check, hints: &pb::ExecutionHints, now_ms: i64) {
     c.duration(&at("heartbeat_timeout"), hints.heartbeat_timeout.as_ref());
     c.duration(&at("block_grace"), hints.block_grace.as_ref());
     if let Some(r) = &hints.retry {
-        c.range(&at("retry.max_attempts"), r.max_attempts, 0, 100);
-        c.duration(&at("retry.initial_backoff"), r.initial_backoff.as_ref());
-        c.duration(&at("retry.max_backoff"), r.max_backoff.as_ref());
-        if r.multiplier != 0.0 && !(1.0..=10.0).contains(&r.multiplier) {
-            c.fail(at("retry.multiplier"), format!("{}, must be 1 to 10", r.multiplier));
-        }
-        // A misspelt reason would be retried after all.
-        for (i, name) in r.non_retryable.iter().enumerate() {
-            if Reason::parse(name).is_none() {
-                c.fail(
-                    at(&format!("retry.non_retryable[{i}]")),
-                    format!("\"{}\" is no reason of an error, such as WORKER_CRASHED", clip(name)),
-                );
-            }
-        }
+        check_retry(c, &at("retry"), r);
     }
     if let Some(t) = &hints.not_before {
         let ms = timestamp_ms(t);

@@ -46,9 +46,10 @@ pub enum EngineBody {
         header: Box<TaskHeader>,
         spec: Box<pb::AgentTask>,
     },
-    /// Whether a task would be taken.
+    /// Whether a task would be taken, and what would run it.
     Check {
         header: Box<TaskHeader>,
+        spec: Box<pb::AgentTask>,
     },
     Cancel {
         task_id: String,
@@ -91,5 +92,6 @@ pub enum EngineReply {
     AgentTypes(Vec<pb::AgentType>),
     Frameworks(Vec<pb::Framework>),
     Restarted(i32),
+    Route(pb::Route),
     Error(AgentError),
 }

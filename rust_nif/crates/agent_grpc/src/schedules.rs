@@ -59,8 +59,8 @@ fn given(schedule: Option<pb::Schedule>, wanted_id: &str, tenant: &str) -> Resul
 impl Schedules {
     /// Whether the task would be taken now: its agent is known, and something runs it. Errors as of a submit.
     async fn can_run(&self, tenant: &str, task: Option<pb::AgentTask>) -> Result<(), Status> {
-        let (header, _) = prepare(task, "", tenant).map_err(|e| to_status(&e))?;
-        self.0.ask(tenant.to_owned(), EngineBody::Check { header }).await.map(|_| ())
+        let (header, spec) = prepare(task, "", tenant).map_err(|e| to_status(&e))?;
+        self.0.ask(tenant.to_owned(), EngineBody::Check { header, spec }).await.map(|_| ())
     }
 
     async fn write(&self, tenant: String, op: ScheduleOp) -> Result<pb::Schedule, Status> {

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use agent_core::header::{TaskHeader, duration_ms, header};
-use agent_core::{AgentError, Reason, hash, validate::validate_task};
+use agent_core::{AgentError, Reason, hash, plan, validate::validate_task};
 use agent_proto::agents::v1 as pb;
 use agent_store::{ListQuery, now_ms};
 use tonic::{Request, Status};
@@ -43,7 +43,7 @@ pub(crate) fn prepare(
     tenant: &str,
 ) -> Result<(Box<TaskHeader>, Box<pb::AgentTask>), AgentError> {
     let now = now_ms();
-    let Some(task) = task else { return Err(AgentError::field("task", "is missing")) };
+    let Some(mut task) = task else { return Err(AgentError::field("task", "is missing")) };
     let mut violations = validate_task(&task, now);
     violations.extend(bad_request_id(request_id));
     // What is wrong is said first: it would still be wrong when the capability comes.
@@ -52,6 +52,9 @@ pub(crate) fn prepare(
     }
     if let Some((capability, field)) = pending(&task) {
         return Err(AgentError::pending(capability).with("field", field));
+    }
+    if task.plan.is_none() && task.execution_hints.as_ref().is_some_and(|h| h.method() == pb::ExecutionMethod::Hybrid) {
+        task.plan = Some(plan::hybrid(&task.preferred_framework));
     }
     let id = uuid::Uuid::now_v7().to_string();
     let mut h = header(&task, &id, if request_id.is_empty() { &id } else { request_id }, tenant, now);
@@ -105,7 +108,7 @@ fn pending(task: &pb::AgentTask) -> Option<(&'static str, &'static str)> {
     let (r, h) = (task.requirements.as_ref(), task.execution_hints.as_ref());
     let asks = |yes: Option<bool>| yes.unwrap_or(false);
     [
-        (task.plan.is_some(), "plans", "task.plan"),
+        (task.plan.as_ref().is_some_and(|p| p.steps.iter().any(|s| s.executor == "workflow")), "workflow", "task.plan.steps"),
         (asks(r.map(|r| r.min_quality > 0.0)), "learned_quality", "task.requirements.min_quality"),
         (
             asks(h.map(|h| matches!(h.stream_policy(), pb::StreamPolicy::Restart | pb::StreamPolicy::Resume))),
@@ -224,7 +227,14 @@ impl pb::task_service_server::TaskService for Tasks {
 
     async fn get_task(&self, request: Request<pb::GetTaskRequest>) -> Reply<pb::Task> {
         let tenant = self.0.tenant(&request)?;
-        ok(self.get(&tenant, &request.get_ref().task_id)?)
+        let mut task = self.get(&tenant, &request.get_ref().task_id)?;
+        if let Some(plan) = task.spec.as_ref().and_then(|s| s.plan.clone()) {
+            let store = self.0.store.clone();
+            let id = task.id.clone();
+            let runs = tokio::task::spawn_blocking(move || store.plan_runs(&id)).await.map_err(|_| unexpected())?;
+            task.plan = Some(plan::progress(plan, runs.map_err(|e| to_status(&e))?, task.state()));
+        }
+        ok(task)
     }
 
     async fn list_tasks(&self, request: Request<pb::ListTasksRequest>) -> Reply<pb::ListTasksResponse> {
@@ -304,6 +314,15 @@ impl pb::task_service_server::TaskService for Tasks {
         header.fork_after = r.after;
         match self.0.ask(tenant.clone(), EngineBody::Submit { header, spec }).await? {
             EngineReply::Task(id) => ok(self.get(&tenant, &id)?),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn check_task(&self, request: Request<pb::CheckTaskRequest>) -> Reply<pb::CheckTaskResponse> {
+        let tenant = self.0.tenant(&request)?;
+        let (header, spec) = prepare(request.into_inner().task, "", &tenant).map_err(|e| to_status(&e))?;
+        match self.0.ask(tenant, EngineBody::Check { header, spec }).await? {
+            EngineReply::Route(route) => ok(pb::CheckTaskResponse { route: Some(route) }),
             _ => Err(unexpected()),
         }
     }

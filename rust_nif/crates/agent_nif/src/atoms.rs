@@ -29,6 +29,8 @@ rustler::atoms! {
     state_changed, attempt_started, step_started, step_finished, tool_call, tool_result, provider_call, worker_assigned, worker_lost, log, worker_event,
     // agent machine
     model_reply, model_error, call_model, call_tool, emit, tool_error, unknown_tool,
+    // plans
+    scope, life, answers, plan, again, go, keep, kept, timeout_ms, streams, asked,
     // grpc methods and replies
     submit_task, cancel_task, retry_task, delete_task, create_agent, get_agent, list_agents, update_agent, list_agent_types,
     list_frameworks, get_framework, restart_workers, agent_types, frameworks, restarted, serving, draining,

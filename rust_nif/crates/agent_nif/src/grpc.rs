@@ -99,7 +99,11 @@ fn body_terms(env: Env<'_>, body: EngineBody) -> (Atom, Term<'_>, Term<'_>) {
                 ResourceArc::new(Payload { header: *header, task: Arc::from(spec), answers: Vec::new() }).encode(env),
             )
         }
-        EngineBody::Check { header } => (atoms::check_task(), header_term(env, &header), none()),
+        EngineBody::Check { header, spec } => {
+            let term = header_term(env, &header);
+            let payload = Payload { header: *header, task: Arc::from(spec), answers: Vec::new() };
+            (atoms::check_task(), term, ResourceArc::new(payload).encode(env))
+        }
         EngineBody::Retry { task_id, header, spec } => {
             let term = header_term(env, &header).map_put(atoms::retry_of(), task_id).unwrap_or_else(|_| Term::map_new(env));
             (
@@ -262,6 +266,8 @@ fn parse_reply(term: Term<'_>) -> Option<EngineReply> {
         EngineReply::Frameworks(vec![framework_of(second)])
     } else if kind == atoms::frameworks() {
         EngineReply::Frameworks(list().into_iter().map(framework_of).collect())
+    } else if kind == atoms::route() {
+        EngineReply::Route(crate::store::route_of(second))
     } else if kind == atoms::restarted() {
         EngineReply::Restarted(second.decode().unwrap_or(0))
     } else if kind == atoms::error() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use agent_core::{AgentError, hash};
 use agent_proto::agents::v1 as pb;
 use agent_proto::worker::v1 as w;
-use agent_store::journal::{Change, Decision, Key, Kind, Lookup, Question, Replay, Session};
+use agent_store::journal::{Change, Decision, Key, Kind, Lookup, Question, Replay, Scope, Session};
 use agent_store::{TaskStore, WriteOp};
 use prost::Message;
 use rustler::{Atom, Encoder, Env, Resource, ResourceArc, Term};
@@ -37,6 +37,7 @@ pub(crate) struct Journal {
     task: String,
     fence: i64,
     question: Question,
+    scope: Scope,
     session: Option<Arc<Session>>,
 }
 
@@ -64,13 +65,16 @@ impl Journal {
             return None;
         }
         let (fence, attempt) = (int(options, atoms::fence()), int(options, atoms::attempt()));
-        let session = store.session(&task, fence, attempt);
-        Some(Self { store, task, fence, question: question(), session })
+        let scope = scope(options);
+        let shared = store.session(&task, fence, attempt);
+        let session = if scope.life <= 1 { shared } else { shared.and_then(|s| s.life(&scope)) };
+        let (kind, hash) = question();
+        Some(Self { store, task, fence, question: (kind, scope.hash(hash)), scope, session })
     }
 
     /// Asks without waiting; None: the disk must be read first.
     pub(crate) fn ask_now<R: Message + Default>(&self) -> Option<Asked<R>> {
-        Some(asked(self.session.as_ref()?.ask(self.question)))
+        Some(asked(self.session.as_ref()?.ask(self.question, self.in_order())))
     }
 
     /// Asks.
@@ -78,13 +82,21 @@ impl Journal {
         let session = match self.session.take() {
             Some(session) => session,
             None => {
-                let (store, task, fence) = (self.store.clone(), self.task.clone(), self.fence);
-                tokio::task::spawn_blocking(move || store.read_session(&task, fence))
+                let (store, task, fence, scope) = (self.store.clone(), self.task.clone(), self.fence, self.scope.clone());
+                let read = move || if scope.life <= 1 { store.read_session(&task, fence) } else { store.read_life(&task, fence, &scope) };
+                tokio::task::spawn_blocking(read)
                     .await
                     .map_err(|_| AgentError::new(agent_core::Reason::NativePanic, "the journal could not be read"))??
             }
         };
-        Ok(asked(session.ask(self.question)))
+        let asked = asked(session.ask(self.question, self.in_order()));
+        self.session = Some(session);
+        Ok(asked)
+    }
+
+    /// Steps of a plan run side by side: what one of them has not asked yet says nothing.
+    fn in_order(&self) -> bool {
+        self.scope.name.is_empty()
     }
 
     /// The call was not made after all, and will be asked again.
@@ -172,9 +184,14 @@ pub(crate) fn recordable(term: Term<'_>) -> Option<(Key, Vec<u8>)> {
     Some((entry.key, entry.answer.clone()))
 }
 
+/// The part of its task that asks, by the options of a call.
+fn scope(m: Term<'_>) -> Scope {
+    Scope { name: text(m, atoms::scope()), life: u32::try_from(int(m, atoms::life())).unwrap_or(0) }
+}
+
 /// Key of a tool's call in an operation of the store.
 pub(crate) fn tool_key(m: Term<'_>) -> Key {
-    let question = (Kind::Tool, hash::tool_hash(&text(m, atoms::name()), &text(m, atoms::arguments())));
+    let question = (Kind::Tool, scope(m).hash(hash::tool_hash(&text(m, atoms::name()), &text(m, atoms::arguments()))));
     Key { question, occurrence: u32::try_from(int(m, atoms::occurrence())).unwrap_or(0) }
 }
 

@@ -46,6 +46,11 @@ impl StoreHandle {
     pub(crate) fn get(&self) -> Option<Arc<TaskStore>> {
         self.store.read().clone()
     }
+
+    /// Where work that waits for the disk runs.
+    pub(crate) fn runtime(&self) -> Option<tokio::runtime::Handle> {
+        self.runtime.handle()
+    }
 }
 
 impl Drop for StoreHandle {
@@ -234,9 +239,12 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
     } else if kind == atoms::journal() {
         let (key, answer) = journal::recordable(at(3)?).ok_or(rustler::Error::BadArg)?;
         WriteOp::Journal { id: id()?, fence: fence()?, key, change: Change::Answer(answer) }
+    } else if kind == atoms::answers() {
+        let entries: Vec<Term<'_>> = at(3)?.decode()?;
+        WriteOp::Answers { id: id()?, fence: fence()?, answers: entries.into_iter().filter_map(journal::recordable).collect() }
     } else if kind == atoms::tool_begin() {
         let m = at(3)?;
-        WriteOp::ToolBegin { id: id()?, fence: fence()?, key: journal::tool_key(m), replay: journal::replay(m) }
+        WriteOp::ToolBegin { id: id()?, fence: fence()?, key: journal::tool_key(m), replay: journal::replay(m), again: int(m, atoms::life()) > 1 }
     } else if kind == atoms::tool_end() {
         let m = at(3)?;
         WriteOp::Journal { id: id()?, fence: fence()?, key: journal::tool_key(m), change: journal::tool_change(m) }
@@ -316,7 +324,7 @@ fn ledger_term<'a>(env: Env<'a>, rows: &[LedgerRow]) -> Term<'a> {
     rows.iter().map(|r| (&r.account, r.window_ms, r.spent, r.lent).encode(env)).collect::<Vec<_>>().encode(env)
 }
 
-fn route_of(m: Term<'_>) -> pb::Route {
+pub(crate) fn route_of(m: Term<'_>) -> pb::Route {
     let candidates = get::<Vec<Term<'_>>>(m, atoms::candidates()).unwrap_or_default();
     pb::Route {
         executor: text(m, atoms::executor()),

@@ -46,6 +46,8 @@ pub trait Store: Send + Sync {
     fn due(&self, now_ms: i64) -> Result<Vec<String>, AgentError>;
     /// All entries of a task's journal.
     fn journal(&self, id: &str) -> Result<Vec<Entry>, AgentError>;
+    /// Those of them that are ends of steps of its plan.
+    fn step_runs(&self, id: &str) -> Result<Vec<Entry>, AgentError>;
     /// One schedule.
     fn schedule(&self, tenant: &str, id: &str) -> Result<pb::Schedule, AgentError>;
     /// Up to `limit` schedules of a tenant behind an id.

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
 
 /// Version of the canonical forms behind the hashes; stored beside every entry, so that a newer program can tell them apart.
 pub const VERSION: u32 = 1;
@@ -22,6 +23,12 @@ pub enum Kind {
     Embed = 2,
     /// A tool.
     Tool = 3,
+    /// A run of a step of a plan that gave a result.
+    Step = 4,
+    /// One that failed for good.
+    StepFailed = 5,
+    /// One that undid a step.
+    StepUndone = 6,
 }
 
 impl Kind {
@@ -30,8 +37,35 @@ impl Kind {
         match number {
             1 => Kind::Chat,
             2 => Kind::Embed,
+            4 => Kind::Step,
+            5 => Kind::StepFailed,
+            6 => Kind::StepUndone,
             _ => Kind::Tool,
         }
+    }
+
+    /// Whether a model answers it.
+    fn is_call(self) -> bool {
+        matches!(self, Kind::Chat | Kind::Embed)
+    }
+}
+
+/// Which part of a task asks. The steps of a plan run side by side, so each counts its own questions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Scope {
+    /// Run of a step of a plan; empty: the task itself.
+    pub name: String,
+    /// Which try of that run within the attempt, from 1.
+    pub life: u32,
+}
+
+impl Scope {
+    /// The hash of a question as this part of the task asks it.
+    pub fn hash(&self, hash: [u8; 32]) -> [u8; 32] {
+        if self.name.is_empty() {
+            return hash;
+        }
+        Sha256::new().chain_update(u32::try_from(self.name.len()).unwrap_or(u32::MAX).to_be_bytes()).chain_update(&self.name).chain_update(hash).finalize().into()
     }
 }
 
@@ -105,6 +139,8 @@ struct Inner {
     unused: usize,
     hits: usize,
     diverged: bool,
+    /// Sessions of later tries of a plan's steps.
+    lives: HashMap<Scope, Arc<Session>>,
 }
 
 /// What one attempt knows of the journal.
@@ -117,12 +153,23 @@ pub struct Session {
 impl Session {
     /// A session over the entries of earlier attempts.
     pub fn new(fence: i64, entries: Vec<Entry>) -> Self {
-        let unused = entries.iter().filter(|(key, answer)| key.question.0 != Kind::Tool && answer.is_some()).count();
+        let unused = entries.iter().filter(|(key, answer)| key.question.0.is_call() && answer.is_some()).count();
         Self { fence, inner: Mutex::new(Inner { recorded: entries.into_iter().collect(), unused, ..Inner::default() }) }
     }
 
-    /// Asks; every call counts as one more of equal questions.
-    pub fn ask(&self, question: Question) -> Lookup {
+    /// The session of a later try of a plan's step, if it is open.
+    pub fn life(&self, scope: &Scope) -> Option<Arc<Session>> {
+        self.inner.lock().lives.get(scope).cloned()
+    }
+
+    /// Opens it over all that is recorded by now; the first to come does.
+    pub fn open_life(&self, scope: &Scope, entries: Vec<Entry>) -> Arc<Session> {
+        let session = Arc::new(Session::new(self.fence, entries));
+        self.inner.lock().lives.entry(scope.clone()).or_insert(session).clone()
+    }
+
+    /// Asks; every call counts as one more of equal questions. Only a run whose questions come in order can be seen to diverge.
+    pub fn ask(&self, question: Question, in_order: bool) -> Lookup {
         let inner = &mut *self.inner.lock();
         let asked = inner.asked.entry(question).or_insert(0);
         let key = Key { question, occurrence: *asked };
@@ -136,7 +183,7 @@ impl Session {
             Some(None) => Lookup::Live { key, in_doubt: true, diverged: false },
             // Answers are left that this run did not ask for before it asked for something new.
             None => {
-                let diverged = inner.unused > 0 && inner.hits > 0 && !inner.diverged;
+                let diverged = in_order && inner.unused > 0 && inner.hits > 0 && !inner.diverged;
                 inner.diverged |= diverged;
                 Lookup::Live { key, in_doubt: false, diverged }
             }
@@ -205,44 +252,44 @@ mod tests {
     #[test]
     fn equal_questions_are_answered_in_the_order_of_their_numbers_and_the_next_one_is_live() {
         let s = Session::new(2, vec![(key(1, 1), Some(vec![11])), (key(1, 0), Some(vec![10]))]);
-        assert_eq!(s.ask(question(1)), Lookup::Recorded(vec![10]));
-        assert_eq!(s.ask(question(1)), Lookup::Recorded(vec![11]));
-        assert_eq!(s.ask(question(1)), Lookup::Live { key: key(1, 2), in_doubt: false, diverged: false });
+        assert_eq!(s.ask(question(1), true), Lookup::Recorded(vec![10]));
+        assert_eq!(s.ask(question(1), true), Lookup::Recorded(vec![11]));
+        assert_eq!(s.ask(question(1), true), Lookup::Live { key: key(1, 2), in_doubt: false, diverged: false });
     }
 
     #[test]
     fn the_order_of_different_questions_does_not_matter() {
         let s = Session::new(2, vec![(key(1, 0), Some(vec![1])), (key(2, 0), Some(vec![2]))]);
-        assert_eq!(s.ask(question(2)), Lookup::Recorded(vec![2]));
-        assert_eq!(s.ask(question(1)), Lookup::Recorded(vec![1]));
+        assert_eq!(s.ask(question(2), true), Lookup::Recorded(vec![2]));
+        assert_eq!(s.ask(question(1), true), Lookup::Recorded(vec![1]));
     }
 
     #[test]
     fn an_intent_is_in_doubt_and_no_divergence() {
         let s = Session::new(2, vec![(key(1, 0), Some(vec![1])), (key(2, 0), None), (key(3, 0), Some(vec![3]))]);
-        s.ask(question(1));
-        assert_eq!(s.ask(question(2)), Lookup::Live { key: key(2, 0), in_doubt: true, diverged: false });
+        s.ask(question(1), true);
+        assert_eq!(s.ask(question(2), true), Lookup::Live { key: key(2, 0), in_doubt: true, diverged: false });
     }
 
     #[test]
     fn another_way_than_the_recorded_one_is_said_once() {
         let s = Session::new(2, vec![(key(1, 0), Some(vec![1])), (key(2, 0), Some(vec![2]))]);
-        s.ask(question(1));
-        assert_eq!(s.ask(question(9)), Lookup::Live { key: key(9, 0), in_doubt: false, diverged: true });
-        assert_eq!(s.ask(question(8)), Lookup::Live { key: key(8, 0), in_doubt: false, diverged: false });
-        assert_eq!(s.ask(question(2)), Lookup::Recorded(vec![2]));
+        s.ask(question(1), true);
+        assert_eq!(s.ask(question(9), true), Lookup::Live { key: key(9, 0), in_doubt: false, diverged: true });
+        assert_eq!(s.ask(question(8), true), Lookup::Live { key: key(8, 0), in_doubt: false, diverged: false });
+        assert_eq!(s.ask(question(2), true), Lookup::Recorded(vec![2]));
     }
 
     #[test]
     fn a_question_that_was_taken_back_is_answered_the_next_time() {
         let s = Session::new(2, vec![(key(1, 0), Some(vec![1]))]);
-        assert_eq!(s.ask(question(1)), Lookup::Recorded(vec![1]));
+        assert_eq!(s.ask(question(1), true), Lookup::Recorded(vec![1]));
         s.take_back(question(1), Some(vec![1]));
-        assert_eq!(s.ask(question(1)), Lookup::Recorded(vec![1]));
+        assert_eq!(s.ask(question(1), true), Lookup::Recorded(vec![1]));
         let live = Lookup::Live { key: key(1, 1), in_doubt: false, diverged: false };
-        assert_eq!(s.ask(question(1)), live);
+        assert_eq!(s.ask(question(1), true), live);
         s.take_back(question(1), None);
-        assert_eq!(s.ask(question(1)), live);
+        assert_eq!(s.ask(question(1), true), live);
     }
 
     #[test]
@@ -251,7 +298,7 @@ mod tests {
         all.open("t", Session::new(1, Vec::new()));
         all.open("t", Session::new(2, vec![(key(1, 0), Some(vec![1]))]));
         assert!(all.get("t", 1).is_none());
-        assert_eq!(all.get("t", 2).unwrap().ask(question(1)), Lookup::Recorded(vec![1]));
+        assert_eq!(all.get("t", 2).unwrap().ask(question(1), true), Lookup::Recorded(vec![1]));
         all.close("t");
         assert!(all.get("t", 2).is_none());
     }

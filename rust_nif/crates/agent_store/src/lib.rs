@@ -28,9 +28,11 @@ use std::time::{Duration, SystemTime};
 
 use agent_core::hash::VERSION as HASH_VERSION;
 use agent_core::header::TaskHeader;
+use agent_core::plan::machine::Kept;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use parking_lot::Mutex;
+use prost::Message;
 
 use blob::Parts;
 pub use durable::Store;
@@ -253,7 +255,7 @@ impl TaskStore {
             WriteOp::Events { id, fence, events } => self.change_memory(&id, now, |r| r.events(fence, events, now)),
             WriteOp::Finish { id, fence, finish } => self.change_memory(&id, now, |r| r.finish(fence, *finish, now)),
             // An ephemeral task promises nothing, so it has no journal.
-            WriteOp::Journal { id, fence, .. } => self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Ok))),
+            WriteOp::Journal { id, fence, .. } | WriteOp::Answers { id, fence, .. } => self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Ok))),
             WriteOp::ToolBegin { id, fence, .. } => {
                 self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Tool(Decision::Run))))
             }
@@ -322,6 +324,24 @@ impl TaskStore {
                 Ok(self.sessions.open(id, session))
             }
         }
+    }
+
+    /// The session of a later try of a plan's step, over all that is recorded by now.
+    pub fn read_life(&self, id: &str, fence: i64, scope: &journal::Scope) -> Result<Arc<Session>, AgentError> {
+        let whole = self.read_session(id, fence)?;
+        match whole.life(scope) {
+            Some(known) => Ok(known),
+            None => Ok(whole.open_life(scope, self.durable.journal(id)?)),
+        }
+    }
+
+    /// What is kept of the steps of a task's plan.
+    pub fn plan_runs(&self, id: &str) -> Result<Vec<(Kept, pb::PlanStepRun)>, AgentError> {
+        if self.memory.has(id) {
+            return Ok(Vec::new());
+        }
+        let entries = self.durable.step_runs(id)?;
+        Ok(entries.into_iter().filter_map(|(key, answer)| plan_run(key.question.0, &answer?)).collect())
     }
 
     /// Whether a task lives in memory alone.
@@ -649,6 +669,17 @@ fn number_token(token: &str) -> Result<Option<i64>, AgentError> {
         return Ok(None);
     }
     token.parse().map(Some).map_err(|_| AgentError::new(Reason::PageTokenInvalid, "the page token is not one of ours"))
+}
+
+/// A kept run of a step; none for what cannot be read: the step runs again.
+fn plan_run(kind: journal::Kind, answer: &[u8]) -> Option<(Kept, pb::PlanStepRun)> {
+    let kept = match kind {
+        journal::Kind::Step => Kept::Done,
+        journal::Kind::StepFailed => Kept::Failed,
+        journal::Kind::StepUndone => Kept::Undone,
+        _ => return None,
+    };
+    Some((kept, pb::PlanStepRun::decode(answer).ok()?))
 }
 
 #[cfg(test)]

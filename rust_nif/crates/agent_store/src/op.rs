@@ -177,11 +177,19 @@ pub enum WriteOp {
         key: Key,
         change: Change,
     },
+    /// Several answers at once: the end of a step of a plan, and its last model call.
+    Answers {
+        id: String,
+        fence: i64,
+        answers: Vec<(Key, Vec<u8>)>,
+    },
     ToolBegin {
         id: String,
         fence: i64,
         key: Key,
         replay: Replay,
+        /// An earlier try of this attempt may have begun it.
+        again: bool,
     },
     Requeue {
         id: String,
@@ -243,6 +251,7 @@ impl WriteOp {
             | WriteOp::Events { id, .. }
             | WriteOp::Finish { id, .. }
             | WriteOp::Journal { id, .. }
+            | WriteOp::Answers { id, .. }
             | WriteOp::ToolBegin { id, .. }
             | WriteOp::Requeue { id, .. }
             | WriteOp::Park { id, .. }
@@ -273,6 +282,7 @@ impl WriteOp {
             WriteOp::Events { .. } => "events",
             WriteOp::Finish { .. } => "finish",
             WriteOp::Journal { .. } => "journal",
+            WriteOp::Answers { .. } => "answers",
             WriteOp::ToolBegin { .. } => "tool_begin",
             WriteOp::Requeue { .. } => "requeue",
             WriteOp::Park { .. } => "park",
@@ -313,6 +323,7 @@ impl WriteOp {
                 finish.result.as_ref().map_or(0, prost::Message::encoded_len) + events(&finish.events) + journal
             }
             WriteOp::Journal { change: Change::Answer(answer), .. } => answer.len(),
+            WriteOp::Answers { answers, .. } => answers.iter().map(|(_, answer)| answer.len()).sum(),
             WriteOp::Park { inputs, .. } => inputs.iter().map(prost::Message::encoded_len).sum(),
             WriteOp::Signal { signal, .. } => prost::Message::encoded_len(signal.as_ref()),
             WriteOp::PutAgent { data, .. } => data.len(),

@@ -260,7 +260,10 @@ impl Record {
         self.task.error = f.error;
         self.task.result = f.result.map(|mut result| {
             result.task_id.clone_from(&self.task.id);
-            result.executor.clone_from(&f.executor);
+            // A plan names its own: what ran its steps.
+            if !f.executor.is_empty() {
+                result.executor.clone_from(&f.executor);
+            }
             result.metrics = Some(metrics(&f.metrics));
             result
         });

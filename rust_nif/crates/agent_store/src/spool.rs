@@ -134,6 +134,10 @@ impl Kept {
             WriteOp::Journal { id, fence, key, change: Change::Answer(answer) } => {
                 Some(Self { id: id.clone(), fence: *fence, answers: vec![Answer::of(key, answer)], end: None })
             }
+            WriteOp::Answers { id, fence, answers } => {
+                let answers = answers.iter().map(|(key, answer)| Answer::of(key, answer)).collect();
+                Some(Self { id: id.clone(), fence: *fence, answers, end: None })
+            }
             WriteOp::Finish { id, fence, finish } => {
                 let answers = finish.journal.iter().map(|(key, answer)| Answer::of(key, answer)).collect();
                 Some(Self { id: id.clone(), fence: *fence, answers, end: Some(End::of(finish)) })

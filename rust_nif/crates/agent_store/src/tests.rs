@@ -523,7 +523,7 @@ fn a_tool_runs_once_unless_it_allows_more_and_one_in_doubt_is_not_guessed() {
     for place in places("tools") {
         let store = place.open();
         let (id, _) = submit(&store, false, None, "x", true);
-        let begin = |fence, n, replay| match write(&store, WriteOp::ToolBegin { id: id.clone(), fence, key: key(n, Kind::Tool), replay }) {
+        let begin = |fence, n, replay| match write(&store, WriteOp::ToolBegin { id: id.clone(), fence, key: key(n, Kind::Tool), replay, again: false }) {
             Ok(Written::Tool(decision)) => decision,
             other => panic!("{other:?}"),
         };

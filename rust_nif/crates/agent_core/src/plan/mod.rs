@@ -3,7 +3,11 @@
 
 pub mod check;
 pub mod condition;
+pub mod hybrid;
 pub mod machine;
+pub mod progress;
 pub mod template;
 
 pub use check::{MAX_STEP_ID_BYTES, MAX_STEPS, violations};
+pub use hybrid::hybrid;
+pub use progress::progress;

@@ -123,11 +123,18 @@ impl Thread {
                 journal::change(&mut *self.db, &id, (fence, sequence), &key, &change, blob.as_ref())?;
                 Ok((Written::Ok, Vec::new()))
             }
-            WriteOp::ToolBegin { id, fence, key, replay } => {
+            WriteOp::Answers { id, fence, answers } => {
+                let sequence = self.held(&id, fence)?;
+                for (key, answer, blob) in self.put_answers(&id, answers, now)? {
+                    journal::change(&mut *self.db, &id, (fence, sequence), &key, &Change::Answer(answer), blob.as_ref())?;
+                }
+                Ok((Written::Ok, Vec::new()))
+            }
+            WriteOp::ToolBegin { id, fence, key, replay, again } => {
                 let sequence = self.held(&id, fence)?;
                 let tenant = self.cached(&id)?.tenant.clone();
                 let numbers = (fence, sequence);
-                let decision = journal::tool_begin(&mut *self.db, &self.blobs, (&tenant, &id), numbers, &key, replay)?;
+                let decision = journal::tool_begin(&mut *self.db, &self.blobs, (&tenant, &id), numbers, &key, (replay, again))?;
                 Ok((Written::Tool(decision), Vec::new()))
             }
             WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, ran_ms, events } => {

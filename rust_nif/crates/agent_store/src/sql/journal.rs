@@ -7,10 +7,11 @@ use super::{Db, Param, all, one};
 use crate::blob::Address;
 use crate::journal::{Change, Decision, Entry, Key, Kind, Replay, VERSION};
 
-/// Every entry of a task.
-pub(super) fn entries(db: &mut dyn Db, blobs: &Blobs, task: &str) -> Result<Vec<Entry>, AgentError> {
-    let sql = "SELECT kind, hash, occurrence, answer, blob FROM journal WHERE task_id = ?1 AND hash_version = ?2";
-    let rows = all(db, sql, &[task.into(), VERSION.into()], |r| {
+/// The entries of a task: ends of steps of its plan, or all others.
+pub(super) fn entries(db: &mut dyn Db, blobs: &Blobs, task: &str, steps: bool) -> Result<Vec<Entry>, AgentError> {
+    let kinds = if steps { ">=" } else { "<" };
+    let sql = format!("SELECT kind, hash, occurrence, answer, blob FROM journal WHERE task_id = ?1 AND hash_version = ?2 AND kind {kinds} 4");
+    let rows = all(db, &sql, &[task.into(), VERSION.into()], |r| {
         let kind = Kind::of(r.int(0)?);
         let hash = r.blob(1)?.try_into().unwrap_or_default();
         Ok((
@@ -78,7 +79,7 @@ pub(super) fn tool_begin(
     (tenant, task): (&str, &str),
     (fence, sequence): (i64, i64),
     key: &Key,
-    replay: Replay,
+    (replay, again): (Replay, bool),
 ) -> Result<Decision, AgentError> {
     let sql = "SELECT fence, answer, blob FROM journal WHERE task_id = ?1 AND kind = ?2 AND hash = ?3 AND occurrence = ?4";
     let found = one(db, sql, &name(task, key), |r| Ok((r.int(0)?, r.bytes(1)?, Address::of_column(r.bytes(2)?))))?;
@@ -86,18 +87,20 @@ pub(super) fn tool_begin(
         Some((_, Some(answer), None)) => return Ok(Decision::Recorded(answer)),
         Some((_, _, Some(address))) => return blobs.get(db, tenant, &address).map(Decision::Recorded),
         // Its own intent, said twice, is no doubt.
-        Some((earlier, None, None)) if replay == Replay::Once && earlier != fence => return Ok(Decision::InDoubt),
+        Some((earlier, None, None)) if replay == Replay::Once && (earlier != fence || again) => return Ok(Decision::InDoubt),
         _ => {}
     }
     change(db, task, (fence, sequence), key, &Change::Intent, None)?;
     Ok(Decision::Run)
 }
 
-/// Gives a new task the answers that another one had when it had written this event; 0: all of them.
+/// Gives a new task the answers that another one had when it had written this event; 0: all of them. Steps that failed run again; once one
+/// was undone, no step counts as done and no tool as run.
 pub(super) fn copy(db: &mut dyn Db, from: &str, to: &str, until_sequence: i64) -> Result<(), AgentError> {
     let until = if until_sequence == 0 { i64::MAX } else { until_sequence };
     let sql = "INSERT INTO journal SELECT ?2, kind, hash, occurrence, hash_version, 0, answer, 0, blob FROM journal
-        WHERE task_id = ?1 AND answer IS NOT NULL AND sequence <= ?3";
+        WHERE task_id = ?1 AND answer IS NOT NULL AND sequence <= ?3
+        AND (kind < 3 OR (kind < 5 AND NOT EXISTS (SELECT 1 FROM journal WHERE task_id = ?1 AND kind = 6)))";
     db.execute(sql, &[from.into(), to.into(), until.into()]).map(|_| ())
 }
 

@@ -4,12 +4,10 @@ use agent_core::AgentError;
 use agent_proto::agents::v1 as pb;
 use prost::Message;
 
-use super::blobs::Blobs;
 use super::schema::OPEN;
 use super::tasks::{record_of, select, select_open};
-use super::{Db, all, journal, one};
+use super::{Db, all, one};
 use crate::durable::AgentRows;
-use crate::journal::Entry;
 use crate::order::{Order, Place};
 use crate::record::Record;
 
@@ -77,10 +75,6 @@ pub(super) fn queued(db: &mut dyn Db, after: &str, limit: usize) -> Result<Vec<R
 
 pub(super) fn due(db: &mut dyn Db, now_ms: i64) -> Result<Vec<String>, AgentError> {
     all(db, &due_sql(), &[now_ms.into()], |r| r.text(0))
-}
-
-pub(super) fn entries(db: &mut dyn Db, blobs: &Blobs, id: &str) -> Result<Vec<Entry>, AgentError> {
-    journal::entries(db, blobs, id)
 }
 
 pub(super) fn agents(db: &mut dyn Db) -> Result<AgentRows, AgentError> {

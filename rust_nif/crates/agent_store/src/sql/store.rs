@@ -9,7 +9,7 @@ use agent_proto::agents::v1 as pb;
 use super::blobs::Blobs;
 use super::queue::Writer;
 use super::schema::SCHEMA;
-use super::{Db, Opened, ReadPool, ledger, memory, reads, schedules};
+use super::{Db, Opened, ReadPool, journal, ledger, memory, reads, schedules};
 use crate::Retention;
 use crate::durable::{AgentRows, Done, Store};
 use crate::hub::Hub;
@@ -97,7 +97,11 @@ impl Store for SqlStore {
     }
 
     fn journal(&self, id: &str) -> Result<Vec<Entry>, AgentError> {
-        self.read(|db| reads::entries(db, &self.blobs, id))
+        self.read(|db| journal::entries(db, &self.blobs, id, false))
+    }
+
+    fn step_runs(&self, id: &str) -> Result<Vec<Entry>, AgentError> {
+        self.read(|db| journal::entries(db, &self.blobs, id, true))
     }
 
     fn schedule(&self, tenant: &str, id: &str) -> Result<pb::Schedule, AgentError> {

@@ -55,10 +55,11 @@ fn ambiguous() -> AgentError {
     AgentError::new(Reason::CommitAmbiguous, "the commit failed; read back, or send again with the same request_id")
 }
 
-/// Calls whose answers are recorded at the end of a task within this batch.
+/// Calls whose answers are recorded at the end of a task, or of a step, within this batch.
 fn answered(ops: &[WriteOp]) -> HashSet<(String, Key)> {
     let ends = ops.iter().filter_map(|op| match op {
         WriteOp::Finish { id, finish, .. } => Some((id, &finish.journal)),
+        WriteOp::Answers { id, answers, .. } => Some((id, answers)),
         _ => None,
     });
     ends.flat_map(|(id, journal)| journal.iter().map(|(key, _)| (id.clone(), *key))).collect()

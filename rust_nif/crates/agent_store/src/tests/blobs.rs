@@ -75,7 +75,7 @@ fn a_large_task_is_read_as_it_was_written_also_after_a_new_start() {
         assert_eq!(spec.description, large("ask"));
         let session = store.read_session(&id, fence).unwrap();
         assert_eq!(session.ask(key(1, Kind::Chat).question), Lookup::Recorded(large("paid").into()));
-        let begin = WriteOp::ToolBegin { id: id.clone(), fence, key: key(2, Kind::Tool), replay: Replay::Once };
+        let begin = WriteOp::ToolBegin { id: id.clone(), fence, key: key(2, Kind::Tool), replay: Replay::Once, again: false };
         let Written::Tool(Decision::Recorded(result)) = write(&store, begin).unwrap() else { panic!() };
         assert_eq!(result, large("tool").into_bytes());
         write(&store, finish_with(&id, fence, large("said"))).unwrap();

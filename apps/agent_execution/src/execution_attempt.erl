@@ -1,0 +1,161 @@
+%% @doc One attempt of a step of a plan: carries out what {@link execution_core} decides, as {@link execution_coordinator} does for a
+%% whole task. A functional object: {@link plan_driver} owns it, gives it the messages that come for it, and does what it says.
+%%
+%% A step has no fence of its own: its calls end with the gate of its worker, and the task's fence stays for its siblings.
+-module(execution_attempt).
+
+-export([start/1]).
+-export([message/2]).
+-export([stop/3]).
+-export([grace_over/1]).
+-export([ref/1]).
+-export([meter/1]).
+-export([forget/1]).
+
+-export_type([spec/0, attempt/0, out/0]).
+
+-type spec() :: #{task_id := binary(), tenant := binary(), executor := binary(), agent := map(), header := map(), payload := term(),
+                  attempt := pos_integer(), fence := pos_integer(), scope := binary(), life := pos_integer(),
+                  used := non_neg_integer(), deadline := integer() | infinity}.
+-type out() :: {event, tuple()}
+             | {unjournaled, map()}
+             | {grace, Ms :: non_neg_integer()}
+             | {ended, {finish | requeue | park, map()}}.
+%% What the owner does: tell the watchers, mark the task, call {@link grace_over/1} after so long, or take the end.
+
+-record(attempt, {
+    ref :: reference(),
+    spec :: spec(),
+    core :: execution_core:core(),
+    meter = execution_meter:new() :: execution_meter:meter(),
+    step :: undefined | {pid(), reference()},
+    worker :: undefined | {pid(), reference()}
+}).
+-opaque attempt() :: #attempt{}.
+
+%% @doc Starts it; messages come to the caller with {@link ref/1}, and the `DOWN' of what runs.
+-spec start(spec()) -> {[out()], attempt()}.
+start(#{header := Header, executor := Executor, used := Used} = Spec) ->
+    Core = execution_core:new(Header#{has_plan => false}, #{executor => Executor, used => Used}),
+    decide(start, #attempt{ref = make_ref(), spec = Spec, core = Core}).
+
+%% @doc Names its messages: `{native | adapter, Ref, What}'.
+-spec ref(attempt()) -> reference().
+ref(#attempt{ref = Ref}) ->
+    Ref.
+
+%% @doc What it has used so far.
+-spec meter(attempt()) -> execution_meter:meter().
+meter(#attempt{meter = Meter}) ->
+    Meter.
+
+%% @doc A message that may be for it.
+-spec message(term(), attempt()) -> ignored | {[out()], attempt()}.
+message({native, Ref, {event, Event}}, A = #attempt{ref = Ref}) ->
+    {[{event, Event}], A};
+message({native, Ref, {result, Status, Props, Meter}}, A = #attempt{ref = Ref}) ->
+    decide({result, Status, Props}, A#attempt{meter = Meter});
+message({'DOWN', Mon, process, _, _}, A = #attempt{step = {_, Mon}}) ->
+    decide(step_down, A#attempt{step = undefined});
+message({adapter, Ref, {leased, Pid, Info}}, A = #attempt{ref = Ref}) ->
+    decide({leased, Info}, A#attempt{worker = {Pid, monitor(process, Pid)}});
+message({adapter, Ref, {refused, Error}}, A = #attempt{ref = Ref}) ->
+    decide({refused, Error}, A);
+message({adapter, Ref, {event, {tool_call, _} = Event}}, A = #attempt{ref = Ref, meter = Meter}) ->
+    {[{event, Event}], A#attempt{meter = execution_meter:tool(Meter)}};
+message({adapter, Ref, {event, Event}}, A = #attempt{ref = Ref}) ->
+    {[{event, Event}], A};
+message({adapter, Ref, beat}, A = #attempt{ref = Ref}) ->
+    {[], A};
+message({adapter, Ref, {usage, Props}}, A = #attempt{ref = Ref, meter = Meter}) ->
+    {[{event, Event} || Event <- execution_events:provider_call(Props)], A#attempt{meter = execution_meter:call(Props, Meter)}};
+message({adapter, Ref, {result, Status, Props}}, A = #attempt{ref = Ref}) ->
+    {Outs, A1} = decide({result, Status, Props}, A),
+    {unjournaled(Props) ++ Outs, A1};
+message({adapter, Ref, {lost, Lost}}, A = #attempt{ref = Ref}) ->
+    decide({lost, Lost}, A);
+message({adapter, Ref, grace_over}, A = #attempt{ref = Ref}) ->
+    decide(grace_over, A);
+message({adapter, Ref, {gone, Proof}}, A = #attempt{ref = Ref}) ->
+    decide({gone, Proof}, A);
+message({'DOWN', Mon, process, _, _}, A = #attempt{worker = {_, Mon}}) ->
+    decide(worker_down, A#attempt{worker = undefined});
+message(_, _) ->
+    ignored.
+
+%% @doc Asks for the end; `{ended, _}' follows, at once or after its grace.
+-spec stop(execution_core:stop(), GraceMs :: non_neg_integer(), attempt()) -> {[out()], attempt()}.
+stop(Why, GraceMs, A) ->
+    decide({stop, Why, GraceMs}, A).
+
+%% @doc The grace of a native step is over.
+-spec grace_over(attempt()) -> {[out()], attempt()}.
+grace_over(A) ->
+    decide(grace_over, A).
+
+%% @doc It has ended: nothing of it is heard any more.
+-spec forget(attempt()) -> ok.
+forget(#attempt{step = Step, worker = Worker}) ->
+    _ = [demonitor(Mon, [flush]) || {_, Mon} <- [Step, Worker]],
+    ok.
+
+-spec decide(execution_core:event(), attempt()) -> {[out()], attempt()}.
+decide(Event, A = #attempt{core = Core}) ->
+    {Effects, Core1} = execution_core:step(Event, Core),
+    effects(Effects, [], A#attempt{core = Core1}).
+
+-spec effects([execution_core:effect()], [out()], attempt()) -> {[out()], attempt()}.
+effects([], Outs, A) ->
+    {lists:reverse(Outs), A};
+effects([start_native | Rest], Outs, A = #attempt{spec = Spec, ref = Ref}) ->
+    Step = maps:with([task_id, payload, agent, header, deadline, attempt, fence, scope, life], Spec),
+    case native_agent_pool:start_step(Step#{owner => self(), ref => Ref}) of
+        {ok, Pid} ->
+            effects(Rest, Outs, A#attempt{step = {Pid, monitor(process, Pid)}});
+        {error, _} ->
+            {More, A1} = decide(step_down, A),
+            {lists:reverse(Outs, More), A1}
+    end;
+effects([{lease, Framework} | Rest], Outs, A = #attempt{spec = #{agent := Agent, tenant := Tenant, task_id := Id}}) ->
+    {ok, Ref} = framework_adapter_pool:lease(#{framework => Framework, agent => Agent, tenant => Tenant, task_id => Id,
+                                               owner => self()}),
+    effects(Rest, Outs, A#attempt{ref = Ref});
+effects([cancel_lease | Rest], Outs, A = #attempt{ref = Ref}) ->
+    ok = framework_adapter_pool:cancel_lease(Ref),
+    effects(Rest, Outs, A);
+effects([{attempt_info, Info} | Rest], Outs, A) ->
+    effects(Rest, unjournaled(Info) ++ Outs, A);
+effects([execute | Rest], Outs, A = #attempt{worker = {Pid, _}, spec = Spec, ref = Ref}) ->
+    #{header := Header, deadline := Deadline} = Spec,
+    Task = maps:with([task_id, payload, agent, attempt, fence, header, scope, life], Spec),
+    ok = framework_adapter_worker:execute(Pid, Ref, Task#{deadline_ms => time_of(Deadline),
+                                                          stream_text => maps:get(stream_text, Header, false)}),
+    effects(Rest, Outs, A);
+effects([{event, Event} | Rest], Outs, A) ->
+    effects(Rest, [{event, Event} | Outs], A);
+effects([{abort_native, GraceMs} | Rest], Outs, A = #attempt{step = {Pid, _}}) ->
+    native_agent_step:cancel(Pid),
+    effects(Rest, [{grace, GraceMs} | Outs], A);
+effects([kill_native | Rest], Outs, A = #attempt{step = {Pid, _}}) ->
+    true = exit(Pid, kill),
+    effects(Rest, Outs, A);
+effects([{cancel_worker, GraceMs} | Rest], Outs, A = #attempt{worker = {Pid, _}, ref = Ref}) ->
+    ok = framework_adapter_worker:cancel(Pid, Ref, GraceMs),
+    effects(Rest, Outs, A);
+effects([kill_worker | Rest], Outs, A = #attempt{worker = {Pid, _}, ref = Ref}) ->
+    ok = framework_adapter_worker:kill(Pid, Ref),
+    effects(Rest, Outs, A);
+effects([fence | Rest], Outs, A) ->
+    effects(Rest, Outs, A);
+effects([{Kind, End} | _], Outs, A) when Kind =:= finish; Kind =:= requeue; Kind =:= park ->
+    {lists:reverse(Outs, [{ended, {Kind, End}}]), A}.
+
+%% Tools whose effects the journal does not see: the task must not run them again.
+-spec unjournaled(map()) -> [out()].
+unjournaled(#{unjournaled_tools := [_ | _]} = Info) -> [{unjournaled, Info}];
+unjournaled(_) -> [].
+
+%% A tick as a time of day, for the agent; 0: none.
+-spec time_of(integer() | infinity) -> non_neg_integer().
+time_of(infinity) -> 0;
+time_of(Deadline) -> max(1, erlang:system_time(millisecond) + Deadline - erlang:monotonic_time(millisecond)).

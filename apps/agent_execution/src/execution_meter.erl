@@ -1,0 +1,48 @@
+%% @doc What model calls and tools have used: sums of tokens, calls and cost. Pure.
+%%
+%% One call of unknown price makes the sum unknown: `cost_micros' is absent then, never zero.
+-module(execution_meter).
+
+-export([new/0]).
+-export([call/2]).
+-export([tool/1]).
+-export([add/2]).
+
+-export_type([meter/0]).
+
+-type meter() :: #{atom() => non_neg_integer()}.
+
+-define(SUMS, [input_tokens, output_tokens, cached_tokens, reasoning_tokens, provider_calls, provider_calls_replayed, cache_hits,
+               tool_calls]).
+
+%% @doc Nothing used.
+-spec new() -> meter().
+new() ->
+    (maps:from_keys(?SUMS, 0))#{cost_micros => 0}.
+
+%% @doc One more model call, by the properties of its answer.
+-spec call(map(), meter()) -> meter().
+call(Props, M) ->
+    Usage = maps:get(usage, Props, #{}),
+    One = #{input_tokens => maps:get(input, Usage, 0), output_tokens => maps:get(output, Usage, 0),
+            cached_tokens => maps:get(cached, Usage, 0), reasoning_tokens => maps:get(reasoning, Usage, 0),
+            provider_calls => 1, provider_calls_replayed => flag(replayed, Props), cache_hits => flag(cache_hit, Props)},
+    add(case Props of #{cost_micros := N} when is_integer(N) -> One#{cost_micros => N}; #{} -> One end, M).
+
+%% @doc One more call of a tool.
+-spec tool(meter()) -> meter().
+tool(M) ->
+    maps:update_with(tool_calls, fun(N) -> N + 1 end, 1, M).
+
+%% @doc The sum of two.
+-spec add(meter(), meter()) -> meter().
+add(A, B) ->
+    Sums = maps:from_list([{Key, maps:get(Key, A, 0) + maps:get(Key, B, 0)} || Key <- ?SUMS]),
+    case {A, B} of
+        {#{cost_micros := X}, #{cost_micros := Y}} -> Sums#{cost_micros => X + Y};
+        _ -> Sums
+    end.
+
+-spec flag(atom(), map()) -> 0 | 1.
+flag(Key, Props) ->
+    case Props of #{Key := true} -> 1; #{} -> 0 end.
