@@ -1,9 +1,9 @@
 """`make bench`, the matrix: every framework and the native agent on the same task, one tool and two calls of a model that answers at once.
 
-For each: latency and rate at 1, 16 and 64 in flight; CPU of a task on the engine (the whole node, workers included) beside the framework in
-process and beside the framework with its own HTTP client; from the fork of a worker to its first model call; from kill -9 to the task running
-again; the memory of a further worker. Prints the comparison table of the original document with these figures, and writes
-`_build/bench/matrix.json`. Alone: `_build/venvs/dev/bin/python scripts/bench_matrix.py [FRAMEWORK ...]`.
+For each: latency and rate at 1, 16 and 64 in flight; CPU of a task on the engine (the whole node, workers included) beside the
+framework in process and beside the framework with its own HTTP client; from the fork of a worker to its first model call; from
+kill -9 to the task running again; the memory of a further worker. Prints the comparison table of the original document with these
+figures, and writes `_build/bench/matrix.json`. Alone: `_build/venvs/dev/bin/python scripts/bench_matrix.py [FRAMEWORK ...]`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,12 @@ import harness  # noqa: E402
 FRAMEWORKS: Final = ("langchain", "langgraph", "crewai", "autogen", "haystack", "semantic_kernel", "agent_framework")
 #: Those whose comparison with their own HTTP client has a goal, and the environment it is in.
 OWN_CLIENT: Final = {
-    "langchain": "langchain_http", "autogen": "autogen_http", "haystack": "haystack", "semantic_kernel": "semantic_kernel", "crewai": "crewai",
-}  # fmt: skip
+    "langchain": "langchain_http",
+    "autogen": "autogen_http",
+    "haystack": "haystack",
+    "semantic_kernel": "semantic_kernel",
+    "crewai": "crewai",
+}
 NATIVE: Final = "native"
 IN_FLIGHT: Final = (1, 16, 64)
 SECONDS: Final = 3.0
@@ -254,7 +258,9 @@ def fork(name: str, folder: Path, number: int, variables: list[str]) -> Fork:
         )  # fmt: skip
         data, _ = listener.accept()
     agent = agent_service_pb2.Agent(id="a", framework=name, instructions=TOLD)
-    init = worker_pb2.Init(agent=agent, tenant="default", project=str(HERE), tools=["bench_agents:multiply"], storage_dir=str(work))
+    init = worker_pb2.Init(
+        agent=agent, tenant="default", project=str(HERE), tools=["bench_agents:multiply"], storage_dir=str(work)
+    )
     execute = worker_pb2.Execute(task_id="t", task=task_pb2.AgentTask(description=ASKED), agent=agent, model="m")
     times: list[float] = []
     with data:
@@ -300,7 +306,9 @@ def forks(name: str) -> list[Fork]:
 
 def conformance(name: str) -> str:
     """Behaviours shown by tests, of all in the table."""
-    rows = [line.split("|")[1:-1] for line in (ROOT / "docs" / "conformance.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [
+        line.split("|")[1:-1] for line in (ROOT / "docs" / "conformance.md").read_text().splitlines() if line.startswith("| ")
+    ]
     head = [cell.strip() for cell in rows[0]]
     if name not in head:
         return "-"
@@ -370,7 +378,8 @@ def figures(rows: list[dict[str, Any]]) -> str:
 def comparison(rows: list[dict[str, Any]]) -> str:
     """The original document's table: its figure, ours beside it, and the cores that its rate would need."""
     lines = [
-        f"{'':22}{'latency (p50/p99 at 1)':36}{'rate (ours at 64)':28}{'cores for it':14}{'memory of a worker':24}{'kill -9':14}conformance",
+        f"{'':22}{'latency (p50/p99 at 1)':36}{'rate (ours at 64)':28}{'cores for it':14}"
+        f"{'memory of a worker':24}{'kill -9':14}conformance",
     ]
     for row in rows:
         promise = PROMISES.get(row["name"], Promise(f"Native + {row['name']}", "-", 0, "-", "-"))

@@ -2,8 +2,8 @@
 
     python in_process.py FRAMEWORK TASKS [BASE_URL]
 
-Without BASE_URL the model is a class of the framework's own kind that calls the tool once and then answers with its result, at once: what is
-left is the framework. With BASE_URL it is the framework's own client of OpenAI's wire, which is told the same by an HTTP server.
+Without BASE_URL the model is a class of the framework's own kind that calls the tool once and then answers with its result, at
+once: what is left is the framework. With BASE_URL it is the framework's own client of OpenAI's wire, which is told the same by an HTTP server.
 Prints a line of JSON: tasks, wall and CPU milliseconds per task. Run in the framework's environment.
 """
 
@@ -123,7 +123,14 @@ def autogen(url: str) -> Once:
     """An AssistantAgent, which forgets after each task."""
     from autogen_agentchat.agents import AssistantAgent
     from autogen_core import CancellationToken, FunctionCall
-    from autogen_core.models import ChatCompletionClient, CreateResult, FunctionExecutionResultMessage, ModelFamily, ModelInfo, RequestUsage
+    from autogen_core.models import (
+        ChatCompletionClient,
+        CreateResult,
+        FunctionExecutionResultMessage,
+        ModelFamily,
+        ModelInfo,
+        RequestUsage,
+    )
 
     info = ModelInfo(vision=False, function_calling=True, json_output=True, family=ModelFamily.UNKNOWN, structured_output=True)
 
@@ -131,7 +138,9 @@ def autogen(url: str) -> Once:
         async def create(self, messages: Any, **kwargs: Any) -> CreateResult:
             last = messages[-1]
             done = isinstance(last, FunctionExecutionResultMessage)
-            content: Any = last.content[0].content if done else [FunctionCall(id="c1", name="multiply", arguments=json.dumps(ARGUMENTS))]
+            content: Any = (
+                last.content[0].content if done else [FunctionCall(id="c1", name="multiply", arguments=json.dumps(ARGUMENTS))]
+            )
             usage = RequestUsage(prompt_tokens=0, completion_tokens=0)
             return CreateResult(finish_reason="stop" if done else "function_calls", content=content, usage=usage, cached=False)
 
@@ -291,9 +300,7 @@ def agent_framework(url: str) -> Once:
     return once
 
 
-FRAMEWORKS = {
-    made.__name__: made for made in (langchain, langgraph, crewai, autogen, haystack, semantic_kernel, agent_framework)
-}
+FRAMEWORKS = {made.__name__: made for made in (langchain, langgraph, crewai, autogen, haystack, semantic_kernel, agent_framework)}
 
 
 async def main(framework: str, tasks: int, url: str) -> None:
