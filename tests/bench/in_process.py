@@ -3,7 +3,8 @@
     python in_process.py FRAMEWORK TASKS [BASE_URL]
 
 Without BASE_URL the model is a class of the framework's own kind that calls the tool once and then answers with its result, at
-once: what is left is the framework. With BASE_URL it is the framework's own client of OpenAI's wire, which is told the same by an HTTP server.
+once: what is left is the framework. With BASE_URL it is the framework's own client of OpenAI's wire, which is told the same by an
+HTTP server.
 Prints a line of JSON: tasks, wall and CPU milliseconds per task. Run in the framework's environment.
 """
 

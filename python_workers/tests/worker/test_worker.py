@@ -392,7 +392,9 @@ def test_an_event_waits_for_the_next_frame_but_not_for_ever() -> None:
         assert channel.try_send(f.Type.CALL, f.Call.CHAT, 0, 0, 1, 1, b"asked")
         together = theirs.recv(4096)
         assert channel.try_hold(f.Type.EVENT, f.Event.TOOL, 0, 0, 0, 1, b"alone")
-        return together, await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 4096)
+        alone = await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 4096)
+        channel._sock.close()
+        return together, alone
 
     together, alone = asyncio.run(scenario())
     assert [frame.payload for frame in f.Decoder().feed(together)] == [b"begun", b"asked"]
