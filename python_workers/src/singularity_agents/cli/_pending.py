@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _WITHOUT_METHOD = {
     "plan": "plans of several steps",
     "route": "routing as a dry run",
-    "worker": "workers on other machines",
 }
 
 

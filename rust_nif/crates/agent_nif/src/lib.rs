@@ -9,6 +9,7 @@ mod http;
 mod journal;
 mod providers;
 mod pure;
+mod remote;
 mod reply;
 mod runtime;
 mod store;
