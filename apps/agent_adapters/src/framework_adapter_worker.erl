@@ -785,10 +785,12 @@ send_waiting(W = #worker{out = Out, calls = Calls}) ->
 -spec send(iodata(), #worker{}) -> #worker{}.
 send(Frame, W = #worker{remote = Remote, stream = Ref}) when Remote =/= none ->
     case framework_adapter_remote:send(Frame, Remote) of
-        ok -> ok;
-        gone -> self() ! {agent_native, Ref, closed, undefined}
-    end,
-    W;
+        ok ->
+            W;
+        gone ->
+            self() ! {agent_native, Ref, closed, undefined},
+            W
+    end;
 send(_, W = #worker{socket = none}) ->
     W;
 send(Frame, W = #worker{socket = S}) ->

@@ -13,7 +13,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::conn::{Clocks, Io, Stream};
 use crate::{
-    Shared, agents::Agents, frameworks::Frameworks, memories::Memories, providers::ProviderCalls, schedules::Schedules, tasks::Tasks, workers,
+    Shared, agents::Agents, frameworks::Frameworks, memories::Memories, providers::ProviderCalls, schedules::Schedules, tasks::Tasks,
+    workers,
 };
 
 /// Streams of one connection.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use agent_core::{AgentError, Reason};
-use agent_grpc::{AgentCall, Attached, Auth, Engine, EngineBody, EngineReply, EngineRequest, Full, Listener, ServerConfig, Shared, TenantKeys, WorkerKeys};
+use agent_grpc::{
+    AgentCall, Attached, Auth, Engine, EngineBody, EngineReply, EngineRequest, Full, Listener, ServerConfig, Shared, TenantKeys, WorkerKeys,
+};
 use parking_lot::Mutex;
 use prost::Message;
 use rustler::{Atom, Binary, Encoder, Env, LocalPid, OwnedEnv, Resource, ResourceArc, Term};
@@ -80,7 +82,8 @@ impl Engine for Door {
         let remote = ResourceArc::new(Remote::new(self.runtime.clone(), attached));
         let mut message = OwnedEnv::new();
         // Nobody there: the stream ends with the message.
-        let sent = message.send_and_clear(&self.ingress, |env| (atoms::agent_native(), atoms::grpc(), atoms::attach_worker(), remote).encode(env));
+        let sent =
+            message.send_and_clear(&self.ingress, |env| (atoms::agent_native(), atoms::grpc(), atoms::attach_worker(), remote).encode(env));
         sent.map_err(|_| Full)
     }
 
@@ -175,7 +178,8 @@ fn grpc_start<'a>(
     first_credit: i64,
 ) -> Term<'a> {
     let (Some(tokio), Some(store)) = (runtime.handle(), store.store.read().clone()) else { return terms::native_down(env) };
-    let parsed = runtime::config::<Config>(config.as_slice()).and_then(|c| Ok((Auth::new(&c.tenants)?.with_workers(&c.workers)?, c.server)));
+    let parsed =
+        runtime::config::<Config>(config.as_slice()).and_then(|c| Ok((Auth::new(&c.tenants)?.with_workers(&c.workers)?, c.server)));
     let (auth, server) = match parsed {
         Ok(parsed) => parsed,
         Err(e) => return terms::error_tuple(env, &e),
