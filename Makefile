@@ -37,13 +37,14 @@ release:
 	@scripts/setup
 	@scripts/release --tar
 
-## make bench        the benchmarks: a table, and _build/bench/results.json
+## make bench        the benchmarks: tables, and _build/bench/results.json and matrix.json
 bench:
-	@scripts/setup
+	@scripts/setup --frameworks
 	@scripts/unpack_postgres
 	@scripts/unpack_nginx
 	@scripts/release --quiet
 	@$(DEV) scripts/bench.py
+	@$(DEV) scripts/bench_matrix.py
 
 ## make check        layout, linters, types, Dialyzer, dependency rule, proto lint
 check:

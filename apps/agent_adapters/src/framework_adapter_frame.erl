@@ -20,7 +20,7 @@
 
 -type type() ::
     hello | ready | init | health | health_reply | execute | cancel | event | result | call | reply
-    | reply_chunk | credit | heartbeat | drain | goodbye.
+    | reply_chunk | credit | heartbeat | drain | goodbye | control.
 -type call_kind() ::
     chat | embed | memory | tool | tool_begin | tool_end | delegate | input | select_provider | optimize
     | batch | secret.
@@ -93,6 +93,7 @@ type(13) -> credit;
 type(14) -> heartbeat;
 type(15) -> drain;
 type(16) -> goodbye;
+type(17) -> control;
 type(_) -> unknown.
 
 -spec number(type()) -> byte().
@@ -111,7 +112,8 @@ number(reply_chunk) -> 12;
 number(credit) -> 13;
 number(heartbeat) -> 14;
 number(drain) -> 15;
-number(goodbye) -> 16.
+number(goodbye) -> 16;
+number(control) -> 17.
 
 %% @doc Name of a CALL's kind; an unknown number is answered, not fatal.
 -spec call_kind(byte()) -> call_kind() | unknown.

@@ -10,6 +10,7 @@
 -export([idle/2]).
 -export([ended/3]).
 -export([refuse/3]).
+-export([extra/3]).
 -export([workers/1]).
 -export([waiting/1]).
 
@@ -34,6 +35,8 @@
     idle = #{} :: #{key() => [binary()]},
     queues = #{} :: #{key() => queue:queue(request())},
     failures = #{} :: #{key() => pos_integer()},
+    %% Workers of other machines by environment, beside those that this one may have; below 0 where it may have none.
+    extra = #{} :: #{binary() => integer()},
     waiting = 0 :: non_neg_integer(),
     last_id = 0 :: non_neg_integer()
 }).
@@ -101,6 +104,13 @@ after_end(Key, {start_failed, Text}, L = #leases{failures = Failures}) ->
 after_end(Key, normal, L) ->
     grow_all(element(1, Key), L).
 
+%% @doc So many workers of an environment may be there beside those of this machine.
+-spec extra(binary(), integer(), leases()) -> {[effect()], leases()}.
+extra(Env, N, L = #leases{extra = Extra, queues = Queues}) ->
+    Frameworks = lists:usort([element(1, K) || K <- maps:keys(Queues), framework_adapter_env:environment(element(1, K)) =:= Env]),
+    lists:foldl(fun(F, {Effects, Acc}) -> {E, Acc1} = grow_all(F, Acc), {Effects ++ E, Acc1} end,
+                {[], L#leases{extra = Extra#{Env => N}}}, Frameworks).
+
 %% @doc Refuses what waits for a key.
 -spec refuse(key(), {worker_start_failed, binary()}, leases()) -> {[effect()], leases()}.
 refuse(Key, Why, L = #leases{queues = Queues, waiting = N}) ->
@@ -140,8 +150,9 @@ grow_all(Framework, L = #leases{queues = Queues}) ->
 
 %% Starts a worker for a key that waits, or makes room for one.
 -spec grow(key(), leases()) -> {[effect()], leases()}.
-grow(Key, L = #leases{workers = Workers, queues = Queues, limits = #{max_per_framework := Max}}) ->
+grow(Key, L = #leases{workers = Workers, queues = Queues, extra = Extra, limits = #{max_per_framework := Local}}) ->
     Framework = element(1, Key),
+    Max = Local + maps:get(framework_adapter_env:environment(Framework), Extra, 0),
     Mine = [W || {_, W = #w{key = K}} <- maps:to_list(Workers), element(1, K) =:= Framework],
     Starting = length([x || #w{key = K, state = starting} <- Mine, K =:= Key]),
     case queue:len(maps:get(Key, Queues, queue:new())) > Starting of

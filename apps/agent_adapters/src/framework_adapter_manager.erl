@@ -11,6 +11,7 @@
 -export([lease/1]).
 -export([cancel_lease/1]).
 -export([restart_workers/1]).
+-export([attach/1]).
 
 %% gen_server
 -export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, format_status/1]).
@@ -29,6 +30,11 @@
     zygotes = #{} :: #{binary() => #zygote{}},
     %% Starts that wait for their zygote.
     starts = #{} :: #{binary() => [{binary(), framework_adapter_leases:key(), map()}]},
+    %% Workers of other machines: the environment of each, those without an agent, starts that wait for one, and what was attached ever.
+    remotes = #{} :: #{pid() => {Env :: none | binary(), OfferId :: binary(), reference()}},
+    offers = #{} :: #{Env :: binary() => [pid()]},
+    wanting = #{} :: #{Env :: binary() => [{binary(), framework_adapter_leases:key(), map()}]},
+    attached = 0 :: non_neg_integer(),
     owners = #{} :: #{reference() => reference()},
     %% Leases that their worker has not confirmed: one that ends before gives its request back.
     granted = #{} :: #{binary() => {framework_adapter_leases:key(), map()}}
@@ -55,6 +61,11 @@ cancel_lease(Ref) ->
 -spec restart_workers(binary()) -> {ok, non_neg_integer()}.
 restart_workers(Framework) ->
     gen_server:call(?MODULE, {restart_workers, Framework}).
+
+%% @doc Takes a worker of another machine.
+-spec attach(agent_native:remote()) -> ok.
+attach(Remote) ->
+    gen_server:cast(?MODULE, {attach, Remote}).
 
 -spec init([]) -> {ok, #manager{}, {continue, start}}.
 init([]) ->
@@ -85,6 +96,16 @@ handle_cast({lease, Ref, #{framework := F, agent := Agent, tenant := Tenant, tas
             Owner ! {adapter, Ref, {refused, Error}},
             {noreply, M}
     end;
+handle_cast({attach, Remote}, M = #manager{attached = N, monitors = Monitors}) ->
+    Id = <<"remote-", (integer_to_binary(N + 1))/binary>>,
+    Spec = (worker_spec(Id, <<>>, #{}, <<>>))#{remote => Remote},
+    case framework_adapter_worker_sup:start_worker(Spec) of
+        {ok, Pid} ->
+            Mon = monitor(process, Pid),
+            Remotes = (M#manager.remotes)#{Pid => {none, Id, Mon}},
+            {noreply, M#manager{attached = N + 1, remotes = Remotes, monitors = Monitors#{Mon => Id}}};
+        {error, _} -> {noreply, M}
+    end;
 handle_cast({cancel, Ref}, M = #manager{leases = Leases, granted = Granted}) ->
     Others = maps:filter(fun(_, {_, #{ref := R}}) -> R =/= Ref end, Granted),
     {noreply, forget_owner(Ref, M#manager{leases = framework_adapter_leases:cancel(Ref, Leases), granted = Others})}.
@@ -104,6 +125,8 @@ handle_info({worker, Id, {busy, TaskId}}, M) ->
 handle_info({worker, Id, {killing, _Why}}, M) ->
     view(Id, #{state => killing}),
     {noreply, M};
+handle_info({offer, Id, Pid, Env, View}, M = #manager{remotes = Remotes}) when is_map_key(Pid, Remotes) ->
+    {noreply, offered(Id, Pid, Env, View, M)};
 handle_info({zygote, Env, {up, #{os_pid := OsPid, info := Info, restarts := Restarts}}}, M) ->
     Z = #zygote{state = up, os_pid = OsPid, info = Info, restarts = Restarts},
     {Starts, Waiting} = take_starts(Env, M),
@@ -111,9 +134,9 @@ handle_info({zygote, Env, {up, #{os_pid := OsPid, info := Info, restarts := Rest
     {noreply, lists:foldl(fun start/2, M1, Starts)};
 handle_info({zygote, Env, {down, #{reason := Reason, log := Log}}}, M) ->
     {noreply, zygote_down(Env, Reason, Log, M)};
-handle_info({'DOWN', Mon, process, _, Reason}, M = #manager{monitors = Monitors}) ->
+handle_info({'DOWN', Mon, process, Pid, Reason}, M = #manager{monitors = Monitors}) ->
     case maps:take(Mon, Monitors) of
-        {Id, Monitors1} -> {noreply, worker_down(Id, Reason, M#manager{monitors = Monitors1})};
+        {Id, Monitors1} -> {noreply, worker_down(Id, Reason, remote_down(Pid, M#manager{monitors = Monitors1}))};
         error -> {noreply, owner_down(Mon, M)}
     end;
 handle_info(_, M) ->
@@ -146,8 +169,12 @@ effect({refuse, #{ref := Ref, owner := Owner}, Why}, M) ->
     forget_owner(Ref, M);
 effect({start, Id, Key, Agent}, M) ->
     Env = framework_adapter_env:environment(element(1, Key)),
-    case M#manager.zygotes of
-        #{Env := #zygote{state = up}} ->
+    case {offer_or_room(Env, element(1, Key), M), M#manager.zygotes} of
+        {{offer, Pid, Rest}, _} ->
+            bind({Id, Key, Agent}, Pid, M#manager{offers = (M#manager.offers)#{Env => Rest}});
+        {none, _} ->
+            M#manager{wanting = maps:update_with(Env, fun(L) -> L ++ [{Id, Key, Agent}] end, [{Id, Key, Agent}], M#manager.wanting)};
+        {room, #{Env := #zygote{state = up}}} ->
             start({Id, Key, Agent}, M);
         _ ->
             Starts = maps:update_with(Env, fun(L) -> L ++ [{Id, Key, Agent}] end, [{Id, Key, Agent}], M#manager.starts),
@@ -156,9 +183,7 @@ effect({start, Id, Key, Agent}, M) ->
 
 -spec start({binary(), framework_adapter_leases:key(), map()}, #manager{}) -> #manager{}.
 start({Id, {Framework, AgentId, _, Tenant}, Agent}, M = #manager{pids = Pids, monitors = Monitors}) ->
-    Spec = #{id => Id, framework => Framework, agent => Agent, tenant => Tenant, manager => self(),
-             block_grace_ms => agent_config:get([workers, block_grace_ms], 10000),
-             recycle_after => agent_config:get([workers, recycle_after], 100)},
+    Spec = worker_spec(Id, Framework, Agent, Tenant),
     true = ets:insert(framework_adapter_pool:table(),
                       {Id, #{worker => Id, framework => Framework, agent_id => AgentId, state => starting,
                              task_id => <<>>, started_ms => erlang:system_time(millisecond)}}),
@@ -169,6 +194,12 @@ start({Id, {Framework, AgentId, _, Tenant}, Agent}, M = #manager{pids = Pids, mo
         {error, Reason} ->
             worker_down(Id, Reason, M)
     end.
+
+-spec worker_spec(binary(), binary(), map(), binary()) -> framework_adapter_worker:spec().
+worker_spec(Id, Framework, Agent, Tenant) ->
+    #{id => Id, framework => Framework, agent => Agent, tenant => Tenant, manager => self(),
+      block_grace_ms => agent_config:get([workers, block_grace_ms], 10000),
+      recycle_after => agent_config:get([workers, recycle_after], 100)}.
 
 -spec worker_down(binary(), term(), #manager{}) -> #manager{}.
 worker_down(Id, Reason, M = #manager{pids = Pids, leases = Leases}) ->
@@ -199,14 +230,91 @@ count_restart(Id, _, Leases) ->
             ok
     end.
 
+%% ---- workers of other machines
+
+%% One that is offered goes before one of this machine: they were attached to take work.
+-spec offer_or_room(binary(), binary(), #manager{}) -> {offer, pid(), [pid()]} | room | none.
+offer_or_room(Env, Framework, #manager{offers = Offers} = M) ->
+    case Offers of
+        #{Env := [Pid | Rest]} -> {offer, Pid, Rest};
+        #{Env := []} -> case has_room(Framework, M) of true -> room; false -> none end;
+        #{} -> room
+    end.
+
+%% Whether this machine may have one more; the one that is asked for is counted already.
+-spec has_room(binary(), #manager{}) -> boolean().
+has_room(Framework, #manager{leases = Leases, pids = Pids, remotes = Remotes, wanting = Wanting}) ->
+    Waiting = [Id || {Id, _, _} <- lists:append(maps:values(Wanting))],
+    IsHere = fun(Id) ->
+                 case Pids of
+                     #{Id := {Pid, _}} -> not is_map_key(Pid, Remotes);
+                     #{} -> not lists:member(Id, Waiting)
+                 end
+             end,
+    Here = [Id || {Id, Key, _} <- framework_adapter_leases:workers(Leases), element(1, Key) =:= Framework, IsHere(Id)],
+    framework_adapter_env:available(Framework) =:= ok andalso length(Here) =< max_here().
+
+-spec max_here() -> pos_integer().
+max_here() ->
+    agent_config:get([workers, max_per_framework], 4).
+
+%% It has said HELLO: it is bound to what waits for one, or kept.
+-spec offered(binary(), pid(), binary(), map(), #manager{}) -> #manager{}.
+offered(Id, Pid, Env, View, M = #manager{remotes = Remotes, offers = Offers, wanting = Wanting}) ->
+    {none, Id, Mon} = maps:get(Pid, Remotes),
+    Offer = View#{worker => Id, framework => Env, agent_id => <<>>, state => offered, task_id => <<>>},
+    true = ets:insert(framework_adapter_pool:table(), {Id, Offer}),
+    M1 = M#manager{remotes = Remotes#{Pid => {Env, Id, Mon}}},
+    case Wanting of
+        #{Env := [Start | Rest]} ->
+            capacity(Env, bind(Start, Pid, M1#manager{wanting = Wanting#{Env => Rest}, offers = maps:merge(#{Env => []}, Offers)}));
+        #{} ->
+            capacity(Env, M1#manager{offers = Offers#{Env => maps:get(Env, Offers, []) ++ [Pid]}})
+    end.
+
+-spec bind({binary(), framework_adapter_leases:key(), map()}, pid(), #manager{}) -> #manager{}.
+bind({Id, {Framework, AgentId, _, Tenant}, Agent}, Pid, M = #manager{remotes = Remotes, pids = Pids, monitors = Monitors}) ->
+    {_, OfferId, Mon} = maps:get(Pid, Remotes),
+    [{_, View}] = ets:take(framework_adapter_pool:table(), OfferId),
+    Bound = View#{worker => Id, framework => Framework, agent_id => AgentId, state => starting},
+    true = ets:insert(framework_adapter_pool:table(), {Id, Bound}),
+    framework_adapter_worker:bind(Pid, worker_spec(Id, Framework, Agent, Tenant)),
+    M#manager{pids = Pids#{Id => {Pid, Mon}}, monitors = Monitors#{Mon => Id}}.
+
+-spec remote_down(pid(), #manager{}) -> #manager{}.
+remote_down(Pid, M = #manager{remotes = Remotes, offers = Offers}) ->
+    case maps:take(Pid, Remotes) of
+        {{none, _, _}, Left} ->
+            M#manager{remotes = Left};
+        {{Env, OfferId, _}, Left} ->
+            true = ets:delete(framework_adapter_pool:table(), OfferId),
+            Others = lists:delete(Pid, maps:get(Env, Offers, [])),
+            capacity(Env, M#manager{remotes = Left, offers = Offers#{Env => Others}});
+        error ->
+            M
+    end.
+
+%% Says how many workers there may be; where the environment is not installed here, those of other machines are all.
+-spec capacity(binary(), #manager{}) -> #manager{}.
+capacity(Env, M = #manager{remotes = Remotes, leases = Leases}) ->
+    There = length([x || {E, _, _} <- maps:values(Remotes), E =:= Env]),
+    Extra = case framework_adapter_env:available(Env) of
+                ok -> There;
+                {error, _} -> There - max_here()
+            end,
+    run(framework_adapter_leases:extra(Env, Extra, Leases), M).
+
 %% ---- zygotes
 
 -spec usable(binary(), #manager{}) -> ok | {error, agent_error:t()}.
 usable(Framework, _) when byte_size(Framework) > ?MAX_FRAMEWORK_NAME ->
     {error, agent_error:new(framework_unavailable, <<"a framework's name has at most 32 characters">>)};
-usable(Framework, #manager{zygotes = Zygotes}) ->
+usable(Framework, #manager{zygotes = Zygotes, offers = Offers}) ->
     Env = framework_adapter_env:environment(Framework),
     case Zygotes of
+        %% Workers of another machine were here: whoever was cut off attaches again.
+        _ when is_map_key(Env, Offers) ->
+            ok;
         #{Env := #zygote{state = up}} ->
             ok;
         #{Env := #zygote{failures = N, reason = Reason}} when N >= ?ZYGOTE_FAILURES ->

@@ -13,6 +13,7 @@
 -export([frameworks/0]).
 -export([framework/1]).
 -export([restart_workers/1]).
+-export([attach/1]).
 -export([table/0]).
 -export([set_engine/1]).
 -export([spawn_agent/2]).
@@ -60,6 +61,11 @@ framework(Name) ->
 restart_workers(Framework) ->
     framework_adapter_manager:restart_workers(Framework).
 
+%% @doc A worker of another machine has attached; it is taken once it has said HELLO.
+-spec attach(agent_native:remote()) -> ok.
+attach(Remote) ->
+    framework_adapter_manager:attach(Remote).
+
 %% @doc The engine says which module serves the shell's functions below: it lies above this application.
 -spec set_engine(module()) -> ok.
 set_engine(Module) ->
@@ -91,7 +97,11 @@ describe(Name, Env) ->
     Workers = [W || W = #{framework := F} <- workers(), F =:= Name],
     Restarts = case ets:lookup(?MODULE, {restarts, Name}) of [{_, N}] -> N; [] -> 0 end,
     Isolation = lists:usort(lists:append([maps:get(isolation, W, []) || W <- Workers])),
-    {State, Reason} = state(maps:get(state, Zygote), maps:get(reason, Zygote, <<>>), Name),
+    IsRemote = lists:any(fun(W) -> maps:get(host, W, <<>>) =/= <<>> end, Workers),
+    {State, Reason} = case IsRemote of
+                          true -> {ready, <<>>};
+                          false -> state(maps:get(state, Zygote), maps:get(reason, Zygote, <<>>), Name)
+                      end,
     #{name => Name, state => State, versions => maps:get(info, Zygote, <<>>), zygote => Zygote,
       lock_hash => framework_adapter_env:lock_hash(Name), workers => Workers, restarts => Restarts,
       isolation => Isolation, unavailable_reason => Reason}.

@@ -18,6 +18,7 @@
 -export([cancel/3]).
 -export([kill/2]).
 -export([stop/1]).
+-export([bind/2]).
 
 %% gen_statem
 -export([init/1, callback_mode/0, handle_event/4, terminate/3, format_status/1]).
@@ -47,6 +48,10 @@
 -define(EVENT_SLOT_MS, 50).
 -define(EVENTS_PER_SLOT, 100).
 -define(SIGUSR1, 10).
+%% A worker of another machine says something every 250 ms; silent for so long it is lost, in ms.
+-define(REMOTE_SILENCE_MS, 3000).
+%% A stream lives as long as its connection, which ends after an hour: a worker is recycled between two tasks before that, in ms.
+-define(REMOTE_AGE_MS, 3000000).
 %% Kind of an EVENT frame that says no more than that the task goes on.
 -define(BEAT, 6).
 
@@ -57,7 +62,9 @@
     tenant := binary(),
     manager := pid(),
     block_grace_ms := non_neg_integer(),
-    recycle_after := pos_integer()
+    recycle_after := pos_integer(),
+    %% The stream of a worker of another machine; it gets its agent by `bind/2'.
+    remote => agent_native:remote()
 }.
 
 -record(lease, {
@@ -84,6 +91,11 @@
     port = none :: none | port(),
     guard_pid = 0 :: non_neg_integer(),
     socket = none :: none | gen_tcp:socket(),
+    %% In place of port and socket where the worker runs on another machine.
+    remote = none :: none | framework_adapter_remote:remote(),
+    stream = none :: none | reference(),
+    heard_at = 0 :: integer(),
+    hello = #{} :: map(),
     host_pid = 0 :: non_neg_integer(),
     layers = [] :: [binary()],
     in = framework_adapter_credit:new() :: framework_adapter_credit:credit(),
@@ -138,13 +150,27 @@ kill(Pid, LeaseRef) ->
 stop(Pid) ->
     gen_statem:cast(Pid, stop).
 
+%% @doc Manager only: an offered worker of another machine becomes one of an agent and a tenant.
+-spec bind(pid(), spec()) -> ok.
+bind(Pid, Spec) ->
+    gen_statem:cast(Pid, {bind, Spec}).
+
 %% ---- lifecycle
 
 -spec callback_mode() -> gen_statem:callback_mode_result().
 callback_mode() ->
     handle_event_function.
 
--spec init(spec()) -> gen_statem:init_result(opening).
+-spec init(spec()) -> gen_statem:init_result(opening | offered).
+init(#{remote := Stream} = Spec) ->
+    process_flag(trap_exit, true),
+    case framework_adapter_remote:open(Stream) of
+        {ok, Remote, Ref} ->
+            W = #worker{spec = Spec, dir = "", remote = Remote, stream = Ref, started_ms = erlang:system_time(millisecond)},
+            {ok, offered, W, [{state_timeout, ?START_TIMEOUT_MS, start}]};
+        {error, Reason} ->
+            {stop, {shutdown, Reason}}
+    end;
 init(#{id := Id} = Spec) ->
     process_flag(trap_exit, true),
     Dir = filename:join([framework_adapter_env:runtime_dir(), "work", binary_to_list(Id)]),
@@ -172,6 +198,18 @@ handle_event(info, {tcp, S, Bin}, State, W = #worker{socket = S}) ->
 handle_event(info, {tcp_passive, S}, _, #worker{socket = S}) ->
     _ = inet:setopts(S, [{active, ?ACTIVE}]),
     keep_state_and_data;
+handle_event(info, {agent_native, Ref, frame, Bin}, State, W = #worker{stream = Ref}) when byte_size(Bin) =< ?MAX_FRAME_BYTES ->
+    case framework_adapter_frame:decode(Bin) of
+        {ok, Frame} -> counted(Frame, byte_size(Bin), State, W#worker{heard_at = now_ms()});
+        {error, Why} -> protocol_error(io_lib:format("bad frame header: ~0p", [Why]), State, W)
+    end;
+handle_event(info, {agent_native, Ref, frame, _}, State, W = #worker{stream = Ref}) ->
+    protocol_error("a frame over 16 MiB", State, W);
+handle_event(info, {agent_native, Ref, passive, _}, _, #worker{stream = Ref, remote = Remote}) when Remote =/= none ->
+    framework_adapter_remote:want(Remote),
+    keep_state_and_data;
+handle_event(info, {agent_native, Ref, closed, _}, State, W = #worker{stream = Ref}) ->
+    stream_closed(State, W#worker{remote = none});
 handle_event(info, {tcp_error, S, emsgsize}, State, W = #worker{socket = S}) ->
     protocol_error("a frame over 16 MiB", State, W);
 handle_event(info, {tcp_error, S, _}, _, #worker{socket = S}) ->
@@ -221,6 +259,8 @@ handle_event(info, {'DOWN', Mon, process, _, _}, State, W = #worker{lease = #lea
 handle_event(cast, stop, idle, W = #worker{lease = none}) ->
     _ = send(framework_adapter_frame:encode(goodbye, <<>>), W),
     kill_tree(stopped, ?TERM_GRACE_MS, idle, W);
+handle_event(cast, {bind, Spec}, offered, W = #worker{spec = Offered}) ->
+    initialise(W#worker{spec = maps:merge(Offered, Spec)});
 %% The lease that these name has ended.
 handle_event(cast, {cancel, _, _}, _, _) ->
     keep_state_and_data;
@@ -342,6 +382,13 @@ frame(credit, #{call_id := Frames, fence := Bytes}, State, W = #worker{out = Out
         {ok, Out1} -> {keep_state, send_waiting(W#worker{out = Out1})};
         error -> protocol_error("more credit granted than was used", State, W)
     end;
+frame(hello, #{payload := P}, offered, W = #worker{hello = Hello}) when map_size(Hello) =:= 0 ->
+    offered(agent_native:wire_decode(hello, P), W);
+frame(control, #{payload := <<>>}, _, W = #worker{stream = Ref}) when Ref =/= none ->
+    %% The other side asks whether the line is still one.
+    {keep_state, send(framework_adapter_frame:encode(control, <<>>), W)};
+frame(control, #{payload := P}, State, W = #worker{stream = Ref}) when Ref =/= none ->
+    remote_control(port_guard:decode(P), State, W);
 frame(hello, #{payload := P}, hello, W) ->
     hello(agent_native:wire_decode(hello, P), W);
 frame(ready, #{payload := P, flags := Flags}, binding, W) ->
@@ -372,23 +419,48 @@ frame(Type, _, _, W) when Type =:= event; Type =:= call; Type =:= result; Type =
 frame(Type, _, State, W) ->
     protocol_error(io_lib:format("unexpected ~s in state ~s", [Type, State]), State, W).
 
+%% A worker of another machine is there; which agent it will be of is the manager's to say.
+-spec offered({ok, map()} | {error, map()}, #worker{}) -> gen_statem:event_handler_result(atom()).
+offered({ok, #{framework := Env} = Hello}, W = #worker{spec = #{id := Id, manager := Manager}}) when Env =/= <<>> ->
+    W1 = W#worker{hello = Hello},
+    Manager ! {offer, Id, self(), Env, view(W1)},
+    {keep_state, W1, [{state_timeout, infinity, start}]};
+offered(_, W) ->
+    protocol_error("HELLO names no framework", offered, W).
+
+%% What the guard of a worker of another machine says. Its lines are counted like events: here no guard of ours caps them.
+-spec remote_control(port_guard:message(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+remote_control({log, _, _}, _, W = #worker{events_left = 0}) ->
+    {keep_state, W};
+remote_control({log, _, _} = Line, State, W = #worker{events_left = N}) ->
+    paced(control(Line, State, W#worker{events_left = N - 1}));
+remote_control(Message, State, W) ->
+    control(Message, State, W).
+
 -spec hello({ok, map()} | {error, map()}, #worker{}) -> gen_statem:event_handler_result(atom()).
-hello({ok, #{worker_id := Id}}, W = #worker{spec = #{id := Id, agent := Agent, tenant := Tenant}, dir = Dir}) ->
+hello({ok, #{worker_id := Id}}, W = #worker{spec = #{id := Id}}) ->
+    initialise(W);
+hello(_, W) ->
+    protocol_error("HELLO names another worker", hello, W).
+
+-spec initialise(#worker{}) -> gen_statem:event_handler_result(atom()).
+initialise(W = #worker{spec = #{agent := Agent, tenant := Tenant}, dir = Dir}) ->
     Init = agent_native:wire_encode(init, #{
         agent => maps:get(payload, Agent, <<>>), tenant => Tenant,
         entrypoint => maps:get(entrypoint, Agent, <<>>), project => maps:get(project, Agent, <<>>),
         tools => maps:get(tools, Agent, []), storage_dir => iolist_to_binary(Dir),
         engine_version => <<"0.1.0">>, config_json => maps:get(config_json, Agent, <<"{}">>)}),
     W1 = send(framework_adapter_frame:encode(init, Init), W),
-    {next_state, binding, W1, [{state_timeout, ?START_TIMEOUT_MS, start}]};
-hello(_, W) ->
-    protocol_error("HELLO names another worker", hello, W).
+    {next_state, binding, W1, [{state_timeout, ?START_TIMEOUT_MS, start}]}.
 
 -spec bound(binary(), #worker{}) -> gen_statem:event_handler_result(atom()).
 bound(P, W = #worker{spec = #{id := Id, manager := Manager}}) ->
     Ready = case agent_native:wire_decode(ready, P) of {ok, R} -> R; {error, _} -> #{} end,
     %% Read once here: a lease must not touch the file system.
-    Hash = framework_adapter_env:lock_hash(maps:get(framework, W#worker.spec)),
+    Hash = case W#worker.stream of
+               none -> framework_adapter_env:lock_hash(maps:get(framework, W#worker.spec));
+               _ -> maps:get(lock_hash, W#worker.hello, <<>>)
+           end,
     W1 = W#worker{ready = Ready#{env_lock_hash => Hash}, live = framework_adapter_liveness:new(now_ms())},
     Manager ! {worker, Id, {ready, view(W1)}},
     {next_state, idle, W1, [{{timeout, tick}, ?TICK_MS, tick}]}.
@@ -462,7 +534,7 @@ result_kind(_) -> unknown.
 -spec release(atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
 release(_State, W = #worker{spec = #{id := Id, manager := Manager, recycle_after := Max}, tasks = Tasks}) ->
     W1 = unlease(W),
-    case Tasks >= Max of
+    case Tasks >= Max orelse aged(W) of
         true ->
             %% It writes out what it holds and says GOODBYE.
             {next_state, draining, send(framework_adapter_frame:encode(drain, <<>>), W1),
@@ -471,6 +543,10 @@ release(_State, W = #worker{spec = #{id := Id, manager := Manager, recycle_after
             Manager ! {worker, Id, {idle, view(W1)}},
             {next_state, idle, W1, [{{timeout, grace}, infinity, none}]}
     end.
+
+-spec aged(#worker{}) -> boolean().
+aged(#worker{stream = none}) -> false;
+aged(#worker{started_ms = Started}) -> erlang:system_time(millisecond) - Started > ?REMOTE_AGE_MS.
 
 -spec unlease(#worker{}) -> #worker{}.
 unlease(W = #worker{lease = #lease{monitor = Mon}}) ->
@@ -500,7 +576,7 @@ close_gate(W = #worker{lease = Lease, calls = Calls}) ->
 -spec kill_tree(term(), non_neg_integer(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
 kill_tree(_, _, killing, _) ->
     keep_state_and_data;
-kill_tree(Why, GraceMs, State, W = #worker{calls = Calls, port = Port, spec = #{id := Id, manager := Manager}}) ->
+kill_tree(Why, GraceMs, State, W = #worker{calls = Calls, spec = #{id := Id, manager := Manager}}) ->
     framework_adapter_calls:forget(Calls),
     Manager ! {worker, Id, {killing, Why}},
     Now = erlang:system_time(millisecond),
@@ -508,12 +584,17 @@ kill_tree(Why, GraceMs, State, W = #worker{calls = Calls, port = Port, spec = #{
         ++ [#{name => <<"KILL">>, at_ms => Now + GraceMs}],
     W1 = W#worker{calls = framework_adapter_calls:new(),
                   killing = #{why => Why, at_us => erlang:monotonic_time(microsecond), signals => Signals}},
-    Gone = Port =:= none orelse State =:= opening orelse port_guard:kill(Port, GraceMs) =:= gone,
+    Gone = State =:= opening orelse guard_kill(GraceMs, W) =:= gone,
     case {Gone, maps:find(gone, W#worker.report)} of
         {_, {ok, Proof}} -> gone(Proof, W1);
         {true, error} -> gone(#{proof => unconfirmed, survivors => survivors(W1)}, W1);
         {false, error} -> {next_state, killing, W1, [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]}
     end.
+
+-spec guard_kill(non_neg_integer(), #worker{}) -> ok | gone.
+guard_kill(_, #worker{port = none, remote = none}) -> gone;
+guard_kill(GraceMs, #worker{port = none, remote = Remote}) -> framework_adapter_remote:kill(Remote, GraceMs);
+guard_kill(GraceMs, #worker{port = Port}) -> port_guard:kill(Port, GraceMs).
 
 %% The end: the proof goes to the owner, a loss to the manager, and the process stops.
 -spec gone(map(), #worker{}) -> gen_statem:event_handler_result(atom()).
@@ -575,6 +656,15 @@ channel_closed(_, W = #worker{report = #{gone := _}}) ->
     lose(cause(W), detail(W), killing, W);
 channel_closed(_, W) ->
     {next_state, killing, killing_for({cause(W), detail(W)}, W), [{state_timeout, ?REPORT_TIMEOUT_MS, report}]}.
+
+%% The stream of a worker of another machine ended: its guard takes it down, but nobody here hears of it.
+-spec stream_closed(atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
+stream_closed(killing, W = #worker{report = Report}) ->
+    gone(maps:get(gone, Report, #{proof => unconfirmed, survivors => []}), W);
+stream_closed(offered, W) ->
+    {stop, {shutdown, stopped}, W};
+stream_closed(State, W) ->
+    lose(cause(W), <<"the connection to the worker's machine was cut">>, State, W).
 
 -spec control(port_guard:message(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
 control({up, #{host_pid := HostPid, layers := Layers} = Up}, _, W) ->
@@ -641,6 +731,7 @@ detail(_) -> <<"the worker closed its channel">>.
 %% Host pids that still exist after a kill without proof: honest, not complete.
 -spec survivors(#worker{}) -> [pos_integer()].
 survivors(#worker{host_pid = 0}) -> [];
+survivors(#worker{stream = Ref}) when Ref =/= none -> [];
 survivors(#worker{host_pid = Pid}) -> [Pid || not lists:member(framework_adapter_proc:state(Pid), [gone, zombie])].
 
 %% The task's own, or the node's where it names none.
@@ -651,24 +742,35 @@ block_grace(_, #{block_grace_ms := Ms}) -> Ms.
 %% ---- clocks
 
 -spec tick(atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
-tick(State, W = #worker{live = Live, host_pid = HostPid, spec = Spec}) when State =:= idle; State =:= busy ->
+tick(State, W = #worker{live = Live, spec = Spec}) when State =:= idle; State =:= busy ->
     Grace = case W#worker.lease of #lease{block_grace_ms = Ms} when State =:= busy -> Ms; _ -> maps:get(block_grace_ms, Spec) end,
     Limits = #{tick_ms => ?TICK_MS, block_grace_ms => Grace},
-    {Verdict, Live1} = framework_adapter_liveness:tick(now_ms(), fun() -> framework_adapter_proc:state(HostPid) end,
-                                                       Limits, Live),
+    {Verdict, Live1} = framework_adapter_liveness:tick(now_ms(), fun() -> process_state(W) end, Limits, Live),
     W1 = W#worker{live = Live1},
     Again = {{timeout, tick}, ?TICK_MS, tick},
     case Verdict of
         ok ->
             {keep_state, W1, [Again]};
         dump_stack ->
-            _ = port_guard:signal(W#worker.port, ?SIGUSR1),
+            _ = case W of
+                    #worker{remote = none, port = Port} -> port_guard:signal(Port, ?SIGUSR1);
+                    #worker{remote = Remote} -> framework_adapter_remote:signal(Remote, ?SIGUSR1)
+                end,
             {keep_state, W1, [Again]};
         {replace, Cause, Detail} ->
             lose(Cause, Detail, State, W1)
     end;
 tick(_, _) ->
     keep_state_and_data.
+
+%% Of another machine nothing is known but what comes by the stream.
+-spec process_state(#worker{}) -> framework_adapter_liveness:process_state().
+process_state(#worker{stream = none, host_pid = HostPid}) -> framework_adapter_proc:state(HostPid);
+process_state(#worker{heard_at = At}) ->
+    case now_ms() - At > ?REMOTE_SILENCE_MS of
+        true -> gone;
+        false -> sleeping
+    end.
 
 %% ---- sending
 
@@ -685,6 +787,14 @@ send_waiting(W = #worker{out = Out, calls = Calls}) ->
 
 %% A worker that does not read for a second loses its channel (`send_timeout_close'), and `tcp_closed' ends it.
 -spec send(iodata(), #worker{}) -> #worker{}.
+send(Frame, W = #worker{remote = Remote, stream = Ref}) when Remote =/= none ->
+    case framework_adapter_remote:send(Frame, Remote) of
+        ok ->
+            W;
+        gone ->
+            self() ! {agent_native, Ref, closed, undefined},
+            W
+    end;
 send(_, W = #worker{socket = none}) ->
     W;
 send(Frame, W = #worker{socket = S}) ->
@@ -714,8 +824,9 @@ lease_info(#worker{spec = #{id := Id}, host_pid = HostPid, ready = Ready}) ->
       unjournaled_tools => maps:get(unjournaled_tools, Ready, [])}.
 
 -spec view(#worker{}) -> map().
-view(#worker{host_pid = HostPid, rss = Rss, tasks = Tasks, layers = Layers, started_ms = Started}) ->
-    #{host_pid => HostPid, rss_bytes => Rss, tasks => Tasks, isolation => Layers, started_ms => Started}.
+view(#worker{host_pid = HostPid, rss = Rss, tasks = Tasks, layers = Layers, started_ms = Started, hello = Hello}) ->
+    #{host_pid => HostPid, rss_bytes => Rss, tasks => Tasks, isolation => Layers, started_ms => Started,
+      host => maps:get(worker_id, Hello, <<>>)}.
 
 -spec now_ms() -> integer().
 now_ms() ->
@@ -723,12 +834,13 @@ now_ms() ->
 
 %% The guard sees the end of its port and takes the tree down; the proof is not waited for when we are shut down.
 -spec terminate(term(), atom(), #worker{}) -> ok.
-terminate(_Reason, _State, #worker{port = Port, socket = S, calls = Calls, dir = Dir, lease = Lease}) ->
+terminate(_Reason, _State, #worker{port = Port, remote = Remote, socket = S, calls = Calls, dir = Dir, lease = Lease}) ->
     framework_adapter_calls:forget(Calls),
     _ = case Lease of none -> ok; _ -> tell({lost, #{cause => worker_crashed, detail => <<"the worker's process ended">>}}, Lease) end,
     _ = [gen_tcp:close(S) || S =/= none],
     port_guard:close(Port),
-    _ = file:del_dir_r(Dir),
+    framework_adapter_remote:close(Remote),
+    _ = [file:del_dir_r(Dir) || Dir =/= ""],
     ok.
 
 %% Counts instead of contents: frames, logs and agents may hold prompts.

@@ -74,6 +74,12 @@ handle_info({agent_native, grpc, request, #{token := Token, method := submit_tas
     Error = agent_error:new(draining, <<"the node is being stopped">>),
     _ = agent_native:grpc_reply(Token, {error, Error#{retry_after_ms => 1000}}),
     {noreply, give_back(S)};
+handle_info({agent_native, grpc, attach_worker, Remote}, S = #ingress{open = Open}) ->
+    case Open of
+        true -> framework_adapter_pool:attach(Remote);
+        false -> _ = agent_native:remote_close(Remote), ok
+    end,
+    {noreply, give_back(S)};
 handle_info({agent_native, grpc, request, Request}, S) ->
     _ = spawn_opt(gateway_request, handle, [Request], [{min_heap_size, ?REQUEST_HEAP_WORDS}]),
     {noreply, give_back(S)};

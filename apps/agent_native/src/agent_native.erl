@@ -12,17 +12,20 @@
 -export([budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3]).
 -export([http_start/4, http_stop/1]).
 -export([grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2]).
+-export([remote_own/2, remote_want/2, remote_send/2, remote_close/1]).
 -export([agent_new/3, agent_step/2, tool_call/2, task_encode/1]).
 -export([plan_open/4, plan_step/2, plan_executors/1]).
 -export([wire_encode/2, wire_decode/2, agent_encode/1, agent_decode/1, uuid7/0]).
 
--export_type([runtime/0, store/0, providers/0, grpc/0, http/0, payload/0, agent/0, plan/0, token/0]).
+-export_type([runtime/0, store/0, providers/0, grpc/0, http/0, payload/0, agent/0, plan/0, token/0, remote/0]).
 
 -nifs([abi_version/0, runtime_start/1, runtime_stop/1, store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3, store_say/5,
        providers_start/3, providers_stop/1, providers_panic/1, providers_info/1, chat/4, embed/4, credit/3, cancel/2,
        set_endpoint/3, budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3,
-       http_start/4, http_stop/1, grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2, agent_new/3,
-       agent_step/2, plan_open/4, plan_step/2, plan_executors/1, tool_call/2, task_encode/1, wire_encode/2, wire_decode/2, agent_encode/1,
+       http_start/4, http_stop/1, grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2,
+       remote_own/2, remote_want/2, remote_send/2, remote_close/1, agent_new/3,
+       agent_step/2, plan_open/4, plan_step/2, plan_executors/1, tool_call/2, task_encode/1,
+       wire_encode/2, wire_decode/2, agent_encode/1,
        agent_decode/1, uuid7/0]).
 -on_load(load/0).
 
@@ -41,6 +44,7 @@
 -type agent() :: reference().
 -type plan() :: reference().
 -type token() :: reference().
+-type remote() :: reference().
 -type started(T) :: {ok, T} | {error, agent_error:t() | native_down}.
 
 %% An `on_load' that fails would end an embedded release at boot without a word: without the library the application decides.
@@ -146,6 +150,18 @@ grpc_drain(Grpc) -> down(Grpc).
 %% @doc Answers a request, once.
 -spec grpc_reply(token(), term()) -> ok | {error, gone | native_down}.
 grpc_reply(Token, Reply) -> down({Token, Reply}).
+%% @doc Makes the caller the owner of an attached worker's stream.
+-spec remote_own(remote(), reference()) -> ok | {error, native_down}.
+remote_own(Remote, Ref) -> down({Remote, Ref}).
+%% @doc Takes `N' more frames of it.
+-spec remote_want(remote(), pos_integer()) -> ok | {error, native_down}.
+remote_want(Remote, N) -> down({Remote, N}).
+%% @doc Sends it a frame; never waits.
+-spec remote_send(remote(), binary()) -> ok | busy | closed | {error, native_down}.
+remote_send(Remote, Frame) -> down({Remote, Frame}).
+%% @doc Ends the stream.
+-spec remote_close(remote()) -> ok | {error, native_down}.
+remote_close(Remote) -> down(Remote).
 %% @doc Sets up the native agent.
 -spec agent_new(payload(), binary(), map()) -> started(agent()).
 agent_new(Payload, Agent, Options) -> down({Payload, Agent, Options}).

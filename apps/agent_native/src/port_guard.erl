@@ -8,6 +8,8 @@
 -export([close/1]).
 -export([kill/2]).
 -export([signal/2]).
+-export([kill_command/1]).
+-export([signal_command/1]).
 -export([decode/1]).
 -export([layers/1]).
 -export([cause/1]).
@@ -55,12 +57,22 @@ close(Port) ->
 %% @doc Asks for the end of the whole tree: TERM, `GraceMs', KILL, proof.
 -spec kill(port(), non_neg_integer()) -> ok | gone.
 kill(Port, GraceMs) ->
-    command(Port, <<1, GraceMs:32>>).
+    command(Port, kill_command(GraceMs)).
 
 %% @doc Signals the worker itself.
 -spec signal(port(), 1..64) -> ok | gone.
 signal(Port, Signo) ->
-    command(Port, <<2, Signo>>).
+    command(Port, signal_command(Signo)).
+
+%% @doc KILL as a control message.
+-spec kill_command(non_neg_integer()) -> binary().
+kill_command(GraceMs) ->
+    <<1, GraceMs:32>>.
+
+%% @doc SIGNAL as a control message.
+-spec signal_command(1..64) -> binary().
+signal_command(Signo) ->
+    <<2, Signo>>.
 
 -spec command(port(), binary()) -> ok | gone.
 command(Port, Frame) ->

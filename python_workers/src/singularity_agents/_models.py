@@ -364,6 +364,8 @@ class Worker(Value):
     rss: int = 0
     start_time: datetime | None = None
     agent_id: str = ""
+    #: Of a worker of another machine, as it says itself.
+    host: str = ""
 
 
 class Framework(Value):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from singularity_agents._proto.singularity.agents.v1 import agent_service_pb2, common_pb2, provider_service_pb2, task_pb2
 from singularity_agents._proto.singularity.worker.v1 import worker_pb2
 from singularity_agents.worker import _frames as f
+from singularity_agents.worker._channel import Channel
 
 from .peer import Peer, chat_response
 
@@ -377,3 +380,23 @@ def beat_after(peer: Peer, count: int) -> None:
         except TimeoutError:
             continue
         raise AssertionError(f"unexpected {f.Type(frame.type).name}")
+
+
+def test_an_event_waits_for_the_next_frame_but_not_for_ever() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(20)
+
+    async def scenario() -> tuple[bytes, bytes]:
+        channel = Channel(ours.detach(), lambda frame: None)
+        assert channel.try_hold(f.Type.EVENT, f.Event.TOOL, 0, 0, 0, 1, b"begun")
+        assert channel.try_send(f.Type.CALL, f.Call.CHAT, 0, 0, 1, 1, b"asked")
+        together = theirs.recv(4096)
+        assert channel.try_hold(f.Type.EVENT, f.Event.TOOL, 0, 0, 0, 1, b"alone")
+        alone = await asyncio.get_running_loop().run_in_executor(None, theirs.recv, 4096)
+        channel._sock.close()
+        return together, alone
+
+    together, alone = asyncio.run(scenario())
+    assert [frame.payload for frame in f.Decoder().feed(together)] == [b"begun", b"asked"]
+    assert [frame.payload for frame in f.Decoder().feed(alone)] == [b"alone"]
+    theirs.close()

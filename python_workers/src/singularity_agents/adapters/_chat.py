@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from .._errors import SingularityError
@@ -25,6 +25,11 @@ TEMPERATURE: Final = "adapter.temperature"
 #: Notes of a run: model calls that it may make, and has made.
 MAX_STEPS: Final = "adapter.max_steps"
 _STEPS: Final = "adapter.steps"
+
+
+# Definitions by tool object: frameworks offer the same tools again for every call of a model.
+_definitions: dict[int, tuple[Any, common.ToolDefinition]] = {}
+_MAX_DEFINITIONS: Final = 1000
 
 
 class StepLimit(Exception):
@@ -61,6 +66,16 @@ def request(
     if seed is not None:
         made.seed = seed
     return made
+
+
+def definition(tool: _T, make: Callable[[_T], common.ToolDefinition]) -> common.ToolDefinition:
+    """What the model reads of a tool, made once for each tool object."""
+    known = _definitions.get(id(tool))
+    if known is None or known[0] is not tool:
+        if len(_definitions) >= _MAX_DEFINITIONS:
+            _definitions.clear()
+        known = _definitions[id(tool)] = (tool, make(tool))
+    return known[1]
 
 
 async def ask(asked: providers.ChatRequest) -> providers.ChatResponse:

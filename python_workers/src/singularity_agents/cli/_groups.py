@@ -153,7 +153,10 @@ def get_framework(ctx: Context) -> int:
     ctx.io.line(f"  isolation: {', '.join(framework.isolation) or 'unknown until a worker starts'}")
     for w in framework.workers:
         task = f"   task {short(w.task_id)}" if w.task_id else ""
-        ctx.io.line(f"  worker {w.name}   pid {w.host_pid}   {w.state}   {size(w.rss)}   started {ago(w.start_time)}{task}")
+        place = f" on {w.host}" if w.host else ""
+        ctx.io.line(
+            f"  worker {w.name}   pid {w.host_pid}{place}   {w.state}   {size(w.rss)}   started {ago(w.start_time)}{task}"
+        )
     return OK
 
 

@@ -95,7 +95,7 @@ _DEFAULTS = {
 
 def parser() -> Parser:
     """The whole command line."""
-    from . import _call, _completion, _doctor, _groups, _memory, _node, _pending, _plans, _schedules, _store, _tasks, _top
+    from . import _call, _completion, _doctor, _groups, _memory, _node, _plans, _schedules, _store, _tasks, _top, _worker
 
     shared = common()
     top = Parser(
@@ -108,7 +108,7 @@ def parser() -> Parser:
     )
     top.add_argument("--version", action="version", version=f"singularity {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for part in (_node, _tasks, _groups, _plans, _schedules, _memory, _store, _pending, _call, _top, _doctor, _completion):
+    for part in (_node, _tasks, _groups, _plans, _schedules, _memory, _store, _call, _top, _doctor, _completion, _worker):
         part.add(commands, shared)
     return top
 

@@ -3,6 +3,9 @@
 Frames may be written from any thread (the heartbeat must go out while the loop is blocked), so the socket is ours and not an
 asyncio transport's. Counted frames wait for credit on the loop *before* they are written; a write itself never waits long,
 since credit is smaller than what both sides buffer.
+
+Events that nobody waits for are held for up to 2 ms and leave with the next frame, whoever sends it: each write wakes the node, and a
+model call that follows a tool costs one waking instead of three.
 """
 
 from __future__ import annotations
@@ -14,11 +17,14 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from . import _frames as f
 
 #: Bytes asked from the socket at once.
 _READ_BYTES = 256 * 1024
+#: Seconds that an event may wait for a frame to leave with. While the loop is blocked the heartbeat takes it along.
+_HOLD_S: Final = 0.002
 #: Exit code of a worker whose channel ended: nobody is there to hear more.
 EXIT_CHANNEL_ENDED = 0
 EXIT_PROTOCOL = 70
@@ -36,6 +42,7 @@ class Channel:
         self._in = f.ReceiveCredit()
         self._lock = threading.Lock()
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._held: list[bytes] = []
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begins to read; a thread of its own ends the process at end-of-file, whatever the loop is doing."""
@@ -102,6 +109,24 @@ class Channel:
         self._write(frame)
         return True
 
+    def try_hold(self, type_: int, kind: int, flags: int, slot: int, call_id: int, fence: int, payload: bytes) -> bool:
+        """As try_send, for a frame that may wait for the next one. On the loop only."""
+        size = f.HEADER_BYTES + len(payload)
+        if self._waiting or not self._out.may_send(size):
+            return False
+        frame = f.encode(type_, kind, flags, slot, call_id, fence, payload)
+        self._out.sent(size)
+        with self._lock:
+            self._held.append(frame)
+            first = len(self._held) == 1
+        if first:
+            asyncio.get_running_loop().call_later(_HOLD_S, self._let_go)
+        return True
+
+    def _let_go(self) -> None:
+        if self._held:
+            self._write(b"")
+
     async def send_counted(self, type_: int, kind: int, flags: int, slot: int, call_id: int, fence: int, payload: bytes) -> None:
         """Writes a counted frame as soon as there is credit, in the order of the calls. On the loop only."""
         if self.try_send(type_, kind, flags, slot, call_id, fence, payload):
@@ -114,6 +139,9 @@ class Channel:
 
     def _write(self, frame: bytes) -> None:
         with self._lock:
+            if self._held:
+                frame = b"".join((*self._held, frame))
+                self._held.clear()
             view = memoryview(frame)
             while view:
                 try:

@@ -22,7 +22,9 @@ class Events:
         """Sends or queues. On the loop only."""
         if scope.gate is not None:
             return
-        if not self._backlog and self._channel.try_send(f.Type.EVENT, kind, 0, scope.slot, 0, scope.fence, payload):
+        # Text is looked at as it comes; all else is in time with the next frame.
+        send = self._channel.try_send if kind == f.Event.TEXT else self._channel.try_hold
+        if not self._backlog and send(f.Type.EVENT, kind, 0, scope.slot, 0, scope.fence, payload):
             return
         if self._backlog and kind == f.Event.TEXT:
             last_scope, last_kind, last = self._backlog[-1]

@@ -43,6 +43,8 @@ class Type(IntEnum):
     HEARTBEAT = 14
     DRAIN = 15
     GOODBYE = 16
+    #: Between the node and the guard of a worker of another machine; never on a worker's own channel.
+    CONTROL = 17
 
 
 class Call(IntEnum):

@@ -89,6 +89,7 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
     providers(root, o);
     agents(root);
     let (tenants, budgets) = tenants(root, &mut faults);
+    let worker_keys = worker_keys(root, &mut faults);
     money::model_prices(root, &mut faults);
     let prices = money::list_prices(root, &mut faults);
     references(root, &mut faults);
@@ -109,6 +110,7 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
         "models": root.get("models").map(Node::json),
         "prices": prices,
         "budgets": budgets.json(),
+        "workers": {"key_sha256": worker_keys},
         "cache": root.get("model_cache").map(Node::json),
         "tenants": tenants.iter().map(|(name, keys)| (name.clone(), serde_json::json!({"key_sha256": keys}))).collect::<serde_json::Map<_, _>>(),
     });
@@ -225,27 +227,42 @@ fn tenants(root: &mut Node, faults: &mut Vec<String>) -> (BTreeMap<String, Vec<S
     let Some(Node::Map(tenants)) = root.get_mut("tenants") else { return (all, Node::Map(budgets)) };
     for (name, tenant) in tenants {
         let Some(Node::List(keys)) = tenant.get("keys") else { continue };
-        let mut digests: Vec<String> = Vec::new();
-        for key in keys {
-            let value = match (key.get("env").and_then(Node::str), key.get("file").and_then(Node::str)) {
-                (Some(variable), _) => std::env::var(variable).map_err(|_| format!("the environment variable {variable} is not set")),
-                (_, Some(path)) => std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}")),
-                _ => Err("neither env nor file".to_owned()),
-            };
-            match value {
-                Ok(key) if key.trim().len() >= 16 => {
-                    digests.push(Sha256::digest(key.trim().as_bytes()).iter().map(|b| format!("{b:02x}")).collect())
-                }
-                Ok(_) => faults.push(format!("[tenants.{}] keys: a key must have at least 16 characters", name.text())),
-                Err(why) => faults.push(format!("[tenants.{}] keys: {why}", name.text())),
-            }
-        }
+        let digests = digests(keys, &format!("[tenants.{}] keys", name.text()), faults);
         let names: Vec<String> = digests.iter().map(|digest| digest.chars().take(KEY_ID).collect()).collect();
         budgets.extend(money::accounts(name.text(), tenant, &names, faults).map(|accounts| (name.clone(), accounts)));
         tenant.set(fixed("keys"), Node::Int(i64::try_from(digests.len()).unwrap_or(0)));
         all.insert(name.text().to_owned(), digests);
     }
     (all, Node::Map(budgets))
+}
+
+/// SHA-256 of the keys that may attach workers; their number stays where they stood.
+fn worker_keys(root: &mut Node, faults: &mut Vec<String>) -> Vec<String> {
+    let Some(workers) = root.get_mut("workers") else { return Vec::new() };
+    let Some(Node::List(keys)) = workers.get("remote_keys") else { return Vec::new() };
+    let digests = digests(keys, "[workers] remote_keys", faults);
+    workers.set(fixed("remote_keys"), Node::Int(i64::try_from(digests.len()).unwrap_or(0)));
+    digests
+}
+
+/// SHA-256 of keys that are named by their place.
+fn digests(keys: &[Node], place: &str, faults: &mut Vec<String>) -> Vec<String> {
+    let mut digests = Vec::new();
+    for key in keys {
+        let value = match (key.get("env").and_then(Node::str), key.get("file").and_then(Node::str)) {
+            (Some(variable), _) => std::env::var(variable).map_err(|_| format!("the environment variable {variable} is not set")),
+            (_, Some(path)) => std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}")),
+            _ => Err("neither env nor file".to_owned()),
+        };
+        match value {
+            Ok(key) if key.trim().len() >= 16 => {
+                digests.push(Sha256::digest(key.trim().as_bytes()).iter().map(|b| format!("{b:02x}")).collect());
+            }
+            Ok(_) => faults.push(format!("{place}: a key must have at least 16 characters")),
+            Err(why) => faults.push(format!("{place}: {why}")),
+        }
+    }
+    digests
 }
 
 fn references(root: &Node, faults: &mut Vec<String>) {

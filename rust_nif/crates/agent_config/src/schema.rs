@@ -212,6 +212,7 @@ pub(crate) const ROOT: &[Field] = &[
             d("isolation", Kind::Word(&["auto", "plain"]), "\"auto\""),
             d("allow_connect", Kind::Ints(1, 65_535), "[]"),
             d("block_grace", Kind::Duration, "\"10s\""),
+            d("remote_keys", Kind::Tables(&[f("env", Kind::Text), f("file", Kind::Text)]), "[]"),
         ]),
         "{}",
     ),

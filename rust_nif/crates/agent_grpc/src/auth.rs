@@ -21,10 +21,20 @@ pub struct TenantKeys {
     pub key_sha256: Vec<String>,
 }
 
+/// Keys that may attach workers of other machines, in the native configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct WorkerKeys {
+    /// Hexadecimal SHA-256 of each key.
+    #[serde(default)]
+    pub key_sha256: Vec<String>,
+}
+
 /// Who asks.
 #[derive(Debug, Default)]
 pub struct Auth {
     keys: Vec<([u8; 32], String)>,
+    /// Keys that may attach workers.
+    workers: Vec<[u8; 32]>,
 }
 
 impl Auth {
@@ -38,7 +48,25 @@ impl Auth {
                 keys.push((digest, tenant.clone()));
             }
         }
-        Ok(Self { keys })
+        Ok(Self { keys, workers: Vec::new() })
+    }
+
+    /// With the keys that may attach workers.
+    pub fn with_workers(mut self, keys: &WorkerKeys) -> Result<Self, AgentError> {
+        for hex in &keys.key_sha256 {
+            self.workers.push(unhex(hex).ok_or_else(|| AgentError::new(Reason::InvalidField, "a key of workers is not a SHA-256"))?);
+        }
+        Ok(self)
+    }
+
+    /// Whether a call may attach a worker: only with a key that was given that right, also where nothing else needs a key.
+    pub fn worker(&self, metadata: &MetadataMap) -> Result<(), AgentError> {
+        if self.workers.is_empty() {
+            return Err(AgentError::new(Reason::KeyUnknown, "no key may attach workers to this node; see [workers] remote_keys"));
+        }
+        let digest: [u8; 32] = Sha256::digest(bearer(metadata)?.trim().as_bytes()).into();
+        let found = self.workers.iter().fold(false, |found, known| found | same(known, &digest));
+        if found { Ok(()) } else { Err(AgentError::new(Reason::KeyUnknown, "the key may not attach workers; see [workers] remote_keys")) }
     }
 
     /// Whether a key is needed.
@@ -56,11 +84,7 @@ impl Auth {
         if self.keys.is_empty() {
             return Ok((DEFAULT_TENANT.to_owned(), String::new()));
         }
-        let header = metadata.get("authorization").and_then(|v| v.to_str().ok());
-        let Some(key) = header.and_then(|h| h.strip_prefix("Bearer ").or_else(|| h.strip_prefix("bearer "))) else {
-            return Err(AgentError::new(Reason::KeyMissing, "send the key as metadata: authorization: Bearer KEY"));
-        };
-        self.key(key)
+        self.key(bearer(metadata)?)
     }
 
     /// The same of a key itself.
@@ -69,14 +93,25 @@ impl Auth {
         // Every key is looked at, whichever matches.
         let mut found = None;
         for (known, tenant) in &self.keys {
-            let difference = known.iter().zip(&digest).fold(0u8, |d, (a, b)| d | (a ^ b));
-            if difference == 0 {
+            if same(known, &digest) {
                 found = Some(tenant);
             }
         }
         let tenant = found.cloned().ok_or_else(|| AgentError::new(Reason::KeyUnknown, "the key is not known here"))?;
         Ok((tenant, digest.iter().take(KEY_ID_BYTES).map(|byte| format!("{byte:02x}")).collect()))
     }
+}
+
+fn bearer(metadata: &MetadataMap) -> Result<&str, AgentError> {
+    let header = metadata.get("authorization").and_then(|v| v.to_str().ok());
+    header
+        .and_then(|h| h.strip_prefix("Bearer ").or_else(|| h.strip_prefix("bearer ")))
+        .ok_or_else(|| AgentError::new(Reason::KeyMissing, "send the key as metadata: authorization: Bearer KEY"))
+}
+
+/// Compared in the same time wherever they differ.
+fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
+    a.iter().zip(b).fold(0u8, |d, (a, b)| d | (a ^ b)) == 0
 }
 
 fn unhex(hex: &str) -> Option<[u8; 32]> {

@@ -5,6 +5,8 @@ use agent_core::header::TaskHeader;
 use agent_proto::agents::v1 as pb;
 use tokio::sync::oneshot;
 
+use crate::workers::Attached;
+
 /// No request more is taken now.
 #[derive(Debug)]
 pub struct Full;
@@ -13,6 +15,9 @@ pub struct Full;
 pub trait Engine: Send + Sync + 'static {
     /// Takes a request, or is full. The answer comes through the request.
     fn request(&self, request: EngineRequest) -> Result<(), Full>;
+
+    /// Takes a worker of another machine, or is full.
+    fn attach(&self, attached: Attached) -> Result<(), Full>;
 }
 
 /// A request for a decision.

@@ -11,12 +11,12 @@ mod frameworks;
 mod listen;
 mod memories;
 mod page;
-mod pending;
 mod place;
 mod providers;
 mod schedules;
 mod status;
 mod tasks;
+mod workers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,10 +28,11 @@ use agent_store::{Enqueued, TaskStore, WriteOp, Written};
 use tokio::sync::oneshot;
 use tonic::Status;
 
-pub use auth::{Auth, DEFAULT_TENANT, TenantKeys};
+pub use auth::{Auth, DEFAULT_TENANT, TenantKeys, WorkerKeys};
 pub use engine::{AgentCall, Engine, EngineBody, EngineReply, EngineRequest, Full};
 pub use listen::{Listener, ServerConfig, Tls, serve};
 pub use status::to_status;
+pub use workers::Attached;
 
 /// Longest wait for the engine's answer to a unary call.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(30);

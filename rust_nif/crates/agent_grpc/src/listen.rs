@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::conn::{Clocks, Io, Stream};
 use crate::{
-    Shared, agents::Agents, frameworks::Frameworks, memories::Memories, pending::Pending, providers::ProviderCalls, schedules::Schedules,
-    tasks::Tasks,
+    Shared, agents::Agents, frameworks::Frameworks, memories::Memories, providers::ProviderCalls, schedules::Schedules, tasks::Tasks,
+    workers,
 };
 
 /// Streams of one connection.
@@ -23,6 +23,8 @@ const MAX_STREAMS: u32 = 100;
 const WIRE_DECODE_BYTES: usize = 8 * 1024 * 1024;
 /// Largest answer.
 const WIRE_ENCODE_BYTES: usize = 16 * 1024 * 1024;
+/// A worker's frame with what protobuf puts around it.
+const WIRE_FRAME_BYTES: usize = workers::MAX_FRAME_BYTES + 64;
 /// Bytes that a client may send on one connection before they are read.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -134,7 +136,11 @@ pub async fn serve(config: &ServerConfig, shared: Shared, on_end: impl FnOnce(St
         .add_service(sized!(pb::provider_service_server::ProviderServiceServer::new(ProviderCalls(shared.clone()))))
         .add_service(sized!(pb::memory_service_server::MemoryServiceServer::new(Memories(shared.clone()))))
         .add_service(sized!(pb::schedule_service_server::ScheduleServiceServer::new(Schedules(shared.clone()))))
-        .add_service(sized!(pb::worker_service_server::WorkerServiceServer::new(Pending)));
+        .add_service(
+            pb::worker_service_server::WorkerServiceServer::new(workers::Workers(shared.clone()))
+                .max_decoding_message_size(WIRE_FRAME_BYTES)
+                .max_encoding_message_size(WIRE_FRAME_BYTES),
+        );
     let (accepted, incoming) = mpsc::channel::<Result<Io, std::io::Error>>(64);
     let clocks = Clocks { preface: PREFACE_TIMEOUT, idle: Duration::from_millis(config.idle_timeout_ms) };
     tokio::spawn(accept(tcp, tls, clocks, accepted, stopped.clone()));

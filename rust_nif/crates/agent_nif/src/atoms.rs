@@ -1,7 +1,7 @@
 //! Every atom of the native boundary: none is ever made from outside.
 
 rustler::atoms! {
-    ok, error, busy, done, native_down, undefined, unknown, agent_native, grpc, request, ready, ended, chunk, gone, start,
+    ok, error, busy, done, frame, passive, closed, attach_worker, host, native_down, undefined, unknown, agent_native, grpc, request, ready, ended, chunk, gone, start,
     // fields of maps
     reason, message, metadata, fields, field, description, retry_after_ms, epoch, schema, database, schedule_fired, due_schedules, schedule_id, tick_ms, overlap, last_task, queue, cancel_old, allow, skip, address, port, threads,
     task_id, request_id, tenant, agent_id, agent_type, task_type, method, framework, fallback_frameworks, priority, durability, capabilities, model,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use agent_core::{AgentError, Reason};
-use agent_grpc::{AgentCall, Auth, Engine, EngineBody, EngineReply, EngineRequest, Full, Listener, ServerConfig, Shared, TenantKeys};
+use agent_grpc::{
+    AgentCall, Attached, Auth, Engine, EngineBody, EngineReply, EngineRequest, Full, Listener, ServerConfig, Shared, TenantKeys, WorkerKeys,
+};
 use parking_lot::Mutex;
 use prost::Message;
 use rustler::{Atom, Binary, Encoder, Env, LocalPid, OwnedEnv, Resource, ResourceArc, Term};
@@ -14,6 +16,7 @@ use tokio::sync::oneshot;
 use crate::atoms;
 use crate::providers::ProvidersHandle;
 use crate::pure::{Payload, header_term};
+use crate::remote::Remote;
 use crate::runtime::{self, Owner, Runtime};
 use crate::store::{StoreHandle, proof_of};
 use crate::terms::{self, Bin, Map, string};
@@ -60,14 +63,32 @@ impl Drop for GrpcHandle {
 struct Door {
     ingress: LocalPid,
     credit: Arc<AtomicI64>,
+    runtime: ResourceArc<Runtime>,
 }
 
-impl Engine for Door {
-    fn request(&self, request: EngineRequest) -> Result<(), Full> {
+impl Door {
+    fn take_credit(&self) -> Result<(), Full> {
         if self.credit.fetch_sub(1, Ordering::AcqRel) <= 0 {
             self.credit.fetch_add(1, Ordering::AcqRel);
             return Err(Full);
         }
+        Ok(())
+    }
+}
+
+impl Engine for Door {
+    fn attach(&self, attached: Attached) -> Result<(), Full> {
+        self.take_credit()?;
+        let remote = ResourceArc::new(Remote::new(self.runtime.clone(), attached));
+        let mut message = OwnedEnv::new();
+        // Nobody there: the stream ends with the message.
+        let sent =
+            message.send_and_clear(&self.ingress, |env| (atoms::agent_native(), atoms::grpc(), atoms::attach_worker(), remote).encode(env));
+        sent.map_err(|_| Full)
+    }
+
+    fn request(&self, request: EngineRequest) -> Result<(), Full> {
+        self.take_credit()?;
         let token = ResourceArc::new(Token(Mutex::new(Some(request.reply))));
         let (tenant, body) = (request.tenant, request.body);
         let mut message = OwnedEnv::new();
@@ -143,6 +164,8 @@ struct Config {
     server: ServerConfig,
     #[serde(default)]
     tenants: BTreeMap<String, TenantKeys>,
+    #[serde(default)]
+    workers: WorkerKeys,
 }
 
 /// Serves; so many requests may be sent to the ingress before it grants more.
@@ -159,16 +182,18 @@ fn grpc_start<'a>(
     first_credit: i64,
 ) -> Term<'a> {
     let (Some(tokio), Some(store)) = (runtime.handle(), store.store.read().clone()) else { return terms::native_down(env) };
-    let parsed = runtime::config::<Config>(config.as_slice()).and_then(|c| Ok((Auth::new(&c.tenants)?, c.server)));
+    let parsed =
+        runtime::config::<Config>(config.as_slice()).and_then(|c| Ok((Auth::new(&c.tenants)?.with_workers(&c.workers)?, c.server)));
     let (auth, server) = match parsed {
         Ok(parsed) => parsed,
         Err(e) => return terms::error_tuple(env, &e),
     };
     let credit = Arc::new(AtomicI64::new(first_credit));
     let owner = Owner::new(env, reference);
-    let handle = ResourceArc::new(GrpcHandle { listener: Mutex::new(None), credit: credit.clone(), runtime, owner: owner.clone() });
+    let door = Door { ingress, credit: credit.clone(), runtime: runtime.clone() };
+    let handle = ResourceArc::new(GrpcHandle { listener: Mutex::new(None), credit, runtime, owner: owner.clone() });
     let _ = handle.monitor(Some(env), &env.pid());
-    let shared = Shared { engine: Arc::new(Door { ingress, credit }), store, providers: providers.providers.clone(), auth: Arc::new(auth) };
+    let shared = Shared { engine: Arc::new(door), store, providers: providers.providers.clone(), auth: Arc::new(auth) };
     let own = handle.clone();
     runtime::spawn_guarded(&tokio, owner.clone(), async move {
         let told = owner.clone();

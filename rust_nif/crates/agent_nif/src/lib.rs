@@ -10,6 +10,7 @@ mod journal;
 mod plan;
 mod providers;
 mod pure;
+mod remote;
 mod reply;
 mod runtime;
 mod store;

@@ -117,5 +117,6 @@ fn worker_of(m: Term<'_>) -> pb::Worker {
         rss: int(m, atoms::rss_bytes()),
         start_time: (started > 0).then(|| agent_core::header::timestamp(started)),
         agent_id: text(m, atoms::agent_id()),
+        host: text(m, atoms::host()),
     }
 }

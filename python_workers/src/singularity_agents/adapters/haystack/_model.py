@@ -57,7 +57,7 @@ class EngineChatGenerator:
     def _request(self, messages: Sequence[ChatMessage], tools: Any, options: dict[str, Any]) -> providers.ChatRequest:
         return _chat.request(
             [made for message in messages for made in _messages.to_engine(message)],
-            [definition_of(tool) for tool in flatten_tools_or_toolsets(tools or self.tools)],
+            [_chat.definition(tool, definition_of) for tool in flatten_tools_or_toolsets(tools or self.tools)],
             model=options.get("model") or self.model,
             tool_choice=options.get("tool_choice") or "",
             temperature=options.get("temperature", self.temperature),
