@@ -196,6 +196,7 @@ fn step_header(task: &TaskHeader, step: &pb::AgentTask, streams: bool) -> TaskHe
         policy: agent_providers::narrowed(rules, wishes).encode_to_vec(),
         max_cost_micros: task.max_cost_micros,
         on_budget_end: task.on_budget_end,
+        key_id: task.key_id.clone(),
         budget_approved: task.budget_approved,
         budget_denied: task.budget_denied,
         ephemeral: task.ephemeral,
