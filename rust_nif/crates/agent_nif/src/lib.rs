@@ -7,6 +7,7 @@ mod budget;
 mod grpc;
 mod http;
 mod journal;
+mod memory;
 mod providers;
 mod pure;
 mod remote;

@@ -46,6 +46,11 @@ impl StoreHandle {
     pub(crate) fn get(&self) -> Option<Arc<TaskStore>> {
         self.store.read().clone()
     }
+
+    /// Where reads run.
+    pub(crate) fn runtime(&self) -> Option<tokio::runtime::Handle> {
+        self.runtime.handle()
+    }
 }
 
 impl Drop for StoreHandle {

@@ -40,6 +40,7 @@ pub use hub::Listener;
 use hub::{Behind, End, Hub, Live};
 use journal::{Decision, Session, Sessions};
 use ledger::LedgerRow;
+pub use durable::Kept;
 use memory::Memory;
 pub use op::{AttemptInfo, Finish, MemoryAnswer, MemoryOp, Metrics, ScheduleOp, WriteOp, Written};
 use order::Order;
@@ -257,6 +258,7 @@ impl TaskStore {
             WriteOp::ToolBegin { id, fence, .. } => {
                 self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Tool(Decision::Run))))
             }
+            WriteOp::Keep { id, fence, .. } => self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Ok))),
             WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, ran_ms, events } => {
                 self.change_memory(&id, now, |r| r.requeue(fence, (&outcome, &cause, counts), not_before_ms, ran_ms, events, now))
             }
@@ -598,6 +600,31 @@ impl TaskStore {
     pub fn memories(&self, tenant: &str, r: &pb::ListMemoriesRequest, size: usize) -> Result<(Vec<pb::MemoryItem>, String), AgentError> {
         let found = self.durable.memories(tenant, r, one_more(size), now_ms())?;
         Ok(cut(found, size, |item| item.key.clone()))
+    }
+
+    /// A page of the values of a namespace and of those below it, by namespace and key, and the token of the next.
+    pub fn memories_below(
+        &self,
+        tenant: &str,
+        namespace: &str,
+        token: &str,
+        size: usize,
+    ) -> Result<(Vec<pb::MemoryItem>, String), AgentError> {
+        // A namespace has no control character.
+        let (after, key) = token.split_once('\n').unwrap_or_default();
+        let found = self.durable.memories_below(tenant, namespace, (after, key), one_more(size), now_ms())?;
+        Ok(cut(found, size, |item| format!("{}\n{}", item.namespace, item.key)))
+    }
+
+    /// A page of the namespaces that have values, a namespace and those below it, and the token of the next.
+    pub fn namespaces_below(&self, tenant: &str, namespace: &str, after: &str, size: usize) -> Result<(Vec<String>, String), AgentError> {
+        let found = self.durable.namespaces_below(tenant, namespace, after, one_more(size), now_ms())?;
+        Ok(cut(found, size, String::clone))
+    }
+
+    /// Records of a task behind a key, a page of them, and whether there are more.
+    pub fn kept(&self, id: &str, after: &str) -> Result<(Vec<Kept>, bool), AgentError> {
+        if self.is_ephemeral(id) { Ok((Vec::new(), false)) } else { self.durable.kept(id, after) }
     }
 
     /// A page of versions of a value, newest first, and the token of the next.
