@@ -18,9 +18,9 @@
 
 -export_type([runtime/0, store/0, providers/0, grpc/0, http/0, payload/0, agent/0, token/0, remote/0]).
 
--nifs([abi_version/0, runtime_start/1, runtime_stop/1, store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3,
-       store_memory/4, store_say/5, providers_start/3, providers_stop/1, providers_panic/1, providers_info/1, chat/4, embed/4, credit/3, cancel/2,
-       set_endpoint/3, budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3,
+-nifs([abi_version/0, runtime_start/1, runtime_stop/1, store_start/3, store_stop/1, store_panic/1, store_write/3,
+       store_read/3, store_memory/4, store_say/5, providers_start/3, providers_stop/1, providers_panic/1, providers_info/1,
+       chat/4, embed/4, credit/3, cancel/2, set_endpoint/3, budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3,
        http_start/4, http_stop/1, grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2,
        remote_own/2, remote_want/2, remote_send/2, remote_close/1, agent_new/3,
        agent_step/2, tool_call/2, task_encode/1, wire_encode/2, wire_decode/2, agent_encode/1,
