@@ -38,6 +38,20 @@ def wait_for_a_child() -> str:
     return "never"
 
 
+@tool(replay="safe")
+def read_a_lot() -> str:
+    """Gives a text that is dear to go on with."""
+    return "word " * 40_000
+
+
+@tool
+async def ask_a_person() -> str:
+    """Asks a person."""
+    engine = in_task()
+    assert engine is not None
+    return f"the person said {await engine.ask('Shall I?')}"
+
+
 @agent("shout")
 async def shout(task: Any, engine: Any) -> str:
     return str(task.description).upper()

@@ -25,10 +25,12 @@
 -record(call, {id :: non_neg_integer(), kind :: byte(), fence :: non_neg_integer(), task_id :: binary()}).
 %% What becomes of a call once the store has committed the operation.
 -record(commit, {op :: tuple(), call :: #call{}, then :: {reply, binary()} | {begin_tool, map()} | none}).
+%% A call of memory that the store has, or waits for.
+-record(memory, {request :: binary(), place :: map(), call :: #call{}}).
 %% A question to a model that waits for the store.
 -record(ask, {function :: chat | embed, request :: binary(), options :: map(), call :: #call{}}).
 -record(calls, {
-    open = #{} :: #{reference() => #call{} | #commit{} | #ask{}},
+    open = #{} :: #{reference() => #call{} | #commit{} | #ask{} | #memory{}},
     %% How often each of the engine's tools was called with equal arguments.
     begun = #{} :: #{{binary(), binary()} => pos_integer()},
     waiting = queue:new() :: queue:queue(out())
@@ -58,6 +60,9 @@ dispatch(chat, #{flags := Flags, payload := Payload} = Frame, Ctx, C) ->
     ask(#ask{function = chat, request = Payload, options = Opts, call = call(Frame, Ctx)}, C);
 dispatch(embed, #{payload := Payload} = Frame, Ctx, C) ->
     ask(#ask{function = embed, request = Payload, options = Ctx, call = call(Frame, Ctx)}, C);
+dispatch(memory, #{payload := Payload} = Frame, Ctx, C) ->
+    Place = maps:with([task, task_id, tenant, agent_id, fence, scope], Ctx),
+    remember(#memory{request = Payload, place = Place, call = call(Frame, Ctx)}, C);
 dispatch(tool, #{payload := Payload} = Frame, Ctx, C = #calls{begun = Begun}) ->
     case agent_native:wire_decode(tool_request, Payload) of
         {ok, #{name := Name, arguments := Arguments} = Request} ->
@@ -141,8 +146,29 @@ ask(Ask = #ask{function = Function, request = Request, options = Options, call =
         Started -> started(Started, Ref, Call, C)
     end.
 
+%% The store is asked for a value, or writes one: fenced, and under the names of the task's own namespace.
+-spec remember(#memory{}, calls()) -> {[note()], calls()}.
+remember(Memory = #memory{request = Request, place = Place}, C = #calls{open = Open}) ->
+    case agent_store:memory(Place, Request) of
+        {ok, Ref} -> {[], C#calls{open = Open#{Ref => Memory}}};
+        {done, Answer} -> remembered(done, Answer, Memory, C);
+        {error, Error} -> remembered(error, Error, Memory, C)
+    end.
+
+%% What the store did not take is given to it again; what it may have written is not.
+-spec remembered(done | error | again, term(), #memory{}, calls()) -> {[note()], calls()}.
+remembered(done, Answer, #memory{call = Call}, C) ->
+    {[], reply(Call, Answer, C)};
+remembered(again, _, Memory, C) ->
+    remember(Memory, C);
+remembered(error, #{reason := Reason}, Memory, C)
+  when Reason =:= store_unavailable; Reason =:= overloaded; Reason =:= native_down; Reason =:= disk_low ->
+    {[], again(Memory, C)};
+remembered(error, Error, #memory{call = Call}, C) ->
+    {[], push({error_frame(Call, Error), none}, C)}.
+
 %% The store is asked again a little later.
--spec again(#ask{} | #commit{}, calls()) -> calls().
+-spec again(#ask{} | #commit{} | #memory{}, calls()) -> calls().
 again(What, C = #calls{open = Open}) ->
     Ref = make_ref(),
     _ = erlang:send_after(?STORE_RETRY_MS, self(), {agent_native, Ref, again, none}),
@@ -165,6 +191,7 @@ native(Ref, Event, Props, C = #calls{open = Open}) ->
     case Open of
         #{Ref := #call{} = Call} -> answer(Event, Props, Ref, Call, C);
         #{Ref := #ask{} = Ask} -> ask(Ask, closed(Ref, C));
+        #{Ref := #memory{} = Memory} -> remembered(Event, Props, Memory, closed(Ref, C));
         #{Ref := #commit{} = Commit} -> committed(Event, Props, Commit, closed(Ref, C));
         #{} -> unknown
     end.
@@ -218,6 +245,8 @@ abort_all(Error, C = #calls{open = Open}) ->
                  (Ref, #commit{call = Call}, Acc) ->
                       closed(Ref, push({error_frame(Call, Error), none}, Acc));
                  (Ref, #ask{call = Call}, Acc) ->
+                      closed(Ref, push({error_frame(Call, Error), none}, Acc));
+                 (Ref, #memory{call = Call}, Acc) ->
                       closed(Ref, push({error_frame(Call, Error), none}, Acc));
                  (Ref, Call, Acc) ->
                       _ = agent_providers:cancel(Ref),

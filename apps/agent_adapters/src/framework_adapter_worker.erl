@@ -79,6 +79,8 @@
     scope = #{} :: map(),
     %% What the task may spend, and what happens then.
     money = #{} :: map(),
+    %% The task itself, whose context names its memory.
+    task :: agent_native:payload() | undefined,
     %% How long it may be blocked.
     block_grace_ms = 0 :: non_neg_integer(),
     gate = open :: open | closed,
@@ -405,7 +407,8 @@ frame(event, #{kind := Kind, fence := F, payload := P}, _, W = #worker{lease = #
     {keep_state, W};
 frame(call, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F, gate = Gate} = L, calls = Calls}) ->
     #{tenant := Tenant, agent := Agent} = W#worker.spec,
-    Open = (maps:merge(L#lease.scope, L#lease.money))#{task_id => L#lease.task_id, tenant => Tenant, agent_id => maps:get(id, Agent, <<>>)},
+    Open = (maps:merge(L#lease.scope, L#lease.money))#{task_id => L#lease.task_id, tenant => Tenant,
+                                                        agent_id => maps:get(id, Agent, <<>>), task => L#lease.task},
     Ctx = case L#lease.attempt of none -> Open; N -> Open#{fence => F, attempt => N} end,
     {Notes, Calls1} = framework_adapter_calls:open(Frame, Gate, Ctx, Calls),
     {keep_state, send_waiting(note(Notes, W#worker{calls = Calls1}))};
@@ -493,7 +496,7 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
     Out1 = case framework_adapter_credit:take(iolist_size(Frame), Out) of {ok, O} -> O; wait -> Out end,
     Manager ! {worker, Id, {busy, TaskId}},
     Journaled = case Header of #{durability := ephemeral} -> none; #{} -> Attempt end,
-    W1 = W#worker{lease = Lease#lease{task_id = TaskId, fence = Fence, attempt = Journaled, gate = open,
+    W1 = W#worker{lease = Lease#lease{task_id = TaskId, task = Payload, fence = Fence, attempt = Journaled, gate = open,
                                  scope = maps:with([scope, life], Task),
                                  money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy, key_id], Header),
                                  block_grace_ms = block_grace(Header, W#worker.spec), term_ms = ?TERM_GRACE_MS},

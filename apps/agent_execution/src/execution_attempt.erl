@@ -126,9 +126,10 @@ effects([cancel_lease | Rest], Outs, A = #attempt{ref = Ref}) ->
 effects([{attempt_info, Info} | Rest], Outs, A) ->
     effects(Rest, unjournaled(Info) ++ Outs, A);
 effects([execute | Rest], Outs, A = #attempt{worker = {Pid, _}, spec = Spec, ref = Ref}) ->
-    #{header := Header, deadline := Deadline} = Spec,
-    Task = maps:with([task_id, payload, agent, attempt, fence, header, scope, life], Spec),
-    ok = framework_adapter_worker:execute(Pid, Ref, Task#{deadline_ms => time_of(Deadline),
+    #{header := Header, deadline := Deadline, attempt := Attempt, life := Life} = Spec,
+    Task = maps:with([task_id, payload, agent, fence, header, scope, life], Spec),
+    %% To the agent each try is an attempt: it asks what the one before has kept.
+    ok = framework_adapter_worker:execute(Pid, Ref, Task#{attempt => Attempt + Life - 1, deadline_ms => time_of(Deadline),
                                                           stream_text => maps:get(stream_text, Header, false)}),
     effects(Rest, Outs, A);
 effects([{event, Event} | Rest], Outs, A) ->

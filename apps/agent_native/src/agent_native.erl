@@ -6,7 +6,7 @@
 
 -export([abi_version/0]).
 -export([runtime_start/1, runtime_stop/1]).
--export([store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3, store_say/5]).
+-export([store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3, store_memory/4, store_say/5]).
 -export([providers_start/3, providers_stop/1, providers_panic/1, providers_info/1]).
 -export([chat/4, embed/4, credit/3, cancel/2, set_endpoint/3]).
 -export([budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3]).
@@ -19,9 +19,9 @@
 
 -export_type([runtime/0, store/0, providers/0, grpc/0, http/0, payload/0, agent/0, plan/0, token/0, remote/0]).
 
--nifs([abi_version/0, runtime_start/1, runtime_stop/1, store_start/3, store_stop/1, store_panic/1, store_write/3, store_read/3, store_say/5,
-       providers_start/3, providers_stop/1, providers_panic/1, providers_info/1, chat/4, embed/4, credit/3, cancel/2,
-       set_endpoint/3, budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3,
+-nifs([abi_version/0, runtime_start/1, runtime_stop/1, store_start/3, store_stop/1, store_panic/1, store_write/3,
+       store_read/3, store_memory/4, store_say/5, providers_start/3, providers_stop/1, providers_panic/1, providers_info/1,
+       chat/4, embed/4, credit/3, cancel/2, set_endpoint/3, budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3,
        http_start/4, http_stop/1, grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2,
        remote_own/2, remote_want/2, remote_send/2, remote_close/1, agent_new/3,
        agent_step/2, plan_open/4, plan_step/2, plan_executors/1, tool_call/2, task_encode/1,
@@ -81,6 +81,10 @@ store_write(Store, Ref, Op) -> down({Store, Ref, Op}).
 -spec store_read(store(), reference(), tuple()) -> ok | {error, agent_error:t() | native_down}.
 store_read(Store, Ref, Op) -> down({Store, Ref, Op}).
 %% @doc Text of a running attempt ahead of its batch, for whoever watches it now: `Offset' bytes into the attempt's text.
+-spec store_memory(store(), reference(), Place :: map(), Payload :: binary()) ->
+    ok | {done, binary()} | busy | {error, agent_error:t() | native_down}.
+store_memory(Store, Ref, Place, Payload) -> down({Store, Ref, Place, Payload}).
+
 -spec store_say(store(), TaskId :: binary(), Attempt :: pos_integer(), Offset :: non_neg_integer(), binary()) -> ok | {error, native_down}.
 store_say(Store, TaskId, Attempt, Offset, Text) -> down({Store, TaskId, Attempt, Offset, Text}).
 %% @doc Starts the providers; `ready' follows.

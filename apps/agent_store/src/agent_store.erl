@@ -10,6 +10,7 @@
 -export([cast/1]).
 -export([say/4]).
 -export([read/1]).
+-export([memory/2]).
 -export([epoch/0]).
 
 %% A commit takes a few ms; this is for a disk in trouble.
@@ -106,6 +107,24 @@ read(Op) ->
                         {unknown, Error} -> {error, Error};
                         Result -> Result
                     end;
+                {error, native_down} -> {error, down()};
+                {error, Error} -> {error, Error}
+            end;
+        {error, native_down} ->
+            {error, down()}
+    end.
+
+%% @doc A worker's call of memory (`worker.v1.MemoryRequest'), of which the caller hears: `{agent_native, Ref, done | error, _}'.
+%% `Place': `#{task => payload(), task_id, tenant, agent_id, fence}', without a fence for an ephemeral task.
+-spec memory(map(), binary()) -> {ok, reference()} | {done, binary()} | {error, agent_error:t()}.
+memory(Place, Request) ->
+    Ref = make_ref(),
+    case native_subsystem:handle(store) of
+        {ok, Store} ->
+            case agent_native:store_memory(Store, Ref, Place, Request) of
+                ok -> {ok, Ref};
+                {done, Answer} -> {done, Answer};
+                busy -> {error, agent_error:new(overloaded, <<"the store's queue is full">>)};
                 {error, native_down} -> {error, down()};
                 {error, Error} -> {error, Error}
             end;

@@ -37,6 +37,7 @@ from ._spec import HistoryItem, TaskOptions, TaskSpec, agent_task, duration, enu
 
 T = TypeVar("T")
 V = TypeVar("V", bound=m.Value)
+V2 = TypeVar("V2", bound=Proto)
 
 #: Largest page that the engine gives.
 MAX_PAGE = 1000
@@ -453,6 +454,11 @@ def chat(request: pr.ChatRequest) -> Call[m.ChatResult]:
 def raw_chat(request: pr.ChatRequest) -> Call[pr.ChatResponse]:
     """Chat, answered as protobuf."""
     return Call(_path("ProviderService", "Chat"), request, pr.ChatResponse, lambda answer: answer, repeatable=False, waits=True)
+
+
+def raw_memory(method: str, request: Proto, answer: type[V2]) -> Call[V2]:
+    """A call of MemoryService, answered as protobuf."""
+    return Call(_path("MemoryService", method), request, answer, lambda given: given, repeatable=False)
 
 
 def stream_chat(request: pr.ChatRequest) -> Call[m.ChatDelta]:

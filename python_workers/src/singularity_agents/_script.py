@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
-from ._errors import InvalidRequest, NotFound
+from ._calls import raw_memory
 from ._local import LocalCalls, NoEvents
 from .worker import _frames as f
 from .worker import _runtime
@@ -22,7 +23,7 @@ from .worker._calls import Calls
 from .worker._engine import Engine
 from .worker._events import Events
 from .worker._scope import CURRENT, Scope
-from .worker._wire import from_struct
+from .worker._wire import from_struct, memory, worker
 
 if TYPE_CHECKING:
     from ._client import Client
@@ -31,8 +32,17 @@ if TYPE_CHECKING:
 SCRIPT_ID: Final = "script"
 #: Namespace of a script's memory where none is named.
 NAMESPACE: Final = "default"
-#: Items that a listing or a search of memory gives.
-_MAX_ITEMS: Final = 50
+#: Calls of memory that a node answers to a client, with the message of the answer.
+_MEMORY: Final[Mapping[str, tuple[str, type[Message]]]] = {
+    "put": ("PutMemory", memory.MemoryItem),
+    "get": ("GetMemory", memory.MemoryItem),
+    "delete": ("DeleteMemory", memory.DeleteMemoryResponse),
+    "list": ("ListMemories", memory.ListMemoriesResponse),
+    "batch": ("BatchMemory", memory.BatchMemoryResponse),
+    "search": ("SearchMemories", memory.SearchMemoriesResponse),
+    "append": ("AppendMessages", memory.AppendMessagesResponse),
+    "messages": ("ListMessages", memory.ListMessagesResponse),
+}
 
 _lock = threading.Lock()
 _engine: Engine | None = None
@@ -64,7 +74,7 @@ class ScriptCalls(LocalCalls):
         self._scope = Scope(0, 1, want_text=False)
         self._scope.task_id = SCRIPT_ID
         self._answers: dict[f.Call, Callable[[Mapping[str, Any]], Any]] = {
-            f.Call.MEMORY: self._memory, f.Call.DELEGATE: self._delegate, f.Call.SELECT_PROVIDER: self._select,
+            f.Call.DELEGATE: self._delegate, f.Call.SELECT_PROVIDER: self._select,
         }  # fmt: skip
 
     def scope(self) -> Scope:  # type: ignore[override]
@@ -73,6 +83,8 @@ class ScriptCalls(LocalCalls):
 
     def call_blocking(self, kind: f.Call, payload: bytes) -> bytes:
         """One call. Raises the node's error, CapabilityPending for what a script cannot have."""
+        if kind == f.Call.MEMORY:
+            return self._memory(payload)
         answer = self._answers.get(kind)
         if answer is None:
             return super().call_blocking(kind, payload)
@@ -84,27 +96,15 @@ class ScriptCalls(LocalCalls):
 
         return self._client or default_client()
 
-    def _memory(self, asked: Mapping[str, Any]) -> Any:
-        op, key = str(asked.get("op", "")), str(asked.get("key") or "")
-        memory, space = self._node().memory, str(asked.get("namespace") or NAMESPACE)
-        if op in ("get", "set", "put", "delete") and not key:
-            raise InvalidRequest(f"{op} needs a key", reason="INVALID_FIELD", metadata={"field": "key"})
-        if op == "get":
-            try:
-                return memory.get(space, key).value
-            except NotFound:
-                return ""
-        if op in ("set", "put"):
-            return {"version": memory.put(space, key, asked.get("value")).version}
-        if op == "delete":
-            return {"version": memory.delete(space, key)}
-        if op == "list":
-            return {item.key: item.value for item in memory.list(space, prefix=key, limit=_MAX_ITEMS)}
-        if op == "search":
-            found = memory.search(space, str(asked.get("query") or ""), limit=_MAX_ITEMS)
-            return [{"key": item.key, "value": item.value, "score": score} for score, item in found]
-        known = "get, set, delete, list or search"
-        raise InvalidRequest(f'op is "{op}", must be {known}', reason="INVALID_FIELD", metadata={"field": "op"})
+    def _memory(self, payload: bytes) -> bytes:
+        asked = worker.MemoryRequest.FromString(payload)
+        kind = asked.WhichOneof("operation") or ""
+        if kind not in _MEMORY:
+            return super().call_blocking(f.Call.MEMORY, payload)
+        method, answer = _MEMORY[kind]
+        request = getattr(asked, kind)
+        request.namespace = request.namespace or NAMESPACE
+        return self._node().run(raw_memory(method, request, answer)).SerializeToString()
 
     def _delegate(self, asked: Mapping[str, Any]) -> Any:
         options = {name: value for name, value in asked.items() if name != "description"}

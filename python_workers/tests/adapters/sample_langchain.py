@@ -92,5 +92,5 @@ def by_type(mine: BaseChatModel, name: str = "unused"):
     return create_agent(mine, [], system_prompt="By type.")
 
 
-def unknown(llm, checkpointer):
-    return create_agent(llm, [], checkpointer=checkpointer)
+def unknown(llm, nonsense):
+    return create_agent(llm, [], checkpointer=nonsense)

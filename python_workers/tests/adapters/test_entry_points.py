@@ -14,6 +14,7 @@ from singularity_agents._proto.singularity.worker.v1 import worker_pb2
 from singularity_agents.worker import _frames as f
 
 from ..worker.peer import Peer, chat_response
+from .conftest import ENVIRONMENTS
 from .script import Script
 
 Start = Callable[[str], Peer]
@@ -125,6 +126,47 @@ def test_a_crew_of_the_integration_uses_the_engines_parts(start: Start, tmp_path
     # The model's own count is of the crew's calls alone.
     metrics = result.framework_specific_data.fields["crew_metrics"].struct_value.fields
     assert metrics["successful_requests"].number_value == 4
+
+
+def crewai_project(folder: Path, *packages: str) -> None:
+    """What `crewai create crew` makes, from the template of the framework's own package."""
+    template = next((ENVIRONMENTS / "crewai").glob("lib/python3*/site-packages/crewai_cli/templates/crew"))
+    for package in packages:
+        made = folder / "src" / package
+        shutil.copytree(template, made, ignore=shutil.ignore_patterns("__pycache__"))
+        for file in [*made.glob("*.py"), *made.glob("*/*.py")]:
+            text = file.read_text().replace("{{crew_name}}", package.title()).replace("{{folder_name}}", package)
+            file.write_text(text)
+        agents = made / "config" / "agents.yaml"
+        agents.write_text(agents.read_text().replace("researcher:\n", "researcher:\n  llm: anthropic/claude-opus-5\n"))
+
+
+@pytest.mark.parametrize("entrypoint", ["", "crew.py", "crew.py:Travel"])
+def test_a_project_folder_of_crewai_is_used_as_it_is(start: Start, tmp_path: Path, entrypoint: str) -> None:
+    crewai_project(tmp_path, "travel", *(["other"] if ":" in entrypoint else []))
+    peer = start("crewai")
+    peer.bind(entrypoint, tmp_path, agent=agent_service_pb2.Agent(id="users", framework="crewai"), storage_dir=tmp_path)
+    task = task_pb2.AgentTask(description="the moon")
+    task.context.framework_specific_data.update({"inputs": {"topic": "lunar travel", "current_year": "2026"}})
+    for fence in (1, 2):
+        script, result = run(peer, chat_response("facts"), chat_response("a report"), task=task, fence=fence)
+        assert result.output == "a report" and [r.model for r in script.asked] == ["default", "default"]
+        assert "lunar travel Senior Data Researcher" in str(script.asked[0].messages) and "facts" in str(script.asked[1].messages)
+
+
+@pytest.mark.parametrize(
+    ("packages", "entrypoint", "why"),
+    [(("travel", "other"), "", "has Other, Travel; name one"), ((), "crew.py", "has no src/<package>/crew.py")],
+)
+def test_a_project_folder_that_does_not_say_which_crew_is_refused(
+    start: Start, tmp_path: Path, packages: tuple[str, ...], entrypoint: str, why: str
+) -> None:
+    crewai_project(tmp_path, *packages)
+    peer = start("crewai")
+    peer.hello()
+    peer.init(entrypoint, tmp_path, storage_dir=tmp_path)
+    ready = peer.expect(f.Type.READY)
+    assert ready.flags & f.FLAG_ERROR and why in worker_pb2.Error.FromString(ready.payload).message
 
 
 def test_a_round_robin_team_starts_anew_each_time(start: Start, tmp_path: Path) -> None:

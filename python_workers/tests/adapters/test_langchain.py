@@ -244,7 +244,7 @@ def test_a_project_of_langgraph_is_used_as_it_is(langchain: Start, project: Path
 
 @pytest.mark.parametrize(
     ("reference", "why"),
-    [("langgraph.json:nothing", "it has: built"), ("lc_code:unknown", '"checkpointer" is not known')],
+    [("langgraph.json:nothing", "it has: built"), ("lc_code:unknown", '"nonsense" is not known')],
 )
 def test_an_entry_that_cannot_be_used_is_told_when_the_worker_starts(
     langchain: Start, project: Path, reference: str, why: str

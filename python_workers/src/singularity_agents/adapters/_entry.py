@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..worker._engine import Engine
+from ..worker._memory import Memory
 from . import _project
 from ._base import Setup
 
@@ -19,13 +20,20 @@ class Entry:
     """What an entry point names."""
 
     def __init__(
-        self, setup: Setup, engine: Engine, model: Callable[[], Any], tools: Callable[[], Any], found: Any = None
+        self,
+        setup: Setup,
+        engine: Engine,
+        model: Callable[[], Any],
+        tools: Callable[[], Any],
+        found: Any = None,
+        more: Mapping[str, Callable[[], Any]] | None = None,
     ) -> None:
         self.reference = setup.entrypoint
         #: What it names; resolved here unless the adapter has.
         self.found = _project.resolve(setup.entrypoint) if found is None else found
         self._given: Mapping[str, Callable[[], Any]] = {
             **dict.fromkeys(MODEL_NAMES, model), "tools": tools, "engine": lambda: engine, "config": lambda: dict(setup.config),
+            "memory": lambda: Memory(engine), **(more or {}),
         }  # fmt: skip
 
     def is_factory(self, *ready: type) -> bool:
@@ -61,10 +69,17 @@ class Entry:
         return made
 
     def _by_type(self, hint: Any) -> Any:
-        """The engine, or its model, where an annotation is the class of one; None otherwise."""
+        """The engine, its model or its memory, where an annotation is the class of one; None otherwise."""
         if not inspect.isclass(hint) or hint is object:
             return None
-        return next((made for key in ("engine", "model") if _is(made := self._given[key](), hint)), None)
+        return next(
+            (
+                made
+                for key in ("engine", "model", "memory", "checkpointer", "store")
+                if key in self._given and _is(made := self._given[key](), hint)
+            ),
+            None,
+        )
 
     def _wrong(self, found: Any, ready: tuple[type, ...]) -> str:
         names = ", ".join(sorted(kind.__name__ for kind in ready))

@@ -9,18 +9,22 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
+from google.protobuf.message import Message as ProtoMessage
+
 from .._durations import DurationLike, seconds
 from .._errors import SingularityError
 from . import _frames as f
 from ._calls import Calls
 from ._events import Events
-from ._inputs import InputNeeded, question, tool_input_id, value
+from ._inputs import InputNeeded, input_name, occurrence_in, question, tool_input_id, value
+from ._memory import Record, in_words, keep_requests, read_request
 from ._scope import Scope
 from ._wire import arguments_text, common, providers, to_struct, worker
 
 __all__ = ["REPLAY", "ChatReply", "Engine", "Question", "SyncEngine", "ToolError"]
 
 _T = TypeVar("_T")
+_M = TypeVar("_M", bound=ProtoMessage)
 
 _ROLES: Final = {
     "user": common.ROLE_USER,
@@ -413,11 +417,51 @@ class Engine:
         if self._events.waiting:
             await self._events.drain()
 
-    # --- what the engine answers itself once it can ----------------------------------------------------------------
+    # --- memory ---------------------------------------------------------------------------------------------------
 
     async def memory(self, op: str, **arguments: Any) -> str:
-        """Reads or writes the task's memory namespace."""
-        return await self._pending(f.Call.MEMORY, {"op": op, **arguments})
+        """Reads or writes the task's memory in words: `op` is get, set, delete, list or search, with `key`, `value`, `query`."""
+        return await in_words(self, op, arguments)
+
+    async def memory_raw(self, request: worker.MemoryRequest, answer: type[_M]) -> _M:
+        """One call of memory as protobuf."""
+        made = answer()
+        made.ParseFromString(await self._calls.call(f.Call.MEMORY, request.SerializeToString()))
+        return made
+
+    async def keep(self, records: Sequence[Record]) -> None:
+        """Writes records of the task, which its later attempts read and nobody else; they go with the task."""
+        for request in keep_requests(records):
+            await self._calls.call(f.Call.MEMORY, request.SerializeToString())
+
+    def keep_blocking(self, records: Sequence[Record]) -> None:
+        """The same for synchronous code."""
+        for request in keep_requests(records):
+            self._call_from_anywhere(f.Call.MEMORY, request.SerializeToString())
+
+    async def kept(self) -> list[tuple[str, bytes]]:
+        """The records of the task."""
+        found: list[tuple[str, bytes]] = []
+        more = True
+        while more:
+            after = found[-1][0] if found else ""
+            page = await self.memory_raw(read_request(after), worker.KeptRecords)
+            found += [(record.key, record.data) for record in page.records]
+            more = page.more
+        return found
+
+    def kept_blocking(self) -> list[tuple[str, bytes]]:
+        """The same for synchronous code."""
+        found: list[tuple[str, bytes]] = []
+        more = True
+        while more:
+            request = read_request(found[-1][0] if found else "").SerializeToString()
+            page = worker.KeptRecords.FromString(self._call_from_anywhere(f.Call.MEMORY, request))
+            found += [(record.key, record.data) for record in page.records]
+            more = page.more
+        return found
+
+    # --- what the engine answers itself once it can ----------------------------------------------------------------
 
     async def delegate(self, description: str, **options: Any) -> str:
         """Runs a subtask and gives its output."""
@@ -461,8 +505,10 @@ class Engine:
         Raises InputNeeded with those that have no answer yet, `TimeoutError` where nobody answered one in time.
         """
         scope = self._calls.scope()
-        names = [f"input-{scope.asked + number}" for number in range(1, len(questions) + 1)]
-        scope.asked += len(questions)
+        place = scope.place()
+        before = scope.asked[place]
+        scope.asked[place] += len(questions)
+        names = [input_name(place, before + number) for number in range(1, len(questions) + 1)]
         missing = [
             question(name, asked.kind, asked.prompt, asked.payload, asked.within_s)
             for name, asked in zip(names, questions, strict=True)
@@ -501,8 +547,9 @@ class _Bracket:
         self._arguments = arguments
         self._replay = replay
         self._id = tool_call_id
-        key = (name, arguments)
-        self._occurrence = scope.begun[key]
+        place = scope.place()
+        key = (place, name, arguments)
+        self._occurrence = occurrence_in(place, scope.begun[key])
         scope.begun[key] += 1
 
     def begin(self, replay: str = "") -> bytes:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import time
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from ._wire import from_struct, tasks, to_struct
+
+#: Places by their checksum; the bits below count calls.
+_PLACES: Final = 0x7FFFFF00
 
 
 class InputNeeded(BaseException):
@@ -45,6 +49,20 @@ def value(answer: tasks.InputAnswer) -> Any:
         return from_struct(answer.payload)
     which = answer.WhichOneof("answer")
     return getattr(answer, which) if which else None
+
+
+def input_name(place: str, number: int) -> str:
+    """Name of a question by its number, from 1, in its place; the whole run is one place where the run starts again from its top."""
+    return f"ask-{_short(place)}-{number}" if place else f"input-{number}"
+
+
+def occurrence_in(place: str, number: int) -> int:
+    """Which of several equal calls of a tool it is, where a run that is resumed does not come by all of them again."""
+    return (zlib.crc32(place.encode()) & _PLACES) + number if place else number
+
+
+def _short(place: str) -> str:
+    return hashlib.sha256(place.encode()).hexdigest()[:12]
 
 
 def tool_input_id(name: str, arguments: str, occurrence: int) -> str:

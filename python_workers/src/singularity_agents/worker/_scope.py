@@ -29,12 +29,16 @@ _ROUND_S: Final = 0.01
 _MAX_THREADS: Final = 16
 
 
+def _one_place() -> str:
+    return ""
+
+
 class Scope:
     """One running task of the engine."""
 
     __slots__ = (
-        "__weakref__", "answers", "asked", "begun", "born", "cancelled", "fence", "gate", "model", "notes", "slot", "task_id",
-        "unjournaled", "want_text", "work",
+        "__weakref__", "answers", "asked", "attempt", "begun", "born", "cancelled", "fence", "gate", "model", "notes", "place", "slot",
+        "task_id", "unjournaled", "want_text", "work",
     )  # fmt: skip
 
     def __init__(self, slot: int, fence: int, want_text: bool) -> None:
@@ -43,18 +47,22 @@ class Scope:
         self.want_text = want_text
         self.task_id = ""
         self.model = ""
+        #: From 1.
+        self.attempt = 1
         #: Why calls are refused now; None: they are not.
         self.gate: SingularityError | None = None
         self.cancelled = False
         self.work: asyncio.Task[Any] | None = None
         self.born: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
-        #: How often a tool was called with equal arguments.
-        self.begun: Counter[tuple[str, str]] = Counter()
+        #: Where the code that runs now stands, for adapters whose runs are resumed in the middle; the same in each attempt.
+        self.place: Callable[[], str] = _one_place
+        #: How often a tool was called with equal arguments, by place.
+        self.begun: Counter[tuple[str, str, str]] = Counter()
         self.unjournaled: set[str] = set()
         #: What was answered before this attempt, by the names of the questions.
         self.answers: dict[str, tasks.InputAnswer] = {}
-        #: Questions that this run has asked so far.
-        self.asked = 0
+        #: Questions that this run has asked so far, by place.
+        self.asked: Counter[str] = Counter()
         #: What an adapter keeps for the length of the run.
         self.notes: dict[str, Any] = {}
 

@@ -17,6 +17,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from .._errors import CapabilityPending, ProviderFailed, SingularityError, TaskCancelled, error_class
 from .._proto.singularity.agents.v1 import agent_service_pb2 as agents
 from .._proto.singularity.agents.v1 import common_pb2 as common
+from .._proto.singularity.agents.v1 import memory_service_pb2 as memory
 from .._proto.singularity.agents.v1 import provider_service_pb2 as providers
 from .._proto.singularity.agents.v1 import task_pb2 as tasks
 from .._proto.singularity.worker.v1 import worker_pb2 as worker
@@ -28,6 +29,8 @@ __all__ = [
     "error_message",
     "error_of",
     "from_struct",
+    "from_value",
+    "memory",
     "providers",
     "tasks",
     "to_struct",
@@ -105,15 +108,16 @@ def to_value(data: Any) -> Value:
 
 def from_struct(struct: Struct) -> dict[str, Any]:
     """Plain data of a Struct; whole numbers become int."""
-    return {key: _plain(value) for key, value in struct.fields.items()}
+    return {key: from_value(value) for key, value in struct.fields.items()}
 
 
-def _plain(value: Value) -> Any:
+def from_value(value: Value) -> Any:
+    """Plain data of a Value; whole numbers become int."""
     kind = value.WhichOneof("kind")
     if kind == "struct_value":
         return from_struct(value.struct_value)
     if kind == "list_value":
-        return [_plain(item) for item in value.list_value.values]
+        return [from_value(item) for item in value.list_value.values]
     if kind == "number_value":
         number = value.number_value
         return int(number) if number.is_integer() and abs(number) < 2**53 else number

@@ -174,6 +174,7 @@ class Worker:
             return
         scope.task_id = execute.task_id
         scope.model = execute.model
+        scope.attempt = execute.attempt
         scope.answers = {answer.input_id: answer for answer in execute.answers}
         self._scopes[frame.slot] = scope
         token = CURRENT.set(scope)

@@ -6,6 +6,7 @@ pub mod error;
 pub mod hash;
 pub mod header;
 pub mod json;
+pub mod memory;
 pub mod plan;
 pub mod tools;
 pub mod validate;

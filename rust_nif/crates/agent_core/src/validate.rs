@@ -27,6 +27,8 @@ const MAX_DURATION_MS: i64 = 3660 * 24 * 3600 * 1000;
 /// Start times older than this are a mistake of the client's, in ms.
 const MAX_PAST_MS: i64 = 24 * 3600 * 1000;
 
+/// Longest id that a client gives a request, in bytes.
+pub const MAX_REQUEST_ID: usize = 128;
 /// Most segments of a namespace of memory.
 const MAX_SEGMENTS: usize = 16;
 /// Longest segment, in bytes.
@@ -205,6 +207,18 @@ fn framework_name(c: &mut Check, field: &str, name: &str) {
     if !known.contains(&name) && !name.strip_prefix("custom:").is_some_and(|n| !n.is_empty() && n.len() <= 24) {
         c.fail(field, format!("\"{}\" is unknown; use one of {} or custom:NAME", clip(name), known[1..].join(", ")));
     }
+}
+
+/// Why a text is no id of a request; empty is one.
+pub fn request_id_violation(id: &str) -> Option<pb::FieldViolation> {
+    let why = if id.len() > MAX_REQUEST_ID {
+        format!("{} bytes, must be at most {MAX_REQUEST_ID}", id.len())
+    } else if id.contains('\0') {
+        "must not contain a zero byte".to_owned()
+    } else {
+        return None;
+    };
+    Some(pb::FieldViolation { field: "request_id".to_owned(), description: why })
 }
 
 /// Why a text is no namespace of memory: segments between slashes.

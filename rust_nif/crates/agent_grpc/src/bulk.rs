@@ -11,7 +11,8 @@ use futures::StreamExt;
 use tonic::Status;
 
 use crate::engine::{EngineBody, EngineReply};
-use crate::tasks::{MAX_REASON, MAX_REQUEST_ID, grace_ms, prepare, short_enough};
+use crate::tasks::{MAX_REASON, grace_ms, prepare, short_enough};
+use agent_core::validate::MAX_REQUEST_ID;
 use crate::{ENGINE_TIMEOUT, Shared, to_status};
 
 /// Tasks of one call.

@@ -23,8 +23,6 @@ const DEFAULT_GRACE_MS: i64 = 5000;
 /// Longest grace, in ms.
 const MAX_GRACE_MS: i64 = 600_000;
 
-/// Of a request id, in bytes.
-pub(crate) const MAX_REQUEST_ID: usize = 128;
 /// Of the reason of a cancel, in bytes.
 pub(crate) const MAX_REASON: usize = 1024;
 /// Of the name of a question, in bytes.
@@ -82,9 +80,7 @@ pub(crate) fn short_enough(field: &str, text: &str, most: usize) -> Result<(), S
 
 /// No database keeps a NUL in a text.
 pub(crate) fn bad_request_id(id: &str) -> Option<pb::FieldViolation> {
-    let zero =
-        id.contains('\0').then(|| pb::FieldViolation { field: "request_id".into(), description: "must not contain a zero byte".into() });
-    too_long("request_id", id.len(), MAX_REQUEST_ID).or(zero)
+    agent_core::validate::request_id_violation(id)
 }
 
 fn too_long(field: &str, length: usize, most: usize) -> Option<pb::FieldViolation> {

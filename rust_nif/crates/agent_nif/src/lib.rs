@@ -7,6 +7,7 @@ mod budget;
 mod grpc;
 mod http;
 mod journal;
+mod memory;
 mod plan;
 mod providers;
 mod pure;

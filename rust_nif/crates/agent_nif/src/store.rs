@@ -47,7 +47,7 @@ impl StoreHandle {
         self.store.read().clone()
     }
 
-    /// Where work that waits for the disk runs.
+    /// Where reads run.
     pub(crate) fn runtime(&self) -> Option<tokio::runtime::Handle> {
         self.runtime.handle()
     }

@@ -19,6 +19,9 @@ pub type Done = Box<dyn FnOnce(Result<Written, AgentError>) + Send>;
 /// Agents of the API: tenant, id, encoded agent.
 pub type AgentRows = Vec<(String, String, Vec<u8>)>;
 
+/// A record of a task: key and bytes.
+pub type Kept = (String, Vec<u8>);
+
 /// A durable back end.
 ///
 /// It applies each operation to a [`Record`], whose methods are the rules of a task's life, in one transaction that checks the fence once more;
@@ -59,6 +62,19 @@ pub trait Store: Send + Sync {
     /// Up to `limit` values behind the token of the request.
     fn memories(&self, tenant: &str, request: &pb::ListMemoriesRequest, limit: i64, now_ms: i64)
     -> Result<Vec<pb::MemoryItem>, AgentError>;
+    /// Up to `limit` values of a namespace and of those below it, behind a namespace and a key.
+    fn memories_below(
+        &self,
+        tenant: &str,
+        namespace: &str,
+        after: (&str, &str),
+        limit: i64,
+        now_ms: i64,
+    ) -> Result<Vec<pb::MemoryItem>, AgentError>;
+    /// Up to `limit` namespaces that have values, a namespace and those below it, behind one.
+    fn namespaces_below(&self, tenant: &str, namespace: &str, after: &str, limit: i64, now_ms: i64) -> Result<Vec<String>, AgentError>;
+    /// Records of a task behind a key, a page by their bytes, and whether there are more.
+    fn kept(&self, id: &str, after: &str) -> Result<(Vec<Kept>, bool), AgentError>;
     /// Up to `limit` versions of a value before a version, newest first.
     fn memory_versions(&self, tenant: &str, namespace: &str, key: &str, before: i64, limit: i64)
     -> Result<Vec<pb::MemoryItem>, AgentError>;

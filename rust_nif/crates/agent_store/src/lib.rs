@@ -28,7 +28,7 @@ use std::time::{Duration, SystemTime};
 
 use agent_core::hash::VERSION as HASH_VERSION;
 use agent_core::header::TaskHeader;
-use agent_core::plan::machine::Kept;
+use agent_core::plan::machine::Kept as KeptRun;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use parking_lot::Mutex;
@@ -42,6 +42,7 @@ pub use hub::Listener;
 use hub::{Behind, End, Hub, Live};
 use journal::{Decision, Session, Sessions};
 use ledger::LedgerRow;
+pub use durable::Kept;
 use memory::Memory;
 pub use op::{AttemptInfo, Finish, MemoryAnswer, MemoryOp, Metrics, ScheduleOp, WriteOp, Written};
 use order::Order;
@@ -259,6 +260,7 @@ impl TaskStore {
             WriteOp::ToolBegin { id, fence, .. } => {
                 self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Tool(Decision::Run))))
             }
+            WriteOp::Keep { id, fence, .. } => self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Ok))),
             WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, ran_ms, events } => {
                 self.change_memory(&id, now, |r| r.requeue(fence, (&outcome, &cause, counts), not_before_ms, ran_ms, events, now))
             }
@@ -336,7 +338,7 @@ impl TaskStore {
     }
 
     /// What is kept of the steps of a task's plan.
-    pub fn plan_runs(&self, id: &str) -> Result<Vec<(Kept, pb::PlanStepRun)>, AgentError> {
+    pub fn plan_runs(&self, id: &str) -> Result<Vec<(KeptRun, pb::PlanStepRun)>, AgentError> {
         if self.memory.has(id) {
             return Ok(Vec::new());
         }
@@ -620,6 +622,31 @@ impl TaskStore {
         Ok(cut(found, size, |item| item.key.clone()))
     }
 
+    /// A page of the values of a namespace and of those below it, by namespace and key, and the token of the next.
+    pub fn memories_below(
+        &self,
+        tenant: &str,
+        namespace: &str,
+        token: &str,
+        size: usize,
+    ) -> Result<(Vec<pb::MemoryItem>, String), AgentError> {
+        // A namespace has no control character.
+        let (after, key) = token.split_once('\n').unwrap_or_default();
+        let found = self.durable.memories_below(tenant, namespace, (after, key), one_more(size), now_ms())?;
+        Ok(cut(found, size, |item| format!("{}\n{}", item.namespace, item.key)))
+    }
+
+    /// A page of the namespaces that have values, a namespace and those below it, and the token of the next.
+    pub fn namespaces_below(&self, tenant: &str, namespace: &str, after: &str, size: usize) -> Result<(Vec<String>, String), AgentError> {
+        let found = self.durable.namespaces_below(tenant, namespace, after, one_more(size), now_ms())?;
+        Ok(cut(found, size, String::clone))
+    }
+
+    /// Records of a task behind a key, a page of them, and whether there are more.
+    pub fn kept(&self, id: &str, after: &str) -> Result<(Vec<Kept>, bool), AgentError> {
+        if self.is_ephemeral(id) { Ok((Vec::new(), false)) } else { self.durable.kept(id, after) }
+    }
+
     /// A page of versions of a value, newest first, and the token of the next.
     pub fn memory_versions(
         &self,
@@ -672,11 +699,11 @@ fn number_token(token: &str) -> Result<Option<i64>, AgentError> {
 }
 
 /// A kept run of a step; none for what cannot be read: the step runs again.
-fn plan_run(kind: journal::Kind, answer: &[u8]) -> Option<(Kept, pb::PlanStepRun)> {
+fn plan_run(kind: journal::Kind, answer: &[u8]) -> Option<(KeptRun, pb::PlanStepRun)> {
     let kept = match kind {
-        journal::Kind::Step => Kept::Done,
-        journal::Kind::StepFailed => Kept::Failed,
-        journal::Kind::StepUndone => Kept::Undone,
+        journal::Kind::Step => KeptRun::Done,
+        journal::Kind::StepFailed => KeptRun::Failed,
+        journal::Kind::StepUndone => KeptRun::Undone,
         _ => return None,
     };
     Some((kept, pb::PlanStepRun::decode(answer).ok()?))

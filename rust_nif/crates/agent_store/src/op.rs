@@ -141,6 +141,14 @@ pub enum WriteOp {
     Memory {
         tenant: String,
         op: Box<MemoryOp>,
+        /// A task and the fence of its running attempt, where one writes; then it must hold its task.
+        holder: Option<(String, i64)>,
+    },
+    /// Records of a running task, which are kept as long as the task; nothing in the place of bytes deletes one.
+    Keep {
+        id: String,
+        fence: i64,
+        records: Vec<(String, Option<Vec<u8>>)>,
     },
     Schedule {
         tenant: String,
@@ -255,6 +263,7 @@ impl WriteOp {
             | WriteOp::Journal { id, .. }
             | WriteOp::Answers { id, .. }
             | WriteOp::ToolBegin { id, .. }
+            | WriteOp::Keep { id, .. }
             | WriteOp::Requeue { id, .. }
             | WriteOp::Park { id, .. }
             | WriteOp::Signal { id, .. }
@@ -286,6 +295,7 @@ impl WriteOp {
             WriteOp::Journal { .. } => "journal",
             WriteOp::Answers { .. } => "answers",
             WriteOp::ToolBegin { .. } => "tool_begin",
+            WriteOp::Keep { .. } => "keep",
             WriteOp::Requeue { .. } => "requeue",
             WriteOp::Park { .. } => "park",
             WriteOp::Signal { .. } => "signal",
@@ -330,6 +340,7 @@ impl WriteOp {
             WriteOp::Signal { signal, .. } => prost::Message::encoded_len(signal.as_ref()),
             WriteOp::PutAgent { data, .. } => data.len(),
             WriteOp::Memory { op, .. } => op.size(),
+            WriteOp::Keep { records, .. } => records.iter().map(|(key, data)| key.len() + data.as_ref().map_or(0, Vec::len)).sum(),
             _ => 0,
         }
     }

@@ -629,7 +629,7 @@ fn an_ephemeral_task_is_forgotten_without_another_one_ending() {
 }
 
 fn put(store: &TaskStore, r: pb::PutMemoryRequest) -> Result<pb::MemoryItem, AgentError> {
-    match write(store, WriteOp::Memory { tenant: "t".into(), op: Box::new(MemoryOp::Put(r)) })? {
+    match write(store, WriteOp::Memory { tenant: "t".into(), op: Box::new(MemoryOp::Put(r)), holder: None })? {
         Written::Memory(MemoryAnswer::Item(item)) => Ok(*item),
         other => panic!("{other:?}"),
     }
@@ -641,6 +641,70 @@ fn number(n: f64) -> Option<prost_types::Value> {
 
 fn value(key: &str, n: f64) -> pb::PutMemoryRequest {
     pb::PutMemoryRequest { namespace: "users/42".into(), key: key.into(), value: number(n), ..Default::default() }
+}
+
+#[test]
+fn a_task_keeps_records_until_it_is_deleted_and_only_its_attempt_writes() {
+    for place in places("records") {
+        let store = place.open();
+        let (id, _) = submit(&store, false, None, "x", true);
+        let keep = |fence: i64, records: &[(&str, Option<&[u8]>)]| {
+            let records = records.iter().map(|(key, data)| ((*key).to_owned(), data.map(<[u8]>::to_vec))).collect();
+            write(&store, WriteOp::Keep { id: id.clone(), fence, records })
+        };
+        let keys = |after: &str| {
+            let (found, more) = store.kept(&id, after).unwrap();
+            (found.into_iter().map(|(key, data)| (key, data.len())).collect::<Vec<_>>(), more)
+        };
+        keep(1, &[("b", Some(b"1")), ("a", Some(b"")), ("b", Some(b"22")), ("gone", Some(b"x")), ("gone", None)]).unwrap();
+        assert_eq!(keys(""), (vec![("a".into(), 0), ("b".into(), 2)], false));
+        assert_eq!(keys("a"), (vec![("b".into(), 2)], false));
+        let large = vec![7; 3 * 1024 * 1024];
+        keep(1, &[("c", Some(&large)), ("d", Some(&large))]).unwrap();
+        assert_eq!(keys("b"), (vec![("c".into(), large.len())], true), "a page is bounded by its bytes");
+        assert_eq!(keys("c"), (vec![("d".into(), large.len())], false));
+
+        assert_eq!(keep(2, &[("a", None)]).unwrap_err().reason, Reason::AttemptFenced);
+        let op = Box::new(MemoryOp::Put(value("fenced", 1.0)));
+        let late = WriteOp::Memory { tenant: "t".into(), op, holder: Some((id.clone(), 2)) };
+        assert_eq!(write(&store, late).unwrap_err().reason, Reason::AttemptFenced);
+        assert!(store.memory("t", "users/42", "fenced").is_err());
+        let op = Box::new(MemoryOp::Put(value("held", 1.0)));
+        write(&store, WriteOp::Memory { tenant: "t".into(), op, holder: Some((id.clone(), 1)) }).unwrap();
+
+        write(&store, finish(&id, 1)).unwrap();
+        assert!(keep(1, &[("a", None)]).is_err(), "its attempt is over");
+        write(&store, WriteOp::Delete { tenant: "t".into(), id: id.clone() }).unwrap();
+        assert_eq!(keys(""), (Vec::new(), false));
+        place.stop(&store);
+    }
+}
+
+#[test]
+fn what_lies_below_a_namespace_is_found_and_nothing_beside_it() {
+    for place in places("below") {
+        let store = place.open();
+        for namespace in ["a", "a/b", "a/b/c", "a-b", "a0", "b"] {
+            for key in ["1", "2"] {
+                put(&store, pb::PutMemoryRequest { namespace: namespace.into(), ..value(key, 1.0) }).unwrap();
+            }
+        }
+        let (mut found, mut token) = (Vec::new(), String::new());
+        loop {
+            let (page, next) = store.memories_below("t", "a", &token, 2).unwrap();
+            found.extend(page.into_iter().map(|i| format!("{} {}", i.namespace, i.key)));
+            if next.is_empty() {
+                break;
+            }
+            token = next;
+        }
+        assert_eq!(found, ["a 1", "a 2", "a/b 1", "a/b 2", "a/b/c 1", "a/b/c 2"]);
+        let namespaces = |after: &str, size| store.namespaces_below("t", "a", after, size).unwrap();
+        assert_eq!(namespaces("", 2), (vec!["a".into(), "a/b".into()], "a/b".into()));
+        assert_eq!(namespaces("a/b", 2), (vec!["a/b/c".into()], String::new()));
+        assert!(store.memories_below("other", "a", "", 2).unwrap().0.is_empty());
+        place.stop(&store);
+    }
 }
 
 #[test]
@@ -692,12 +756,12 @@ fn a_value_is_listed_versioned_deleted_and_gone_when_its_time_is_over() {
             pb::MemoryOperation { operation: Some(pb::memory_operation::Operation::Delete(delete)) },
         ];
         let batch = pb::BatchMemoryRequest { namespace: "users/42".into(), operations, ..Default::default() };
-        let refused = write(&store, WriteOp::Memory { tenant: "t".into(), op: Box::new(MemoryOp::Batch(batch)) }).unwrap_err();
+        let refused = write(&store, WriteOp::Memory { tenant: "t".into(), op: Box::new(MemoryOp::Batch(batch)), holder: None }).unwrap_err();
         assert_eq!((refused.reason, refused.metadata["current_version"].as_str()), (Reason::VersionConflict, "2"));
         assert!(store.memory("t", "users/42", "c").is_err());
 
         let gone = pb::DeleteMemoryRequest { namespace: "users/42".into(), key: "a".into(), ..Default::default() };
-        write(&store, WriteOp::Memory { tenant: "t".into(), op: Box::new(MemoryOp::Delete(gone)) }).unwrap();
+        write(&store, WriteOp::Memory { tenant: "t".into(), op: Box::new(MemoryOp::Delete(gone)), holder: None }).unwrap();
         assert!(store.memory("t", "users/42", "a").is_err());
         let again = put(&store, pb::PutMemoryRequest { expected_version: Some(0), ..value("a", 6.0) }).unwrap();
         assert_eq!(again.version, 4, "a number is never given twice");

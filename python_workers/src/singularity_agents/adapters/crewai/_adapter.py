@@ -16,7 +16,7 @@ from ...worker._wire import from_struct, tasks, worker
 from .. import _chat, _pins, _project, _prompt, _tooling
 from .._base import Health, Loaded, Setup, result_of
 from .._entry import Entry
-from . import _crews, _events, _people, _tools
+from . import _crews, _events, _folder, _people, _tools
 from ._model import EngineLLM
 
 #: Text of a task's output in `task_outputs`, in characters.
@@ -72,8 +72,10 @@ class CrewAIAdapter:
         self._own = _tooling.own_tools(setup)
         _events.install(engine)
         unjournaled: list[str] = []
-        if setup.entrypoint:
-            self._entry = Entry(setup, engine, EngineLLM, lambda: [_tools.converted(tool) for tool in self._own])
+        is_folder = _folder.is_meant(setup.entrypoint, setup.project)
+        if setup.entrypoint or is_folder:
+            found = _folder.resolve(setup.entrypoint, setup.project) if is_folder else None
+            self._entry = Entry(setup, engine, EngineLLM, lambda: [_tools.converted(tool) for tool in self._own], found)
             if not self._entry.is_factory(Crew, Agent):
                 unjournaled = self._prepared(self._entry.found, self._llm)
         return Loaded(tools=_tooling.definitions(self._own), unjournaled=unjournaled)

@@ -13,7 +13,7 @@ from ..._script import engine as engine_of
 from ..._tool import tool as as_tool
 from ...worker._engine import Engine
 from ...worker._wire import common, to_struct
-from .._tooling import WorkerTool, worker_tool
+from .._tooling import MEMORY_TEXT, MEMORY_TOOL, WorkerTool, worker_tool
 from . import _crews
 from ._model import EngineLLM
 from ._tools import converted, crewai_tool
@@ -22,8 +22,6 @@ from ._tools import converted, crewai_tool
 _MAX_ITER: Final = 25
 #: Schema of a tool of the engine that gives none.
 _NO_ARGUMENTS: Final[Mapping[str, Any]] = {"type": "object", "properties": {}}
-#: Name of the tool that stands for a crew's or an agent's `memory`.
-_MEMORY: Final = "distributed_memory"
 
 
 class SingularityCrewAIIntegration:
@@ -63,8 +61,8 @@ class SingularityCrewAIIntegration:
                 config[key] = [self._named(item, f"crew_config.{key}[{n}]", tools) for n, item in enumerate(config[key])]
         for item in config.get("agents") or ():
             if isinstance(item, dict) and (item.pop("memory", False) or remembers):
-                tools[_MEMORY] = self._memory_tool()
-                item["tools"] = [*item.get("tools", ()), _MEMORY]
+                tools[MEMORY_TOOL] = self._memory_tool()
+                item["tools"] = [*item.get("tools", ()), MEMORY_TOOL]
         return _crews.crew_of(config, tools, self.get_federated_llm(), _MAX_ITER)
 
     def _named(self, item: Any, where: str, tools: dict[str, BaseTool]) -> Any:
@@ -151,11 +149,7 @@ class SingularityCrewAIIntegration:
         return crewai_tool(given)
 
     def _memory_tool(self) -> BaseTool:
-        @as_tool(
-            name=_MEMORY,
-            description="Reads and writes the engine's memory; op is get, set, delete, list or search.",
-            replay="safe",
-        )
+        @as_tool(name=MEMORY_TOOL, description=MEMORY_TEXT, replay="journaled")
         async def distributed_memory(op: str, key: str = "", value: str = "", query: str = "") -> str:
             return await self.native_engine.memory(op, key=key, value=value, query=query)
 

@@ -19,10 +19,13 @@ from ...worker._wire import agents, from_struct, tasks, worker
 from .. import _project
 from .._base import Health, Loaded, Outcome, Setup, result_of
 from .._entry import Entry
+from .._tooling import MEMORY_TOOL, memory_tool
 from . import _deployment, _tools
 from ._graph import NodeSteps, invoke
 from ._messages import from_engine
 from ._model import LAST_ANSWER, EngineChatModel, definition_of
+from ._saver import EngineSaver
+from ._store import EngineStore
 
 #: Model calls where neither task nor configuration says.
 _DEFAULT_MAX_STEPS: Final = 50
@@ -77,11 +80,15 @@ class LangChainAdapter:
         for name in setup.tools:
             if ":" in name:
                 self._worker_tools.append(_tools.langchain_tool(_project.resolve(name)))
+            elif name == MEMORY_TOOL:
+                self._worker_tools.append(_tools.langchain_tool(memory_tool()))
         if setup.entrypoint:
             found = _deployment.resolve(setup.entrypoint, setup.project) if _deployment.is_meant(setup.entrypoint) else None
             # LangGraph's own word for options: a factory reads them where a graph would.
             given = setup._replace(config={"configurable": dict(setup.config)})
-            self._own = await Entry(given, engine, EngineChatModel, lambda: list(self._worker_tools), found).make(Runnable)
+            more = {"checkpointer": lambda: EngineSaver(engine), "store": lambda: EngineStore(engine)}
+            entry = Entry(given, engine, EngineChatModel, lambda: list(self._worker_tools), found, more)
+            self._own = await entry.make(Runnable)
         return Loaded(tools=[definition_of(tool) for tool in self._worker_tools])
 
     async def health_check(self) -> Health:

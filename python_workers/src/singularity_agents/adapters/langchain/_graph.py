@@ -8,6 +8,7 @@ from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables import Runnable
+from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphBubbleUp
 from langgraph.pregel import Pregel
@@ -15,8 +16,9 @@ from langgraph.types import Command, Interrupt
 
 from ...worker._engine import Engine
 from ...worker._inputs import InputNeeded, question, value
-from ...worker._scope import CURRENT
+from ...worker._scope import CURRENT, Scope
 from ...worker._wire import tasks
+from ._saver import EngineSaver
 
 #: Nodes shown in one run; a loop beyond it goes on unseen.
 _MAX_STEPS_SHOWN = 1000
@@ -27,14 +29,21 @@ _PROMPTS = ("question", "prompt", "message", "description", "action")
 async def invoke(agent: Runnable[Any, Any], given: Any, config: Any) -> Any:
     """Runs an agent to its end, or until an interrupt that nobody has answered. Raises InputNeeded then.
 
-    A graph with a saver of its own goes on from where it stands in it. One without runs again from its beginning, with a saver
-    for the length of the run: its model calls and tools are answered as before.
+    A graph with a saver of its own goes on from where it stands in it: after an answer, and with the engine's saver also after the
+    end of its process. One without runs again from its beginning, with a saver for the length of the run: its model calls and tools
+    are answered as before.
     """
     if not isinstance(agent, Pregel):
         return await agent.ainvoke(given, config)
     scope = CURRENT.get()
     answers = scope.answers if scope is not None else {}
     asked = 0
+    options: dict[str, Any] = {}
+    if scope is not None and isinstance(agent.checkpointer, EngineSaver):
+        if await _stands(agent.checkpointer, scope):
+            given = None
+        # What a node gave is on disk before the next one begins.
+        options["durability"] = "sync"
     if agent.checkpointer or answers:
         config["configurable"] = {"thread_id": scope.task_id if scope is not None else "local"}
     if agent.checkpointer and answers:
@@ -46,11 +55,26 @@ async def invoke(agent: Runnable[Any, Any], given: Any, config: Any) -> Any:
     elif answers:
         agent = agent.copy({"checkpointer": InMemorySaver()})
     while True:
-        state = await agent.ainvoke(given, config)
+        state = await agent.ainvoke(given, config, **options)
         interrupts = state.get("__interrupt__") if isinstance(state, Mapping) else None
         if not interrupts:
             return state
         given, asked = _resume(interrupts, answers, asked)
+
+
+async def _stands(saver: EngineSaver, scope: Scope) -> bool:
+    """Whether an earlier attempt has brought the task's graph to a checkpoint, from which this one goes on.
+
+    What the graph has done before it is not done again, so calls of tools and questions are counted by node from here on.
+    """
+    scope.place = _node
+    return await saver.aget_tuple({"configurable": {"thread_id": scope.task_id}}) is not None
+
+
+def _node() -> str:
+    """The run of the node that the code belongs to: its name is made of checkpoint, node and step, so a resumed one has the same."""
+    config = var_child_runnable_config.get()
+    return str(((config or {}).get("configurable") or {}).get("__pregel_task_id") or "")
 
 
 def _resume(interrupts: Sequence[Interrupt], answers: Mapping[str, tasks.InputAnswer], asked: int) -> tuple[Command[Any], int]:

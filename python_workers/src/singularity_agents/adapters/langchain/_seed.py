@@ -11,6 +11,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.tools import BaseTool, StructuredTool
 
 from ..._script import engine as engine_of
+from .._tooling import MEMORY_TEXT, MEMORY_TOOL
 from ._history import EngineChatHistory
 from ._model import EngineChatModel
 from ._tools import REPLAY, langchain_tool
@@ -75,11 +76,12 @@ class SingularityLangChainAgent:
         """The engine's memory, models and advice as tools."""
         return [
             _tool(
-                "distributed_memory",
-                "Reads and writes the engine's memory.",
+                MEMORY_TOOL,
+                MEMORY_TEXT,
                 {"op": _TEXT, "key": _TEXT, "value": _TEXT, "query": _TEXT},
                 ["op"],
                 self.access_distributed_memory,
+                "journaled",
             ),
             _tool(
                 "ai_provider_federation",
@@ -125,7 +127,14 @@ class SingularityLangChainAgent:
         return cls("coder", instructions=_CODER, tools=tools)
 
 
-def _tool(name: str, description: str, properties: dict[str, Any], required: list[str], body: Callable[..., Any]) -> BaseTool:
+def _tool(
+    name: str,
+    description: str,
+    properties: dict[str, Any],
+    required: list[str],
+    body: Callable[..., Any],
+    replay: str = "safe",
+) -> BaseTool:
     schema = {"type": "object", "title": name, "description": description, "properties": properties, "required": required}
-    # Calls of the engine are recorded by it: no bracket around them.
-    return StructuredTool(name=name, description=description, args_schema=schema, coroutine=body, metadata={REPLAY: "safe"})
+    # Model calls are recorded by the engine: no bracket around them.
+    return StructuredTool(name=name, description=description, args_schema=schema, coroutine=body, metadata={REPLAY: replay})

@@ -137,6 +137,13 @@ impl Thread {
                 let decision = journal::tool_begin(&mut *self.db, &self.blobs, (&tenant, &id), numbers, &key, (replay, again))?;
                 Ok((Written::Tool(decision), Vec::new()))
             }
+            WriteOp::Keep { id, fence, records } => {
+                self.held(&id, fence)?;
+                for (key, data) in &records {
+                    super::records::write(&mut *self.db, &id, key, data.as_ref())?;
+                }
+                Ok((Written::Ok, Vec::new()))
+            }
             WriteOp::Requeue { id, fence, outcome, cause, counts, not_before_ms, ran_ms, events } => {
                 self.change(&id, |r| r.requeue(fence, (&outcome, &cause, counts), not_before_ms, ran_ms, events, now))
             }
@@ -157,7 +164,10 @@ impl Thread {
             WriteOp::DeleteAgent { tenant, id } => {
                 self.sql("DELETE FROM agent WHERE tenant = ?1 AND id = ?2", &[(&tenant).into(), (&id).into()])
             }
-            WriteOp::Memory { tenant, op } => {
+            WriteOp::Memory { tenant, op, holder } => {
+                if let Some((id, fence)) = holder {
+                    self.held(&id, fence)?;
+                }
                 let answer = memory::write(&mut *self.db, &tenant, &op, now)?;
                 Ok((Written::Memory(answer), Vec::new()))
             }

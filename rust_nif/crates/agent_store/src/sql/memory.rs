@@ -204,6 +204,45 @@ pub(super) fn list(
     all(db, &sql, &params, item_of)
 }
 
+/// Where a namespace and those below it lie: behind a "/" comes nothing else before "0".
+fn range(namespace: &str) -> (String, String) {
+    (format!("{namespace}/"), format!("{namespace}0"))
+}
+
+/// Values of a namespace and of those below it, behind a namespace and a key.
+pub(super) fn below(
+    db: &mut dyn Db,
+    tenant: &str,
+    namespace: &str,
+    after: (&str, &str),
+    limit: i64,
+    now_ms: i64,
+) -> Result<Vec<pb::MemoryItem>, AgentError> {
+    let (low, high) = range(namespace);
+    let sql = format!(
+        "{ITEM} WHERE tenant = ?1 AND (namespace = ?2 OR (namespace >= ?3 AND namespace < ?4))
+            AND (namespace > ?5 OR (namespace = ?5 AND key > ?6)) AND (expire_ms = 0 OR expire_ms > ?7) ORDER BY namespace, key LIMIT ?8"
+    );
+    let place = [tenant.into(), namespace.into(), (&low).into(), (&high).into(), after.0.into(), after.1.into()];
+    all(db, &sql, &[place.as_slice(), &[now_ms.into(), limit.into()]].concat(), item_of)
+}
+
+/// Namespaces that have values, a namespace and those below it, behind one.
+pub(super) fn namespaces(
+    db: &mut dyn Db,
+    tenant: &str,
+    namespace: &str,
+    after: &str,
+    limit: i64,
+    now_ms: i64,
+) -> Result<Vec<String>, AgentError> {
+    let (low, high) = range(namespace);
+    let sql = "SELECT DISTINCT namespace FROM memory WHERE tenant = ?1 AND (namespace = ?2 OR (namespace >= ?3 AND namespace < ?4))
+        AND namespace > ?5 AND (expire_ms = 0 OR expire_ms > ?6) ORDER BY namespace LIMIT ?7";
+    let place = [tenant.into(), namespace.into(), (&low).into(), (&high).into(), after.into(), now_ms.into(), limit.into()];
+    all(db, sql, &place, |row| row.text(0))
+}
+
 /// Versions of a value before a version, newest first; a deleted one has no value.
 pub(super) fn versions(
     db: &mut dyn Db,

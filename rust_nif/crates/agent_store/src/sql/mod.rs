@@ -10,6 +10,7 @@ pub(crate) mod ledger;
 pub(crate) mod memory;
 pub(crate) mod queue;
 pub(crate) mod reads;
+pub(crate) mod records;
 pub(crate) mod schedules;
 pub(crate) mod schema;
 pub(crate) mod store;

@@ -5,7 +5,7 @@ use agent_core::{AgentError, Reason};
 use crate::durable::refuse;
 
 /// Version of the schema that this program writes.
-pub(crate) const SCHEMA: i64 = 8;
+pub(crate) const SCHEMA: i64 = 9;
 
 /// The words of the partial index `task_open`: a query uses it only if it says the same. No `IN`: `SQLite` builds a table of its list each
 /// time that a row is written, twice for an update.
@@ -82,6 +82,7 @@ pub(crate) const MIGRATIONS: [&str; SCHEMA as usize] = [
     CREATE INDEX ledger_update ON ledger(update_ms);",
     "DROP INDEX task_open;
     CREATE INDEX task_open ON task(state, not_before) WHERE state BETWEEN 1 AND 3;",
+    "CREATE TABLE record(task_id TEXT NOT NULL, key TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY(task_id, key)) WITHOUT ROWID;",
 ];
 
 /// The same words for PostgreSQL. Texts compare by their bytes there too.

@@ -9,9 +9,9 @@ use agent_proto::agents::v1 as pb;
 use super::blobs::Blobs;
 use super::queue::Writer;
 use super::schema::SCHEMA;
-use super::{Db, Opened, ReadPool, journal, ledger, memory, reads, schedules};
+use super::{Db, Opened, ReadPool, journal, ledger, memory, reads, records, schedules};
 use crate::Retention;
-use crate::durable::{AgentRows, Done, Store};
+use crate::durable::{AgentRows, Done, Kept, Store};
 use crate::hub::Hub;
 use crate::journal::Entry;
 use crate::ledger::LedgerRow;
@@ -128,6 +128,25 @@ impl Store for SqlStore {
         now_ms: i64,
     ) -> Result<Vec<pb::MemoryItem>, AgentError> {
         self.read(|db| memory::list(db, tenant, request, limit, now_ms))
+    }
+
+    fn memories_below(
+        &self,
+        tenant: &str,
+        namespace: &str,
+        after: (&str, &str),
+        limit: i64,
+        now_ms: i64,
+    ) -> Result<Vec<pb::MemoryItem>, AgentError> {
+        self.read(|db| memory::below(db, tenant, namespace, after, limit, now_ms))
+    }
+
+    fn namespaces_below(&self, tenant: &str, namespace: &str, after: &str, limit: i64, now_ms: i64) -> Result<Vec<String>, AgentError> {
+        self.read(|db| memory::namespaces(db, tenant, namespace, after, limit, now_ms))
+    }
+
+    fn kept(&self, id: &str, after: &str) -> Result<(Vec<Kept>, bool), AgentError> {
+        self.read(|db| records::page(db, id, after))
     }
 
     fn memory_versions(

@@ -5,7 +5,7 @@ use agent_proto::agents::v1 as pb;
 use prost::Message;
 
 use super::schema::OPEN;
-use super::{Db, Param, Row, all, journal, one};
+use super::{Db, Param, Row, all, journal, one, records};
 use crate::blob::{Address, Parts};
 use crate::record::{Record, is_terminal};
 
@@ -166,6 +166,7 @@ pub(super) fn forget(db: &mut dyn Db, r: &Record, now_ms: i64) -> Result<(), Age
     }
     db.execute("DELETE FROM event WHERE task_id = ?1", &[id.into()])?;
     journal::delete(db, id)?;
+    records::delete(db, id)?;
     db.execute("DELETE FROM task WHERE id = ?1", &[id.into()]).map(|_| ())
 }
 
