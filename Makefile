@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 DEV := _build/venvs/dev/bin/python
 
-.PHONY: help setup demo test test-faults start release bench check clean
+.PHONY: help setup demo demo-all test test-faults start release bench check clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -16,6 +16,12 @@ demo:
 	@scripts/setup
 	@scripts/release --quiet
 	@$(DEV) scripts/demo.py
+
+## make demo-all     the same with every framework, and the three plans of examples/plans
+demo-all:
+	@scripts/setup --frameworks
+	@scripts/release --quiet
+	@$(DEV) scripts/demo.py --all
 
 ## make test         all set-up, then every test; ends with `N passed, N failed'
 test:

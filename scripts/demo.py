@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from singularity_agents import Client, SingularityError
+from singularity_agents import Client, SingularityError, TaskSpec
+from singularity_agents._plan import read_plan, tree
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "_build" / "demo"
@@ -26,6 +27,8 @@ ADDRESS = os.environ.get("SINGULARITY_ADDRESS", "127.0.0.1:50151")
 #: Seconds in which the node must serve and the model be loaded.
 NODE_WITHIN_S = 90
 TASK_WITHIN = "180s"
+#: The first is in every demo.
+PLANS = ("sums.toml", "brief.toml", "survey.toml")
 
 CONFIG = f"""
 [providers.local]
@@ -266,13 +269,14 @@ def beside(client: Client, node: Node, tasks: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--keep", action="store_true", help="leave the node running")
+    parser.add_argument("--all", action="store_true", help="every plan of examples/plans, with the frameworks that they name")
     options = parser.parse_args()
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir(parents=True)
     (HOME / "singularity.toml").write_text(CONFIG)
     node, kept = Node(), False
     try:
-        tell(node)
+        tell(node, PLANS if options.all else PLANS[:1])
         kept = options.keep
     except (TimeoutError, RuntimeError, SingularityError) as error:
         say(f"\nthe demo failed: {error}\nlog: {HOME / 'node.log'}")
@@ -284,7 +288,20 @@ def main() -> int:
     return 0
 
 
-def tell(node: Node) -> None:
+def plan(client: Client, name: str) -> Any:
+    """Runs a plan of the examples and shows what became of its steps."""
+    description, steps = read_plan(ROOT / "examples" / "plans" / name)
+    say(f"\n{BOLD}examples/plans/{name}{OFF}")
+    task = client.submit(TaskSpec(description, plan=steps)).wait(TASK_WITHIN)
+    for line in tree(task.plan or client.get(task.id).plan or {}):
+        say("  " + line)
+    if task.error:
+        raise RuntimeError(f"the plan {name} ended {task.state}: {task.error.reason} {task.error.message}")
+    say(f"  -> {task.output[:200]}")
+    return task
+
+
+def tell(node: Node, plans: tuple[str, ...]) -> None:
     chapter("A node with an embedded model")
     say(
         "SmolLM2 with 135 million parameters: it answers badly, and that is not the engine's fault.\n"
@@ -359,17 +376,20 @@ def tell(node: Node) -> None:
         say(f"\nkill -9 {pid} in mid-task: it ended {task.state.removeprefix('TASK_STATE_')} with attempt {task.attempts}")
         ended.append(("count", task))
 
-        chapter("3. The same LangChain task in the framework alone, and on the engine")
+        chapter("3. A plan: steps on several executors under one task")
+        ended += [("plan " + name.removesuffix(".toml"), plan(client, name)) for name in plans]
+
+        chapter("4. The same LangChain task in the framework alone, and on the engine")
         beside(client, node, 100)
 
-    chapter("4. kill -9 the node")
+    chapter("5. kill -9 the node")
     node.kill()
     seconds = node.start()
     with Client(ADDRESS, timeout=TASK_WITHIN) as client:
         kept = {t.id for t in client.list(limit=100)}
         there = sum(1 for _, t in ended if t.id in kept)
         say(f"started again in {seconds:.1f} s; {there} of {len(ended)} finished tasks are listed")
-        chapter("5. All of it")
+        chapter("6. All of it")
         table([(name, client.get(t.id)) for name, t in ended])
 
 

@@ -15,12 +15,16 @@ from conftest import CountingModel, KillableNode, eventually, openai_provider
 from singularity_agents import Client, SingularityError, TaskCancelled, TaskFailed
 from singularity_agents._local_node import LocalNode
 
+#: A failure of the agent is final.
+ONCE = {"max_attempts": 1}
+
 HYBRID = {
     "steps": [
         {"id": "facts", "executor": "native", "input": "step 1"},
         {"id": "more", "executor": "native", "needs": ["facts"], "input": "step 2"},
         {"id": "draft", "executor": "langchain", "needs": ["facts"], "input": "step 3"},
-        {"id": "loud", "executor": "custom:e2e", "agent_id": "shout", "needs": ["draft", "more"], "input": "${steps.draft.output} ${steps.more.output}"},
+        {"id": "loud", "executor": "custom:e2e", "agent_id": "shout", "needs": ["draft", "more"],
+         "input": "${steps.draft.output} ${steps.more.output}"},
         {"id": "answer", "executor": "native", "needs": ["loud"], "input": "step ${steps.loud.output}"},
     ]
 }  # fmt: skip
@@ -46,7 +50,7 @@ def test_steps_run_on_their_executors_and_feed_each_other(client: Client) -> Non
     assert result.output == "ONE OF THE WHOLE and one of the whole"
     assert result.executor == "hybrid" and result.metrics.provider_calls == 2
     assert "".join(str(e.data["text"]) for e in events if e.kind == "text_delta") == result.output
-    told = [(e.kind, e.data["name"]) for e in events if e.kind in ("step_started", "step_finished") and e.data.get("name") in ("a", "b", "c")]
+    told = [(e.kind, e.data["name"]) for e in events if e.kind.startswith("step_") and e.data.get("name") in ("a", "b", "c")]
     assert told == [(f"step_{what}", step) for step in "abc" for what in ("started", "finished")]
     seen = steps(client, handle.id)
     assert [seen[s]["state"] for s in "abc"] == ["TASK_STATE_SUCCEEDED"] * 3
@@ -83,7 +87,7 @@ def test_a_failed_step_undoes_what_ran_and_names_itself(client: Client) -> None:
     plan = {
         "steps": [
             {"id": "book", "executor": "native", "input": "booked", "compensation": "unbook"},
-            {"id": "fails", "executor": "custom:e2e", "agent_id": "raises", "needs": ["book"], "input": "x", "retry": {"max_attempts": 1}},
+            {"id": "fails", "executor": "custom:e2e", "agent_id": "raises", "needs": ["book"], "input": "x", "retry": ONCE},
             {"id": "unbook", "executor": "native", "input": "undo ${steps.book.output}"},
         ]
     }
@@ -98,9 +102,9 @@ def test_a_failed_step_undoes_what_ran_and_names_itself(client: Client) -> None:
 def test_another_executor_takes_over_and_a_step_may_fail(client: Client) -> None:
     plan = {
         "steps": [
-            {"id": "a", "executor": "custom:e2e", "agent_id": "raises", "input": "a", "retry": {"max_attempts": 1},
+            {"id": "a", "executor": "custom:e2e", "agent_id": "raises", "input": "a", "retry": ONCE,
              "fallback_executors": ["native"]},
-            {"id": "b", "executor": "custom:e2e", "agent_id": "raises", "input": "b", "retry": {"max_attempts": 1}, "on_failure": "skip"},
+            {"id": "b", "executor": "custom:e2e", "agent_id": "raises", "input": "b", "retry": ONCE, "on_failure": "skip"},
             {"id": "c", "executor": "native", "needs": ["a", "b"], "input": "[${steps.a.output}][${steps.b.output}]"},
         ]
     }  # fmt: skip
@@ -172,24 +176,33 @@ def test_a_node_killed_in_any_step_repeats_no_answered_call(
         assert set(again) <= under_way and all(count == 2 for count in again.values()), again
 
 
+def one(**step: Any) -> list[dict[str, Any]]:
+    return [{"id": "a", "executor": "native", **step}]
+
+
+CIRCLE = [*one(needs=["b"]), {"id": "b", "executor": "native", "needs": ["a"]}]
+
+
 @pytest.mark.parametrize(
     ("plan", "field"),
     [
-        ({"steps": [{"id": "a", "executor": "native", "needs": ["b"]}, {"id": "b", "executor": "native", "needs": ["a"]}]}, "task.plan.steps"),
-        ({"steps": [{"id": "a", "executor": "native", "input": "${steps.b.output}"}]}, "task.plan.steps[0].input"),
-        ({"steps": [{"id": "a", "executor": "haystack"}]}, "task.plan.steps[0].executor"),
-        ({"steps": [{"id": "a", "executor": "native", "agent_id": "nobody"}]}, "task.plan.steps[0].agent_id"),
-        ({"steps": [{"id": "a", "executor": "native", "condition": "maybe"}]}, "task.plan.steps[0].condition"),
-        ({"steps": [{"id": "a", "executor": "native", "requirements": {"max_cost_micros": 5}}]}, "task.plan.steps[0].requirements.max_cost_micros"),
-        ({"steps": [{"id": "a", "executor": "native", "input": "${item}"}]}, "task.plan.steps[0].input"),
-        ({"steps": []}, "task.plan.steps"),
+        (CIRCLE, "steps"),
+        (one(input="${steps.b.output}"), "steps[0].input"),
+        (one(executor="haystack"), "steps[0].executor"),
+        (one(agent_id="nobody"), "steps[0].agent_id"),
+        (one(condition="maybe"), "steps[0].condition"),
+        (one(requirements={"max_cost_micros": 5}), "steps[0].requirements.max_cost_micros"),
+        (one(input="${item}"), "steps[0].input"),
+        ([], "steps"),
     ],
-)  # fmt: skip
-def test_a_faulty_plan_is_refused_by_its_fields_before_anything_runs(client: Client, plan: dict[str, Any], field: str) -> None:
+)
+def test_a_faulty_plan_is_refused_by_its_fields_before_anything_runs(
+    client: Client, plan: list[dict[str, Any]], field: str
+) -> None:
     for refuse in (client.submit, client.check):
         with pytest.raises(SingularityError) as error:
-            refuse("x", plan=plan)
-        assert error.value.reason == "INVALID_FIELD" and field in str(error.value)
+            refuse("x", plan={"steps": plan})
+        assert error.value.reason == "INVALID_FIELD" and f"task.plan.{field}" in str(error.value)
 
 
 def test_a_wide_plan_keeps_to_its_limit(client: Client) -> None:
@@ -230,4 +243,3 @@ def test_route_explain_agrees_with_what_runs(node: LocalNode, client: Client) ->
     assert ran is not None and ran.executor == route.executor == "custom:e2e"
     shown = singularity(node, "route", "explain", "hello", "--agent", "shout")
     assert shown.stdout.startswith("custom:e2e"), shown.stderr
-

@@ -123,3 +123,23 @@ event() ->
            {lost, #{cause => worker_crashed, detail => <<>>}}, step_down, worker_down,
            {stop, oneof([cancelled, total, attempt, heartbeat]), oneof([0, 5000])}, grace_over,
            {gone, #{witness => namespace, confirmed_dead => true}}]).
+
+%% ---- plans: driven like a native step, ended with proof
+
+plan() ->
+    execution_core:new(#{has_plan => true, retry => #{max_attempts => 5}}, #{executor => <<"native">>, used => 0}).
+
+a_plan_that_failed_is_not_tried_again_as_a_whole_test() ->
+    Failed = {result, failed, #{error => ?ERROR(worker_crashed), final => true}},
+    ?assertMatch({finish, #{state := failed, error := #{reason := worker_crashed}}}, lists:last(effects([start, Failed], plan()))),
+    %% A runtime that ended under it is no fault of its steps'.
+    ?assertMatch({requeue, _}, lists:last(effects([start, step_down], plan()))).
+
+a_plan_ends_its_own_workers_and_brings_their_proof_test() ->
+    Proof = #{witness => namespace, confirmed_dead => true},
+    ?assertMatch([start_native, {abort_plan, 700}, {abort_plan, 0}, {finish, #{state := cancelled, proof := Proof}}],
+                 effects([start, {stop, cancelled, 700}, {stop, cancelled, 0}, {result, cancelled, #{proof => Proof}}], plan())),
+    ?assertMatch([start_native, {abort_plan, 0}, fence, kill_native], effects([start, {stop, total, 0}, grace_over], plan())).
+
+the_result_of_a_plan_names_its_own_executor_test() ->
+    ?assertMatch({finish, #{executor := <<>>}}, lists:last(effects([start, {result, succeeded, #{result => <<"r">>}}], plan()))).

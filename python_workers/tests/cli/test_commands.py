@@ -141,7 +141,7 @@ def test_call_reaches_any_method(node: ScriptedNode, capsys: Captured) -> None:
     assert "CAPABILITY_PENDING" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["memory", "get", "n", "k"], ["schedules"], ["plan", "x"]])
+@pytest.mark.parametrize("arguments", [["memory", "get", "n", "k"], ["schedules"], ["route", "explain", "x"]])
 def test_what_has_not_come_yet_ends_with_4(node: ScriptedNode, arguments: list[str], capsys: Captured) -> None:
     assert main([*arguments, "--address", node.address]) == 4
     assert "CAPABILITY_PENDING" in capsys.readouterr().err
