@@ -237,10 +237,7 @@ def test_time_in_which_nothing_runs_is_not_counted_as_duration(client: Client) -
 @pytest.mark.parametrize(
     ("field", "options"),
     [
-        ("task.requirements.min_quality", {"min_quality": 0.5}),
-        ("task.execution_hints.hedge", {"hedge": True}),
         ("task.execution_hints.stream_policy", {"stream_policy": "restart"}),
-        ("task.execution_hints.cache", {"cache": "use"}),
     ],
 )
 def test_a_wish_that_cannot_be_kept_is_refused(client: Client, field: str, options: Any) -> None:

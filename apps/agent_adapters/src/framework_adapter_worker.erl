@@ -491,7 +491,7 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
     Manager ! {worker, Id, {busy, TaskId}},
     Journaled = case Header of #{durability := ephemeral} -> none; #{} -> Attempt end,
     W1 = W#worker{lease = Lease#lease{task_id = TaskId, fence = Fence, attempt = Journaled, gate = open,
-                                 money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy], Header),
+                                 money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy, key_id], Header),
                                  block_grace_ms = block_grace(Header, W#worker.spec), term_ms = ?TERM_GRACE_MS},
                   out = Out1, tasks = W#worker.tasks + 1, log = [],
                   live = framework_adapter_liveness:new(now_ms())},

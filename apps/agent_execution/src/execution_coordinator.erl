@@ -494,8 +494,9 @@ meter(Key, N, T = #task{meter = M}) ->
 usage(Props, T) ->
     Usage = maps:get(usage, Props, #{}),
     Replayed = case Props of #{replayed := true} -> 1; #{} -> 0 end,
+    Hit = case Props of #{cache_hit := true} -> 1; #{} -> 0 end,
     T1 = lists:foldl(fun({Key, From}, Acc) -> meter(Key, maps:get(From, Usage, 0), Acc) end,
-                     meter(provider_calls_replayed, Replayed, meter(provider_calls, 1, T)),
+                     meter(cache_hits, Hit, meter(provider_calls_replayed, Replayed, meter(provider_calls, 1, T))),
                      [{input_tokens, input}, {output_tokens, output}, {cached_tokens, cached}, {reasoning_tokens, reasoning}]),
     events(execution_events:provider_call(Props), cost(maps:get(cost_micros, Props, undefined), T1)).
 
@@ -532,7 +533,7 @@ unjournaled(_, _) ->
 -spec metrics(#task{}) -> map().
 metrics(T = #task{meter = Meter, wait_ms = Waited}) ->
     Zero = #{input_tokens => 0, output_tokens => 0, cached_tokens => 0, reasoning_tokens => 0, provider_calls => 0,
-             provider_calls_replayed => 0, tool_calls => 0},
+             provider_calls_replayed => 0, cache_hits => 0, tool_calls => 0},
     Sum = maps:merge(Zero, maps:remove(cost_unknown, Meter)),
     Sum#{queue_ms => Waited, execution_ms => ran_ms(T)}.
 

@@ -65,6 +65,8 @@ provider_call(Props) ->
     [{log, #{level => warning, source => <<"journal">>, message => Text}} || {Key, Text} <- doubts(), maps:get(Key, Props, false)]
     ++ [{provider_call, #{provider => Provider, model => maps:get(model, Props, <<>>), usage => maps:get(usage, Props, #{}),
                           latency_ms => Latency, finish_reason => maps:get(finish_reason, Props, other), replayed => Replayed,
+                          cache_hit => maps:get(cache_hit, Props, false), hedged => maps:get(hedged, Props, false),
+                          resumed => maps:get(resumed, Props, false),
                           cost_micros => maps:get(cost_micros, Props, undefined)}}].
 
 -spec doubts() -> [{in_doubt | diverged, binary()}].

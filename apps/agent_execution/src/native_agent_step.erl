@@ -31,6 +31,7 @@
 -type meter() :: #{input_tokens := non_neg_integer(), output_tokens := non_neg_integer(),
                    cached_tokens := non_neg_integer(), reasoning_tokens := non_neg_integer(),
                    provider_calls := non_neg_integer(), provider_calls_replayed := non_neg_integer(),
+                   cache_hits := non_neg_integer(),
                    tool_calls := non_neg_integer(), cost_micros => non_neg_integer()}.
 
 -record(step, {
@@ -61,7 +62,7 @@ run(#{owner := Owner, payload := Payload, agent := Agent, header := Header} = Sp
     %% The owner's end is ours: nobody would record what the step does.
     _ = monitor(process, Owner),
     Meter = #{input_tokens => 0, output_tokens => 0, cached_tokens => 0, reasoning_tokens => 0, provider_calls => 0,
-              provider_calls_replayed => 0, tool_calls => 0, cost_micros => 0},
+              provider_calls_replayed => 0, cache_hits => 0, tool_calls => 0, cost_micros => 0},
     Options = #{task_id => maps:get(task_id, Spec), engine_tools => engine_tools:served(Agent, Header),
                 max_steps => maps:get(max_steps, Header, 50), model => model(Agent, Header),
                 stream => maps:get(stream_text, Header, true)},
@@ -143,7 +144,7 @@ left(Deadline) -> max(1, Deadline - erlang:monotonic_time(millisecond)).
 -spec call(non_neg_integer(), binary(), non_neg_integer(), #step{}) -> ok.
 call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Header, agent := Agent, deadline := Deadline}}) ->
     Ref = make_ref(),
-    Money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy], Header),
+    Money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy, key_id], Header),
     Options = Money#{stream => maps:get(stream_text, Header, true), credit => ?CHUNK_CREDIT, limit_ms => left(Deadline),
                      task_id => TaskId, tenant => maps:get(tenant, Header, <<>>), agent_id => payer(Agent)},
     case agent_providers:chat(Ref, Request, in_attempt(Options, S#step.journal)) of
@@ -227,10 +228,11 @@ metered(Props, S = #step{meter = M, unrecorded = Unrecorded}) ->
     U = fun(Key) -> maps:get(Key, Usage, 0) end,
     lists:foreach(fun(Event) -> tell({event, Event}, S) end, execution_events:provider_call(Props)),
     #{input_tokens := In, output_tokens := Out, cached_tokens := Cached, reasoning_tokens := R, provider_calls := Calls,
-      provider_calls_replayed := Replayed} = M,
+      provider_calls_replayed := Replayed, cache_hits := Hits} = M,
     M1 = M#{input_tokens => In + U(input), output_tokens => Out + U(output), cached_tokens => Cached + U(cached),
             reasoning_tokens => R + U(reasoning), provider_calls => Calls + 1,
-            provider_calls_replayed => case Props of #{replayed := true} -> Replayed + 1; #{} -> Replayed end},
+            provider_calls_replayed => case Props of #{replayed := true} -> Replayed + 1; #{} -> Replayed end,
+            cache_hits => case Props of #{cache_hit := true} -> Hits + 1; #{} -> Hits end},
     S#step{meter = cost(maps:get(cost_micros, Props, undefined), M1),
            unrecorded = case Props of #{journal := Entry} -> [Entry | Unrecorded]; #{} -> Unrecorded end}.
 

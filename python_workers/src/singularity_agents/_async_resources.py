@@ -96,6 +96,14 @@ class AsyncProviders:
         """Models and aliases."""
         return await self._runner.pages(calls.list_models, calls.MAX_PAGE)
 
+    async def budgets(self, *, include_tasks: bool = False) -> Sequence[m.Budget]:
+        """What the tenant may spend, and has spent."""
+        return await self._runner.pages(calls.list_all_budgets if include_tasks else calls.list_budgets, calls.MAX_PAGE)
+
+    async def spending(self) -> m.Spending:
+        """What the tenant's requests have cost since the start of the node."""
+        return await self._runner.run(calls.get_spending())
+
     async def select(self, **requirements: Unpack[TaskOptions]) -> m.ProviderChoice:
         """Which provider would serve, and why; nothing is called."""
         return await self._runner.run(calls.select_provider(requirements))

@@ -373,6 +373,27 @@ def list_models(size: int, token: str) -> Call[Page[m.Model]]:
     return _page("ProviderService", "ListModels", request, pr.ListModelsResponse, "models", m.Model)
 
 
+def list_budgets(size: int, token: str) -> Call[Page[m.Budget]]:
+    """ListBudgets."""
+    request = pr.ListBudgetsRequest(page_size=size, page_token=token)
+    return _page("ProviderService", "ListBudgets", request, pr.ListBudgetsResponse, "budgets", m.Budget)
+
+
+def list_all_budgets(size: int, token: str) -> Call[Page[m.Budget]]:
+    """ListBudgets, with the accounts of tasks."""
+    request = pr.ListBudgetsRequest(page_size=size, page_token=token, include_tasks=True)
+    return _page("ProviderService", "ListBudgets", request, pr.ListBudgetsResponse, "budgets", m.Budget)
+
+
+def get_spending() -> Call[m.Spending]:
+    """What ListBudgets says of the tenant."""
+
+    def read(answer: pr.ListBudgetsResponse) -> m.Spending:
+        return m.value_of(m.Spending, answer.spending)
+
+    return Call(_path("ProviderService", "ListBudgets"), pr.ListBudgetsRequest(page_size=1), pr.ListBudgetsResponse, read)
+
+
 def select_provider(options: TaskOptions) -> Call[m.ProviderChoice]:
     """SelectProvider: a dry run."""
 

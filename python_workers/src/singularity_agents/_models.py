@@ -231,6 +231,8 @@ class Task(Value):
     durability: str = ""
     pending_inputs: list[InputRequested] = []
     answers: list[InputAnswer] = []
+    #: Name of the key it was submitted with, whose budget pays for it.
+    key_id: str = ""
 
     @property
     def ended(self) -> bool:
@@ -400,6 +402,33 @@ class Provider(Value):
     cost_micros: int | None = None
     first_token: Duration | None = None
     limit: int = 0
+    #: Faults since the start, by their weight for the breaker.
+    faults: float = 0.0
+
+
+class Budget(Value):
+    """An account of the tenant: what may be spent, and what was."""
+
+    #: tenant, agent, key or task.
+    level: str = ""
+    name: str = ""
+    #: total, day or month; UTC.
+    window: str = ""
+    #: None: no limit of the configuration.
+    limit_micros: int | None = None
+    spent_micros: int = 0
+    #: What calls under way may spend.
+    lent_micros: int = 0
+    window_start: datetime | None = None
+    resets: datetime | None = None
+
+
+class Spending(Value):
+    """What the tenant's requests to providers have cost since the start of the node."""
+
+    requests: int = 0
+    cost_micros: int = 0
+    unpriced_requests: int = 0
 
 
 class Model(Value):

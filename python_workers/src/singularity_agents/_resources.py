@@ -96,6 +96,14 @@ class Providers:
         """Models and aliases."""
         return self._runner.pages(calls.list_models, calls.MAX_PAGE)
 
+    def budgets(self, *, include_tasks: bool = False) -> Sequence[m.Budget]:
+        """What the tenant may spend, and has spent."""
+        return self._runner.pages(calls.list_all_budgets if include_tasks else calls.list_budgets, calls.MAX_PAGE)
+
+    def spending(self) -> m.Spending:
+        """What the tenant's requests have cost since the start of the node."""
+        return self._runner.run(calls.get_spending())
+
     def select(self, **requirements: Unpack[TaskOptions]) -> m.ProviderChoice:
         """Which provider would serve, and why; nothing is called."""
         return self._runner.run(calls.select_provider(requirements))

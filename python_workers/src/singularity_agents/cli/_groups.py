@@ -48,7 +48,12 @@ def add(commands: _SubParsersAction[Parser], shared: Parser) -> None:
     explain = providers["make"]("explain", "which provider would serve, and why; nothing is called")
     explain.add_argument("--model", metavar="NAME")
     explain.add_argument("--capability", action="append", metavar="NAME", help="tools, streaming, ...")
+    explain.add_argument("--min-quality", type=float, metavar="0..1", help="only endpoints of at least this quality")
     explain.set_defaults(run=explain_choice)
+
+    budgets = commands.add_parser("budgets", parents=[shared], help="what may be spent, and what was")
+    budgets.add_argument("--tasks", action="store_true", help="also the accounts of tasks")
+    budgets.set_defaults(run=list_budgets)
 
     models = commands.add_parser("models", parents=[shared], help="models and aliases")
     models.set_defaults(run=list_models)
@@ -199,6 +204,8 @@ def explain_choice(ctx: Context) -> int:
         options["model"] = ctx.args.model
     if ctx.args.capability:
         options["capabilities"] = ctx.args.capability
+    if ctx.args.min_quality is not None:
+        options["min_quality"] = ctx.args.min_quality
     with ctx.client() as client:
         choice = client.providers.select(**options)
     if ctx.io.format != "table":
@@ -211,6 +218,24 @@ def explain_choice(ctx: Context) -> int:
         if parts:
             ctx.io.line(f"      {parts}")
     return OK
+
+
+def list_budgets(ctx: Context) -> int:
+    """`budgets`."""
+    with ctx.client() as client:
+        budgets = client.providers.budgets(include_tasks=ctx.args.tasks)
+        spending = client.providers.spending()
+    ctx.io.rows("budgets", budgets, ("LEVEL", "NAME", "WINDOW", "LIMIT", "SPENT", "LENT", "RESETS"), map(_budget_row, budgets))
+    if ctx.io.format == "table":
+        unpriced = f", {spending.unpriced_requests} of unknown price" if spending.unpriced_requests else ""
+        ctx.io.line(f"since the start: {money(spending.cost_micros)} for {spending.requests} requests{unpriced}")
+    return OK
+
+
+def _budget_row(b: m.Budget) -> tuple[str, ...]:
+    limit = "none" if b.limit_micros is None else money(b.limit_micros)
+    resets = b.resets.isoformat(timespec="minutes") if b.resets else "-"
+    return (b.level, b.name or "-", b.window, limit, money(b.spent_micros), money(b.lent_micros), resets)
 
 
 def list_models(ctx: Context) -> int:

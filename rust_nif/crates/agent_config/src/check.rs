@@ -107,6 +107,7 @@ impl Walk<'_> {
                 (units::micros(s).map(Node::Int), "an amount of dollars as a decimal text, such as \"5.00\"")
             }
             (Kind::Money, _) => (None, "an amount of dollars as a decimal text, such as \"5.00\""),
+            (Kind::Share, v) => (share(v).map(Node::Int), "a number from 0 to 1, such as 0.8"),
             (Kind::Word(words) | Kind::BoolOrWord(words), DeValue::String(s)) => {
                 if !words.contains(&s.as_ref()) {
                     let near = nearest(s, words.iter().copied()).map_or(String::new(), |n| format!(", did you mean \"{n}\"?"));
@@ -178,6 +179,7 @@ fn rendered(field: &Field) -> String {
     match field.kind {
         Kind::Duration => format!("{}_ms", field.name),
         Kind::Money => format!("{}_micros", field.name.trim_end_matches("_usd")),
+        Kind::Share => format!("{}_millionths", field.name),
         _ => field.name.to_owned(),
     }
 }
@@ -187,6 +189,18 @@ fn int(value: &DeValue<'_>) -> Option<i64> {
         DeValue::Integer(n) => i64::from_str_radix(n.as_str(), n.radix()).ok(),
         _ => None,
     }
+}
+
+/// In millionths.
+fn share(value: &DeValue<'_>) -> Option<i64> {
+    let text = match value {
+        DeValue::Integer(n) => n.as_str(),
+        DeValue::Float(n) => n.as_str(),
+        _ => return None,
+    };
+    let number: f64 = text.replace('_', "").parse().ok()?;
+    #[allow(clippy::cast_possible_truncation)]
+    (0.0..=1.0).contains(&number).then_some((number * 1e6).round() as i64)
 }
 
 fn secret(value: &DeValue<'_>) -> Option<Node> {

@@ -66,10 +66,12 @@ fn prices(place: &str, entries: &Node, texts: &[&str], faults: &mut Vec<String>)
         for key in wanted.filter(|key| entry.get(key).is_none()) {
             faults.push(format!("{place}: entry {} has no {}", n + 1, key.trim_end_matches("_micros")));
         }
-        if let Some(date) = entry.get("valid_from").and_then(Node::str)
-            && !is_date(date)
-        {
-            faults.push(format!("{place}: valid_from = \"{date}\": expected a date such as \"2026-01-31\""));
+        for key in ["valid_from", "checked"] {
+            if let Some(date) = entry.get(key).and_then(Node::str)
+                && !is_date(date)
+            {
+                faults.push(format!("{place}: {key} = \"{date}\": expected a date such as \"2026-01-31\""));
+            }
         }
         for (key, value) in entry.entries() {
             if let Node::Int(micros) = value

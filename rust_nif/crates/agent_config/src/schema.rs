@@ -12,6 +12,8 @@ pub(crate) enum Kind {
     Size,
     /// Decimal string of dollars; the key gets `_micros`.
     Money,
+    /// A number from 0 to 1, in millionths; the key gets `_millionths`.
+    Share,
     /// One of these.
     Word(&'static [&'static str]),
     /// true or one of these; kept as a word.
@@ -73,6 +75,7 @@ const PROVIDER: &[Field] = &[
     f("headers", Kind::Named(&Kind::Text)),
     f("ca_file", Kind::Text),
     f("proxy", Kind::Text),
+    f("failure_domain", Kind::Text),
     f("rpm", Kind::Int(1, 100_000_000)),
     f("tpm", Kind::Int(1, 1_000_000_000)),
     f(
@@ -123,6 +126,7 @@ pub(crate) const PRICE_FILE: &[Field] = &[f(
         f("model", Kind::Text),
         f("host", Kind::Text),
         f("source", Kind::Text),
+        f("checked", Kind::Text),
         f("valid_from", Kind::Text),
         d("above", Kind::Int(0, 1_000_000_000), "0"),
         f("input", Kind::Money),
@@ -187,6 +191,8 @@ pub(crate) const ROOT: &[Field] = &[
                     f("weight", Kind::Int(0, 1000)),
                     f("context_tokens", Kind::Int(1, 1_000_000_000)),
                     f("capabilities", Kind::Texts),
+                    f("quality", Kind::Share),
+                    f("family", Kind::Text),
                 ]),
                 "[]",
             ),

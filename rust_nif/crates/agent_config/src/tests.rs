@@ -105,9 +105,25 @@ fn every_shipped_price_has_a_date_and_a_source_and_a_wrong_one_is_named() {
     let c = good(hosts);
     let shipped = c["native"]["prices"].as_array().unwrap();
     assert!(shipped.len() > 10 && shipped.iter().all(|p| p["source"].is_string() && p["valid_from"].is_string()));
+    assert!(shipped.iter().filter(|p| p["checked"].is_string()).count() > 5);
     let e = bad("[[models.m.prices]]\nvalid_from = \"soon\"\ninput = \"20000\"\n");
     assert!(e.contains("expected a date") && e.contains("per 1,000,000 tokens") && e.contains("entry 1 has no output"), "{e}");
     assert!(bad("[prices]\nfile = \"nowhere.toml\"\n").contains("nowhere.toml"));
+}
+
+#[test]
+fn quality_is_a_share_and_nothing_else() {
+    let of = |quality: &str| {
+        format!(
+            "[providers.e]\ndialect = \"echo\"\n[models.m]\nendpoints = [{{ provider = \"e\", name = \"echo\", quality = {quality} }}]\n"
+        )
+    };
+    for (text, millionths) in [("0.85", 850_000), ("1", 1_000_000), ("0", 0), ("1e-1", 100_000)] {
+        assert_eq!(good(&of(text))["native"]["models"]["m"]["endpoints"][0]["quality_millionths"], millionths, "{text}");
+    }
+    for text in ["1.5", "-0.1", "nan", "\"0.5\""] {
+        assert!(bad(&of(text)).contains("a number from 0 to 1"), "{text}");
+    }
 }
 
 #[test]

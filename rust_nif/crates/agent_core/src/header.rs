@@ -31,6 +31,8 @@ pub struct TaskHeader {
     pub task_id: String,
     pub request_id: String,
     pub tenant: String,
+    /// Name of the key it was submitted with, whose budget pays for it as well; empty: none was needed.
+    pub key_id: String,
     pub agent_id: String,
     pub agent_type: String,
     pub task_type: String,
@@ -127,13 +129,17 @@ pub fn canonical_task_type(name: &str) -> &str {
     }
 }
 
-/// The rules that a task's requirements mean for who serves its model calls. Its money is the header's own.
-pub fn call_policy(req: &pb::TaskRequirements) -> pb::CallPolicy {
+/// The rules that a task means for its model calls. Its money is the header's own.
+pub fn call_policy(req: &pb::TaskRequirements, hints: &pb::ExecutionHints) -> pb::CallPolicy {
     pb::CallPolicy {
         allowed_providers: req.allowed_providers.clone(),
         denied_providers: req.denied_providers.clone(),
         data_tags: req.data_tags.clone(),
         weights: req.weights,
+        min_quality: req.min_quality,
+        cache: hints.cache,
+        hedge: hints.hedge,
+        stream_policy: hints.stream_policy,
         ..Default::default()
     }
 }
@@ -151,6 +157,7 @@ pub fn header(task: &pb::AgentTask, task_id: &str, request_id: &str, tenant: &st
         task_id: task_id.to_owned(),
         request_id: request_id.to_owned(),
         tenant: tenant.to_owned(),
+        key_id: String::new(),
         agent_id: task.agent_id.clone(),
         agent_type: task.agent_type.clone(),
         task_type: if task.task_type.is_empty() { infer_task_type(&task.description) } else { canonical_task_type(&task.task_type) }
@@ -194,7 +201,7 @@ pub fn header(task: &pb::AgentTask, task_id: &str, request_id: &str, tenant: &st
             pb::OnBudgetEnd::Wait => "wait",
             pb::OnBudgetEnd::CheaperModel => "cheaper_model",
         },
-        policy: prost::Message::encode_to_vec(&call_policy(req)),
+        policy: prost::Message::encode_to_vec(&call_policy(req, hints)),
         budget_approved: 0,
         budget_denied: false,
         content_hash: Vec::new(),

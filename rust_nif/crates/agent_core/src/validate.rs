@@ -235,8 +235,8 @@ fn check_requirements(c: &mut Check, req: &pb::TaskRequirements) {
     c.known_enum::<pb::OnBudgetEnd>("task.requirements.on_budget_end", req.on_budget_end);
     if let Some(w) = &req.weights {
         for (name, value) in [("quality", w.quality), ("cost", w.cost), ("latency", w.latency)] {
-            if !(0.0..=1.0).contains(&value) {
-                c.fail(format!("task.requirements.weights.{name}"), format!("{value}, must be 0 to 1"));
+            if value != 0.0 && !(0.1..=10.0).contains(&value) {
+                c.fail(format!("task.requirements.weights.{name}"), format!("{value}, must be 0.1 to 10, or 0 for the default of 1"));
             }
         }
     }

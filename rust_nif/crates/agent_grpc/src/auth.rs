@@ -10,8 +10,8 @@ use tonic::metadata::MetadataMap;
 /// Tenant of everybody where no keys are configured.
 pub const DEFAULT_TENANT: &str = "default";
 
-/// Bytes of a key's digest that name it.
-const KEY_ID_BYTES: usize = 4;
+/// Bytes of a key's digest that name it; two letters each. The configuration names the accounts of keys by as many (`KEY_ID` of `agent_config`).
+const KEY_ID_BYTES: usize = 8;
 
 /// Keys of a tenant, in the native configuration.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -123,4 +123,17 @@ fn unhex(hex: &str) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).ok()?;
     }
     Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_has_the_name_that_the_configuration_gives_its_account() {
+        let digest = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+        let tenants = BTreeMap::from([("acme".to_owned(), TenantKeys { key_sha256: vec![digest.to_owned()] })]);
+        let (tenant, name) = Auth::new(&tenants).unwrap().key("secret").unwrap();
+        assert_eq!((tenant.as_str(), name.as_str()), ("acme", &digest[..16]));
+    }
 }

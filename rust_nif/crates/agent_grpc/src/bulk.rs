@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
+use agent_providers::Caller;
 use agent_store::ListQuery;
 use agent_store::record::is_terminal;
 use futures::StreamExt;
@@ -85,19 +86,19 @@ pub(crate) async fn cancel(shared: &Shared, tenant: String, r: pb::CancelTasksRe
 }
 
 /// Retries what the filter finds.
-pub(crate) async fn retry(shared: &Shared, tenant: String, r: pb::RetryTasksRequest) -> Result<pb::RetryTasksResponse, Status> {
+pub(crate) async fn retry(shared: &Shared, by: &Caller, r: pb::RetryTasksRequest) -> Result<pb::RetryTasksResponse, Status> {
     short_enough("request_id", &r.request_id, MAX_BULK_ID)?;
-    let (tasks, more) = found(shared, &tenant, r.filter, r.limit, true).await?;
+    let (tasks, more) = found(shared, &by.tenant, r.filter, r.limit, true).await?;
     if r.dry_run {
         return Ok(pb::RetryTasksResponse { outcomes: tasks.into_iter().map(untouched).collect(), more });
     }
     let outcomes = futures::stream::iter(tasks.into_iter().map(|task| {
-        let (tenant, request_id) = (&tenant, &r.request_id);
+        let request_id = &r.request_id;
         async move {
             let mut outcome = untouched(task.clone());
             // One name for each: sent again, no task is retried twice.
             let name = if request_id.is_empty() { String::new() } else { format!("{request_id}:{}", task.id) };
-            match retry_one(shared, tenant, task, &name).await {
+            match retry_one(shared, by, task, &name).await {
                 Ok(id) => outcome.new_task_id = id,
                 Err(e) => outcome.error = Some(e.to_task_error()),
             }
@@ -108,14 +109,14 @@ pub(crate) async fn retry(shared: &Shared, tenant: String, r: pb::RetryTasksRequ
 }
 
 /// A new task like an ended one; gives its id.
-pub(crate) async fn retry_one(shared: &Shared, tenant: &str, old: pb::Task, request_id: &str) -> Result<String, AgentError> {
+pub(crate) async fn retry_one(shared: &Shared, by: &Caller, old: pb::Task, request_id: &str) -> Result<String, AgentError> {
     if !is_terminal(old.state()) {
         let open = AgentError::new(Reason::WrongState, "the task has not ended; cancel it first");
         return Err(open.with("state", old.state().as_str_name()));
     }
-    let (mut header, spec) = prepare(old.spec, request_id, tenant)?;
+    let (mut header, spec) = prepare(old.spec, request_id, by)?;
     header.retry_of.clone_from(&old.id);
-    match shared.decision(tenant.to_owned(), EngineBody::Retry { task_id: old.id, header, spec }, ENGINE_TIMEOUT).await? {
+    match shared.decision(by.tenant.clone(), EngineBody::Retry { task_id: old.id, header, spec }, ENGINE_TIMEOUT).await? {
         EngineReply::Task(id) => Ok(id),
         _ => Err(AgentError::new(Reason::Internal, "the engine gave an answer of another kind")),
     }

@@ -4,6 +4,7 @@
 
 mod agents;
 mod auth;
+mod budgets;
 mod bulk;
 mod conn;
 mod engine;

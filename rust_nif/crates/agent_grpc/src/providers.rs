@@ -4,8 +4,10 @@ use std::pin::Pin;
 
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
+use agent_store::{TaskStore, now_ms};
 use tonic::{Request, Status};
 
+use crate::budgets;
 use crate::conn::Connection;
 use crate::page::Page;
 use crate::{Reply, Shared, ok, to_status};
@@ -22,6 +24,9 @@ fn checked(request: &pb::ChatRequest) -> Result<(), Status> {
     }
     if request.temperature.is_some_and(|t| !(0.0..=2.0).contains(&t)) {
         return Err(to_status(&AgentError::field("temperature", "must be 0 to 2")));
+    }
+    if request.policy.as_ref().is_some_and(|p| !(0.0..=1.0).contains(&p.min_quality)) {
+        return Err(to_status(&AgentError::field("policy.min_quality", "must be 0 to 1")));
     }
     if request.max_tokens.is_some_and(|n| n < 1) {
         return Err(to_status(&AgentError::field("max_tokens", "must be 1 or more")));
@@ -67,6 +72,26 @@ impl pb::provider_service_server::ProviderService for ProviderCalls {
         let caller = self.0.caller(&request)?;
         checked(request.get_ref())?;
         ok(self.0.providers.chat(request.get_ref(), &caller, None, None).await.map_err(|e| to_status(&e))?)
+    }
+
+    async fn list_budgets(&self, request: Request<pb::ListBudgetsRequest>) -> Reply<pb::ListBudgetsResponse> {
+        let tenant = self.0.tenant(&request)?;
+        let r = request.into_inner();
+        let page = Page::of(&["budgets", &tenant, if r.include_tasks { "tasks" } else { "" }], r.page_size, &r.page_token)?;
+        let owner = tenant.clone();
+        let limits = self.0.providers.meter().limits(&tenant);
+        // Each by its name: the rows of tasks are many, and the listing of all is bounded.
+        let named: Vec<String> = limits.iter().map(|(account, _)| account.to_string()).collect();
+        let read = move |store: &TaskStore| {
+            let mut rows = if r.include_tasks { store.ledger(&owner, None)? } else { Vec::new() };
+            for account in &named {
+                rows.extend(store.ledger(&owner, Some(account))?);
+            }
+            Ok(rows)
+        };
+        let all = budgets::list(limits, self.0.read(read).await?, r.include_tasks, now_ms());
+        let (budgets, next_page_token) = page.cut(all);
+        ok(pb::ListBudgetsResponse { budgets, next_page_token, spending: Some(self.0.providers.spending(&tenant)) })
     }
 
     type StreamChatStream = Pin<Box<dyn futures::Stream<Item = Result<pb::StreamChatResponse, Status>> + Send>>;

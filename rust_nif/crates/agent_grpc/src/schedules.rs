@@ -3,6 +3,7 @@
 use agent_core::AgentError;
 use agent_core::header::duration_ms;
 use agent_proto::agents::v1 as pb;
+use agent_providers::Caller;
 use agent_store::schedule::next_after;
 use agent_store::{ScheduleOp, WriteOp, Written, now_ms};
 use tonic::{Request, Status};
@@ -19,7 +20,7 @@ const MAX_CATCH_UP_MS: i64 = 366 * 24 * 3600 * 1000;
 pub(crate) struct Schedules(pub(crate) Shared);
 
 /// What a client may say of a schedule; everything else is the engine's.
-fn given(schedule: Option<pb::Schedule>, wanted_id: &str, tenant: &str) -> Result<pb::Schedule, AgentError> {
+fn given(schedule: Option<pb::Schedule>, wanted_id: &str, by: &Caller) -> Result<pb::Schedule, AgentError> {
     let Some(given) = schedule else { return Err(AgentError::field("schedule", "is missing")) };
     let id = [wanted_id, &given.id].into_iter().find(|id| !id.is_empty()).map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned);
     let mut violations: Vec<pb::FieldViolation> = check_id("schedule_id", &id).into_iter().collect();
@@ -36,6 +37,7 @@ fn given(schedule: Option<pb::Schedule>, wanted_id: &str, tenant: &str) -> Resul
         overlap: given.overlap,
         catch_up: given.catch_up,
         task: given.task,
+        key_id: by.key_id.clone(),
         ..Default::default()
     };
     if schedule.task.as_ref().and_then(|t| t.execution_hints.as_ref()).is_some_and(|h| h.not_before.is_some()) {
@@ -46,7 +48,7 @@ fn given(schedule: Option<pb::Schedule>, wanted_id: &str, tenant: &str) -> Resul
         violations.extend(error.fields);
     }
     // The task is checked now, not when it is due.
-    match prepare(schedule.task.clone(), "", tenant) {
+    match prepare(schedule.task.clone(), "", by) {
         Err(error) if error.fields.is_empty() => return Err(error),
         Err(error) => {
             violations.extend(error.fields.into_iter().map(|v| pb::FieldViolation { field: format!("schedule.{}", v.field), ..v }));
@@ -58,9 +60,9 @@ fn given(schedule: Option<pb::Schedule>, wanted_id: &str, tenant: &str) -> Resul
 
 impl Schedules {
     /// Whether the task would be taken now: its agent is known, and something runs it. Errors as of a submit.
-    async fn can_run(&self, tenant: &str, task: Option<pb::AgentTask>) -> Result<(), Status> {
-        let (header, _) = prepare(task, "", tenant).map_err(|e| to_status(&e))?;
-        self.0.ask(tenant.to_owned(), EngineBody::Check { header }).await.map(|_| ())
+    async fn can_run(&self, by: &Caller, task: Option<pb::AgentTask>) -> Result<(), Status> {
+        let (header, _) = prepare(task, "", by).map_err(|e| to_status(&e))?;
+        self.0.ask(by.tenant.clone(), EngineBody::Check { header }).await.map(|_| ())
     }
 
     async fn write(&self, tenant: String, op: ScheduleOp) -> Result<pb::Schedule, Status> {
@@ -74,16 +76,16 @@ impl Schedules {
 #[tonic::async_trait]
 impl pb::schedule_service_server::ScheduleService for Schedules {
     async fn create_schedule(&self, request: Request<pb::CreateScheduleRequest>) -> Reply<pb::Schedule> {
-        let tenant = self.0.tenant(&request)?;
+        let by = self.0.caller(&request)?;
         let r = request.into_inner();
         // A repeated request without an id of its own finds its schedule by the request id.
         let id = if r.schedule_id.is_empty() && !r.request_id.is_empty() { &r.request_id } else { &r.schedule_id };
-        let schedule = given(r.schedule, id, &tenant).map_err(|e| to_status(&e))?;
+        let schedule = given(r.schedule, id, &by).map_err(|e| to_status(&e))?;
         if let Some(e) = AgentError::invalid(bad_request_id(&r.request_id).into_iter().collect()) {
             return Err(to_status(&e));
         }
-        self.can_run(&tenant, schedule.task.clone()).await?;
-        ok(self.write(tenant, ScheduleOp::Create { schedule: Box::new(schedule), request_id: r.request_id }).await?)
+        self.can_run(&by, schedule.task.clone()).await?;
+        ok(self.write(by.tenant, ScheduleOp::Create { schedule: Box::new(schedule), request_id: r.request_id }).await?)
     }
 
     async fn get_schedule(&self, request: Request<pb::GetScheduleRequest>) -> Reply<pb::Schedule> {
@@ -112,12 +114,13 @@ impl pb::schedule_service_server::ScheduleService for Schedules {
     }
 
     async fn trigger_schedule(&self, request: Request<pb::TriggerScheduleRequest>) -> Reply<pb::TriggerScheduleResponse> {
-        let tenant = self.0.tenant(&request)?;
+        let by = self.0.caller(&request)?;
+        let tenant = by.tenant.clone();
         let r = request.into_inner();
         let (owner, id) = (tenant.clone(), r.schedule_id.clone());
         let mut task = self.0.read(move |store| store.schedule(&owner, &id)).await?.task.unwrap_or_default();
         task.labels.insert("schedule".to_owned(), r.schedule_id);
-        let (header, spec) = prepare(Some(task), &r.request_id, &tenant).map_err(|e| to_status(&e))?;
+        let (header, spec) = prepare(Some(task), &r.request_id, &by).map_err(|e| to_status(&e))?;
         match self.0.ask(tenant.clone(), EngineBody::Submit { header, spec }).await? {
             EngineReply::Task(id) => {
                 let task = self.0.read(move |store| store.get(&tenant, &id)).await?;

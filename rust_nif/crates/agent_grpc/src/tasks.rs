@@ -6,6 +6,7 @@ use std::time::Duration;
 use agent_core::header::{TaskHeader, duration_ms, header};
 use agent_core::{AgentError, Reason, hash, validate::validate_task};
 use agent_proto::agents::v1 as pb;
+use agent_providers::Caller;
 use agent_store::{ListQuery, now_ms};
 use tonic::{Request, Status};
 
@@ -36,11 +37,11 @@ const MAX_SIGNAL: usize = 256 * 1024;
 /// The service.
 pub(crate) struct Tasks(pub(crate) Shared);
 
-/// A task as the engine takes it. Errors name every wrong field.
+/// A task as the engine takes it, of whoever asks. Errors name every wrong field.
 pub(crate) fn prepare(
     task: Option<pb::AgentTask>,
     request_id: &str,
-    tenant: &str,
+    by: &Caller,
 ) -> Result<(Box<TaskHeader>, Box<pb::AgentTask>), AgentError> {
     let now = now_ms();
     let Some(task) = task else { return Err(AgentError::field("task", "is missing")) };
@@ -54,7 +55,8 @@ pub(crate) fn prepare(
         return Err(AgentError::pending(capability).with("field", field));
     }
     let id = uuid::Uuid::now_v7().to_string();
-    let mut h = header(&task, &id, if request_id.is_empty() { &id } else { request_id }, tenant, now);
+    let mut h = header(&task, &id, if request_id.is_empty() { &id } else { request_id }, &by.tenant, now);
+    h.key_id.clone_from(&by.key_id);
     if !request_id.is_empty() {
         h.content_hash = hash::content_hash(&task).to_vec();
     }
@@ -102,18 +104,11 @@ fn signal_violations(signal: &pb::SignalTaskRequest) -> Vec<pb::FieldViolation> 
 /// A field whose meaning the engine cannot keep yet: refused, since a wish that is silently dropped (this provider never, no more
 /// than so much) is worse than none.
 fn pending(task: &pb::AgentTask) -> Option<(&'static str, &'static str)> {
-    let (r, h) = (task.requirements.as_ref(), task.execution_hints.as_ref());
+    let h = task.execution_hints.as_ref();
     let asks = |yes: Option<bool>| yes.unwrap_or(false);
     [
         (task.plan.is_some(), "plans", "task.plan"),
-        (asks(r.map(|r| r.min_quality > 0.0)), "learned_quality", "task.requirements.min_quality"),
-        (
-            asks(h.map(|h| matches!(h.stream_policy(), pb::StreamPolicy::Restart | pb::StreamPolicy::Resume))),
-            "stream_restart",
-            "task.execution_hints.stream_policy",
-        ),
-        (asks(h.map(|h| h.hedge)), "hedging", "task.execution_hints.hedge"),
-        (asks(h.map(|h| matches!(h.cache(), pb::CacheMode::Use | pb::CacheMode::Refresh))), "response_cache", "task.execution_hints.cache"),
+        (asks(h.map(|h| h.stream_policy() == pb::StreamPolicy::Restart)), "stream_restart", "task.execution_hints.stream_policy"),
     ]
     .into_iter()
     .find_map(|(asked, capability, field)| asked.then_some((capability, field)))
@@ -124,7 +119,7 @@ impl Tasks {
         &self,
         task: Option<pb::AgentTask>,
         request_id: &str,
-        tenant: &str,
+        by: &Caller,
         connection: Option<Connection>,
     ) -> Result<String, Status> {
         // The permit covers decode to commit, not the waiting for the end.
@@ -138,13 +133,14 @@ impl Tasks {
             })?),
             None => None,
         };
-        let (header, spec) = prepare(task, request_id, tenant).map_err(|e| to_status(&e))?;
+        let (header, spec) = prepare(task, request_id, by).map_err(|e| to_status(&e))?;
+        let tenant = &by.tenant;
         if !header.parent_task_id.is_empty() {
-            let (owner, parent) = (tenant.to_owned(), header.parent_task_id.clone());
+            let (owner, parent) = (tenant.clone(), header.parent_task_id.clone());
             let known = self.0.read(move |store| store.head(&owner, &parent)).await;
             known.map_err(|_| to_status(&AgentError::field("task.parent_task_id", "names no task of this tenant")))?;
         }
-        match self.0.ask(tenant.to_owned(), EngineBody::Submit { header, spec }).await? {
+        match self.0.ask(tenant.clone(), EngineBody::Submit { header, spec }).await? {
             EngineReply::Task(id) => Ok(id),
             _ => Err(unexpected()),
         }
@@ -162,16 +158,16 @@ impl Tasks {
 #[tonic::async_trait]
 impl pb::task_service_server::TaskService for Tasks {
     async fn submit_task(&self, request: Request<pb::SubmitTaskRequest>) -> Reply<pb::Task> {
-        let tenant = self.0.tenant(&request)?;
+        let by = self.0.caller(&request)?;
         let connection = request.extensions().get::<Connection>().cloned();
         let r = request.into_inner();
-        let id = self.submit(r.task, &r.request_id, &tenant, connection).await?;
-        ok(self.get(&tenant, &id)?)
+        let id = self.submit(r.task, &r.request_id, &by, connection).await?;
+        ok(self.get(&by.tenant, &id)?)
     }
 
     async fn execute_task(&self, request: Request<pb::ExecuteTaskRequest>) -> Reply<pb::Task> {
         let _open = Connection::open(&request);
-        let tenant = self.0.tenant(&request)?;
+        let by = self.0.caller(&request)?;
         let connection = request.extensions().get::<Connection>().cloned();
         let r = request.into_inner();
         let wait = match r.wait.as_ref().map(duration_ms) {
@@ -179,8 +175,8 @@ impl pb::task_service_server::TaskService for Tasks {
             Some(ms) if (0..=3_600_000).contains(&ms) => Duration::from_millis(u64::try_from(ms).unwrap_or(0)),
             Some(_) => return Err(to_status(&AgentError::field("wait", "must be 0 s to 1 h"))),
         };
-        let id = self.submit(r.task, &r.request_id, &tenant, connection).await?;
-        ok(self.0.store.wait_terminal(&tenant, &id, wait).await.map_err(|e| to_status(&e))?)
+        let id = self.submit(r.task, &r.request_id, &by, connection).await?;
+        ok(self.0.store.wait_terminal(&by.tenant, &id, wait).await.map_err(|e| to_status(&e))?)
     }
 
     type WatchTaskStream = Pin<Box<dyn futures::Stream<Item = Result<pb::TaskEvent, Status>> + Send>>;
@@ -263,11 +259,11 @@ impl pb::task_service_server::TaskService for Tasks {
     }
 
     async fn retry_task(&self, request: Request<pb::RetryTaskRequest>) -> Reply<pb::Task> {
-        let tenant = self.0.tenant(&request)?;
+        let by = self.0.caller(&request)?;
         let r = request.into_inner();
-        let old = self.get(&tenant, &r.task_id)?;
-        let id = crate::bulk::retry_one(&self.0, &tenant, old, &r.request_id).await.map_err(|e| to_status(&e))?;
-        ok(self.get(&tenant, &id)?)
+        let old = self.get(&by.tenant, &r.task_id)?;
+        let id = crate::bulk::retry_one(&self.0, &by, old, &r.request_id).await.map_err(|e| to_status(&e))?;
+        ok(self.get(&by.tenant, &id)?)
     }
 
     async fn cancel_tasks(&self, request: Request<pb::CancelTasksRequest>) -> Reply<pb::CancelTasksResponse> {
@@ -278,12 +274,13 @@ impl pb::task_service_server::TaskService for Tasks {
 
     async fn retry_tasks(&self, request: Request<pb::RetryTasksRequest>) -> Reply<pb::RetryTasksResponse> {
         let _open = Connection::open(&request);
-        let tenant = self.0.tenant(&request)?;
-        ok(crate::bulk::retry(&self.0, tenant, request.into_inner()).await?)
+        let by = self.0.caller(&request)?;
+        ok(crate::bulk::retry(&self.0, &by, request.into_inner()).await?)
     }
 
     async fn fork_task(&self, request: Request<pb::ForkTaskRequest>) -> Reply<pb::Task> {
-        let tenant = self.0.tenant(&request)?;
+        let by = self.0.caller(&request)?;
+        let tenant = by.tenant.clone();
         let r = request.into_inner();
         let old = self.get(&tenant, &r.task_id)?;
         let last = self.0.store.last_event(&tenant, &old.id).map_err(|e| to_status(&e))?;
@@ -291,7 +288,7 @@ impl pb::task_service_server::TaskService for Tasks {
             return Err(to_status(&AgentError::field("after", format!("must be 0 or the sequence of an event; the last one is {last}"))));
         }
         let forgetful = old.durability() == pb::Durability::Ephemeral;
-        let (mut header, spec) = prepare(r.task.or(old.spec), &r.request_id, &tenant).map_err(|e| to_status(&e))?;
+        let (mut header, spec) = prepare(r.task.or(old.spec), &r.request_id, &by).map_err(|e| to_status(&e))?;
         if forgetful || header.ephemeral {
             return Err(to_status(&AgentError::field("task_id", "an ephemeral task has no journal to begin with; retry it instead")));
         }
@@ -322,18 +319,18 @@ impl pb::task_service_server::TaskService for Tasks {
     }
 
     async fn batch_submit_tasks(&self, request: Request<pb::BatchSubmitTasksRequest>) -> Reply<pb::BatchSubmitTasksResponse> {
-        let tenant = self.0.tenant(&request)?;
+        let by = self.0.caller(&request)?;
         let requests = request.into_inner().requests;
         if requests.is_empty() || requests.len() > MAX_BATCH {
             return Err(to_status(&AgentError::field("requests", format!("{} requests, must be 1 to {MAX_BATCH}", requests.len()))));
         }
         // All at once: they share the group commit.
         let outcomes = futures::future::join_all(requests.into_iter().map(|r| {
-            let tenant = &tenant;
+            let by = &by;
             async move {
-                let outcome = match prepare(r.task, &r.request_id, tenant) {
+                let outcome = match prepare(r.task, &r.request_id, by) {
                     Err(e) => Err(e),
-                    Ok((header, spec)) => self.one_of_batch(tenant, header, spec).await,
+                    Ok((header, spec)) => self.one_of_batch(&by.tenant, header, spec).await,
                 };
                 use pb::batch_outcome::Outcome;
                 pb::BatchOutcome {

@@ -9,6 +9,7 @@ mod anthropic;
 mod call;
 mod given;
 mod listen;
+mod metrics;
 mod openai;
 mod problem;
 mod routes;

@@ -11,7 +11,7 @@ use hyper::body::{Body, Frame, Incoming};
 use serde_json::Value;
 
 use crate::problem::{Problem, Wire};
-use crate::{Door, admit, anthropic, openai};
+use crate::{Door, admit, anthropic, metrics, openai};
 
 /// The body of an answer.
 pub(crate) type Answer = UnsyncBoxBody<Bytes, std::convert::Infallible>;
@@ -39,6 +39,10 @@ async fn routed(door: &Door, request: Request<Incoming>) -> Result<Response<Answ
             admit::method(&request, &Method::POST)?;
             anthropic::messages(door, caller, admit::body(request).await?).await
         }
+        "/metrics" => {
+            admit::method(&request, &Method::GET)?;
+            Ok(metrics::answer(&door.providers.spending(&caller.tenant), &caller.tenant))
+        }
         "/v1/models" => {
             admit::method(&request, &Method::GET)?;
             Ok(openai::models(door))
@@ -52,7 +56,7 @@ async fn routed(door: &Door, request: Request<Incoming>) -> Result<Response<Answ
                 StatusCode::NOT_FOUND,
                 AgentError::new(
                     Reason::InvalidField,
-                    "there are /v1/chat/completions, /v1/embeddings, /v1/models and /v1/messages here, and nothing else",
+                    "there are /v1/chat/completions, /v1/embeddings, /v1/models, /v1/messages and /metrics here, and nothing else",
                 ),
             )),
         },

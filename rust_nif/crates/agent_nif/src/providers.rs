@@ -88,7 +88,7 @@ fn caller(options: Term<'_>) -> Caller {
         tenant: text(options, atoms::tenant()),
         agent: text(options, atoms::agent_id()),
         task_id: text(options, atoms::task_id()),
-        key_id: String::new(),
+        key_id: text(options, atoms::key_id()),
         task_limit_micros: get(options, atoms::max_cost_micros()),
         approved: int(options, atoms::budget_approved()),
     }
@@ -297,6 +297,9 @@ fn response_term<'a>(env: Env<'a>, r: &pb::ChatResponse, note: Note) -> Term<'a>
         .put(atoms::model(), &r.model)
         .put(atoms::finish_reason(), finish_atom(r.finish_reason()))
         .put(atoms::latency_ms(), r.latency.as_ref().map_or(0, agent_core::header::duration_ms))
+        .put(atoms::cache_hit(), r.cache_hit)
+        .put(atoms::hedged(), r.attempts.iter().any(|a| a.hedge))
+        .put(atoms::resumed(), r.resumed_at > 0)
         .opt(atoms::cost_micros(), r.cost_micros);
     note.put(map).end()
 }
@@ -306,7 +309,8 @@ fn embeddings_term<'a>(env: Env<'a>, r: &pb::EmbedResponse, note: Note) -> Term<
         .put(atoms::response(), Bin(&r.encode_to_vec()))
         .put(atoms::usage(), usage_term(env, &r.usage.unwrap_or_default()))
         .put(atoms::provider(), &r.provider)
-        .put(atoms::model(), &r.model);
+        .put(atoms::model(), &r.model)
+        .opt(atoms::cost_micros(), r.cost_micros);
     note.put(map).end()
 }
 

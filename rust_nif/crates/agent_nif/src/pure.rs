@@ -59,6 +59,7 @@ pub(crate) fn header_term<'a>(env: Env<'a>, h: &TaskHeader) -> Term<'a> {
         .put(atoms::task_id(), &h.task_id)
         .put(atoms::request_id(), &h.request_id)
         .put(atoms::tenant(), &h.tenant)
+        .opt(atoms::key_id(), (!h.key_id.is_empty()).then_some(&h.key_id))
         .put(atoms::agent_id(), &h.agent_id)
         .put(atoms::agent_type(), &h.agent_type)
         .put(atoms::task_type(), &h.task_type)

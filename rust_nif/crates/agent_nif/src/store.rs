@@ -355,6 +355,7 @@ fn finish_of(m: Term<'_>) -> Finish {
             },
             provider_calls: small(atoms::provider_calls()),
             provider_calls_replayed: small(atoms::provider_calls_replayed()),
+            cache_hit: num(atoms::cache_hits()) > 0 && num(atoms::cache_hits()) == num(atoms::provider_calls()),
             tool_calls: small(atoms::tool_calls()),
             memory_bytes: opt(atoms::memory_bytes()),
             cpu_ms: opt(atoms::cpu_ms()),
@@ -434,6 +435,9 @@ fn event_of(term: Term<'_>) -> Option<Event> {
             finish_reason: get::<Term<'_>>(second, atoms::finish_reason()).and_then(string).unwrap_or_default(),
             cost_micros: get(second, atoms::cost_micros()),
             replayed: get(second, atoms::replayed()).unwrap_or(false),
+            cache_hit: get(second, atoms::cache_hit()).unwrap_or(false),
+            hedged: get(second, atoms::hedged()).unwrap_or(false),
+            resumed: get(second, atoms::resumed()).unwrap_or(false),
         })
     } else if kind == atoms::worker_assigned() {
         Event::WorkerAssigned(pb::WorkerAssigned {
@@ -563,6 +567,7 @@ fn due_term(env: Env<'_>, due: Due) -> Term<'_> {
     spec.labels.insert("schedule".to_owned(), due.schedule.id.clone());
     let mut header = agent_core::header::header(&spec, &id, &due.request_id(), &due.tenant, now);
     header.content_hash = agent_core::hash::content_hash(&spec).to_vec();
+    header.key_id.clone_from(&due.schedule.key_id);
     let overlap = match due.schedule.overlap() {
         pb::OverlapPolicy::Queue => atoms::queue(),
         pb::OverlapPolicy::CancelOld => atoms::cancel_old(),

@@ -1,5 +1,6 @@
 //! One call: attempts, one after the other, until one has an answer or none may follow.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use agent_core::{AgentError, Reason};
@@ -11,7 +12,7 @@ use crate::failover::{self, Next, Situation};
 use crate::flow::Flow;
 use crate::health::{Health, Sample};
 use crate::hedge::{Race, Raced};
-use crate::{Caller, Pieces, Providers, alias, chance, limit_of, money, price, probe};
+use crate::{Caller, Pieces, Providers, alias, candidates, chance, limit_of, money, price, probe, resume};
 
 /// Tokens by which the prices of two models are compared.
 const MANY: i64 = 1_000_000;
@@ -59,12 +60,12 @@ impl Providers {
         pieces: Option<&Pieces>,
     ) -> Result<pb::ChatResponse, AgentError> {
         let policy = request.policy.as_ref();
-        possible(policy)?;
         let started = Instant::now();
         let mut choices = self.choose(&request.model, policy, &|| Size::of(request))?;
         let Some(first) = choices.first() else { return Err(AgentError::new(Reason::Internal, "a choice of nothing")) };
         let until = started + limit_of(request, deadline, first.provider.config.timeouts.total);
-        let flow = pieces.map(Flow::new);
+        let flow = pieces.map(if resume::wanted(policy) { Flow::keeping } else { Flow::new });
+        let mut asked = Cow::Borrowed(request);
         self.retries.first(&caller.tenant, started);
         let mut story: Vec<pb::CallAttempt> = Vec::new();
         let mut sum = Some(0i64);
@@ -72,6 +73,9 @@ impl Providers {
         let mut unpaid = None;
         loop {
             here += 1;
+            if policy.is_some_and(|p| p.hedge) {
+                candidates::elsewhere_first(&mut choices, at);
+            }
             let beside = second(policy, &choices, at)
                 .filter(|_| story.len() + 2 <= failover::MAX_ATTEMPTS && !flow.as_ref().is_some_and(Flow::shown));
             let Raced { end, second, other } = match beside {
@@ -80,7 +84,7 @@ impl Providers {
                     Box::pin(self.raced(&choices[at], beside, race, flow.as_ref())).await
                 }
                 None => {
-                    let end = self.attempt(&choices[at], request, caller, until, flow.as_ref(), &keys).await;
+                    let end = self.attempt(&choices[at], &asked, caller, until, flow.as_ref(), &keys).await;
                     Raced { end, second: false, other: None }
                 }
             };
@@ -105,6 +109,9 @@ impl Providers {
                     response.cost_micros = money::shown(sum);
                     response.selection_reason = choice.reason(choices.len());
                     response.attempts = story;
+                    if let Some(flow) = &flow {
+                        resume::joined(&mut response, flow);
+                    }
                     if let Some(pieces) = pieces {
                         let last = pb::StreamChatResponse { piece: Some(pb::stream_chat_response::Piece::Final(response.clone())) };
                         let _ = pieces.send(last).await;
@@ -127,11 +134,13 @@ impl Providers {
             }
             let another_key = rule.quarantine && choice.provider.has_key_beside(&keys);
             let shown = flow.as_ref().is_some_and(Flow::shown);
+            let onward = flow.as_ref().filter(|_| shown && !restarted && resume::wanted(policy));
+            let onward = onward.and_then(|flow| resume::onward(request, &choices, at, flow));
             let other = at + 1 < choices.len() || another_key;
             let situation = Situation {
                 attempts: story.len(),
                 here,
-                other: other && (!shown || (restarts(policy) && !restarted)),
+                other: if shown { onward.is_some() || (other && restarts(policy) && !restarted) } else { other },
                 left: until.saturating_duration_since(Instant::now()),
                 longest: choice.provider.config.max_wait,
                 chance: chance::number(),
@@ -146,11 +155,23 @@ impl Providers {
             match next {
                 Next::Same(pause) => tokio::time::sleep(pause).await,
                 _ => {
+                    let kind = error.metadata.get("kind").map_or("", String::as_str);
+                    let resumes = onward.is_some();
                     if let Some(flow) = flow.as_ref().filter(|_| shown) {
-                        flow.restart(error.metadata.get("kind").map_or("", String::as_str)).await;
+                        if resumes {
+                            flow.resume(kind).await
+                        } else {
+                            flow.restart(kind).await
+                        }
                         restarted = true;
                     }
-                    if !another_key {
+                    if let Some(onward) = onward {
+                        choices.swap(at + 1, onward.at);
+                        asked = Cow::Owned(onward.request);
+                    } else if matches!(kind, "connect" | "overloaded") {
+                        candidates::elsewhere_first(&mut choices, at);
+                    }
+                    if !another_key || resumes {
                         (at, here) = (at + 1, 0);
                         keys.clear();
                     }
@@ -238,29 +259,16 @@ impl Providers {
                 provider.failed(error);
             }
         }
-        provider.spend(pico);
+        self.charge(provider, caller, pico);
         let result = result.map(|response| provider.sign(response, model.clone(), took));
         Attempt { result, pico, took, key: id }
-    }
-}
-
-/// What cannot be honoured yet is refused by name.
-pub(crate) fn possible(policy: Option<&pb::CallPolicy>) -> Result<(), AgentError> {
-    let Some(policy) = policy else { return Ok(()) };
-    let pending = [
-        ("policy.min_quality", policy.min_quality > 0.0, "learned_quality"),
-        ("policy.stream_policy", policy.stream_policy() == pb::StreamPolicy::Resume, "stream_resume"),
-    ];
-    match pending.into_iter().find(|(_, asked, _)| *asked) {
-        Some((field, _, capability)) => Err(AgentError::pending(capability).with("field", field)),
-        None => Ok(()),
     }
 }
 
 /// The endpoint behind `at`, where the call wants a second request and that one is of another provider with nothing against it.
 fn second<'a>(policy: Option<&pb::CallPolicy>, choices: &'a [Choice], at: usize) -> Option<&'a Choice> {
     let next = choices.get(at + 1).filter(|_| policy.is_some_and(|p| p.hedge))?;
-    (next.provider.name != choices[at].provider.name && next.is_good()).then_some(next)
+    (!next.falls_with(&choices[at]) && next.provider.name != choices[at].provider.name && next.is_good()).then_some(next)
 }
 
 fn cheapens(policy: Option<&pb::CallPolicy>) -> bool {

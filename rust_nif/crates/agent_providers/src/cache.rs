@@ -227,7 +227,6 @@ impl Providers {
         let Some(policy) = request.policy.as_ref().filter(|p| asked_for(p)) else {
             return self.asked(request, caller, deadline, pieces).await;
         };
-        crate::attempts::possible(Some(policy))?;
         let mode = policy.cache();
         let (key, started) = (key(request, &caller.tenant), Instant::now());
         let until = started + limit_of(request, deadline, LONGEST_WAIT);

@@ -19,6 +19,9 @@ const ANSWER_TOKENS: i64 = 256;
 /// Bytes of a text for each token, on average.
 pub(crate) const BYTES_PER_TOKEN: i64 = 4;
 
+/// The capability of an endpoint that goes on with what it is given as the beginning of its answer.
+const PREFILL: &str = "prefill";
+
 /// An endpoint of a model.
 #[derive(Clone)]
 pub(crate) struct Choice {
@@ -27,6 +30,7 @@ pub(crate) struct Choice {
     pub(crate) health: Arc<Health>,
     priority: i32,
     weight: f64,
+    quality: Option<f64>,
     terms: Terms,
     /// Why it may not serve.
     refused: String,
@@ -34,6 +38,7 @@ pub(crate) struct Choice {
     avoided: &'static str,
     /// How bad that is; what is only busy is asked before what is given up.
     badness: u8,
+    limits: Option<Arc<EndpointConfig>>,
 }
 
 /// How large a call is expected to be.
@@ -77,6 +82,17 @@ pub(crate) struct Found {
     weight: f64,
     known: Option<(Arc<Health>, Arc<Prices>)>,
     limits: Option<Arc<EndpointConfig>>,
+}
+
+/// Why an endpoint is not good enough; empty: it is.
+fn poor(quality: Option<f64>, policy: Option<&pb::CallPolicy>) -> String {
+    let wanted = policy.map_or(0.0, |p| p.min_quality);
+    match quality {
+        _ if wanted <= 0.0 => String::new(),
+        Some(quality) if quality >= wanted => String::new(),
+        Some(quality) => format!("its quality is {quality:.2}, min_quality is {wanted:.2}"),
+        None => format!("its quality is not configured, min_quality is {wanted:.2}"),
+    }
 }
 
 /// Why a call does not fit an endpoint; empty: it does, as far as anybody knows.
@@ -157,10 +173,12 @@ impl Providers {
         let known: std::cell::OnceCell<Size> = std::cell::OnceCell::new();
         let size = || *known.get_or_init(size);
         if let ([_], true) = (found.as_slice(), plainly) {
-            let lone = found.into_iter().map(|Found { provider, model, priority, weight, known, .. }| {
+            let lone = found.into_iter().map(|Found { provider, model, priority, weight, known, limits }| {
                 let health = known.map_or_else(|| self.healths.of(&provider.name, record(&model)), |(health, _)| health);
-                let refused = provider.refuses(policy);
-                Choice { provider, model, health, priority, weight, terms: Terms::default(), refused, avoided: "", badness: 0 }
+                let quality = limits.as_ref().and_then(|l| l.quality);
+                let refused = first_of([provider.refuses(policy), poor(quality, policy)]);
+                let terms = Terms::default();
+                Choice { provider, model, health, priority, weight, quality, terms, refused, avoided: "", badness: 0, limits }
             });
             return lone.collect();
         }
@@ -169,7 +187,9 @@ impl Providers {
             let (health, prices) = known
                 .unwrap_or_else(|| (self.healths.of(&provider.name, record(&model)), self.money.prices(wanted, &provider.config, &model)));
             let seen = health.seen(now);
-            let refused = Some(provider.refuses(policy)).filter(|why| !why.is_empty()).unwrap_or_else(|| unfit(limits.as_deref(), size()));
+            let quality = limits.as_ref().and_then(|l| l.quality);
+            let refused = first_of([provider.refuses(policy), poor(quality, policy)]);
+            let refused = if refused.is_empty() { unfit(limits.as_deref(), size()) } else { refused };
             let (badness, avoided) = if !seen.admits {
                 (5, "its breaker is open")
             } else if provider.all_aside(now) {
@@ -196,11 +216,16 @@ impl Providers {
                 answer_s: seen.token_s * size.output as f64,
                 load: f64::from(seen.in_flight) / f64::from(provider.config.concurrency.max(1)),
                 success: seen.success,
+                quality,
             };
-            let terms = choose::terms(&candidate, weights);
-            (Choice { provider, model, health, priority, weight, terms, refused, avoided, badness }, candidate)
+            let terms = Terms::default();
+            (Choice { provider, model, health, priority, weight, quality, terms, refused, avoided, badness, limits }, candidate)
         });
-        let (choices, candidates): (Vec<Choice>, Vec<Candidate>) = all.unzip();
+        let (mut choices, mut candidates): (Vec<Choice>, Vec<Candidate>) = all.unzip();
+        if candidates.iter().any(|c| c.quality.is_some()) {
+            candidates.iter_mut().for_each(|c| c.quality = c.quality.or(Some(choose::UNKNOWN_QUALITY)));
+        }
+        choices.iter_mut().zip(&candidates).for_each(|(choice, c)| choice.terms = choose::terms(c, weights));
         if choices.len() < 2 {
             return choices;
         }
@@ -275,7 +300,29 @@ impl Providers {
     }
 }
 
+/// Puts who fails together with `choices[at]` behind those of its kind that do not.
+pub(crate) fn elsewhere_first(choices: &mut [Choice], at: usize) {
+    if let Some((tried, rest)) = choices.split_at_mut_checked(at + 1)
+        && let Some(tried) = tried.last()
+    {
+        rest.sort_by_key(|c| (c.badness, c.provider.domain == tried.provider.domain));
+    }
+}
+
 impl Choice {
+    /// Whether it fails together with another one.
+    pub(crate) fn falls_with(&self, other: &Choice) -> bool {
+        self.provider.domain == other.provider.domain
+    }
+
+    /// Whether it can go on with the answer of another one: it says so, and is of the same family.
+    pub(crate) fn goes_on_with(&self, other: &Choice) -> bool {
+        let family = |c: &Choice| c.limits.as_ref().map_or(String::new(), |l| l.family.clone());
+        let named = self.limits.as_ref().and_then(|l| l.capabilities.as_ref());
+        let able = named.is_some_and(|all| all.iter().any(|c| c == PREFILL));
+        able && self.is_good() && (self.model == other.model || (!family(self).is_empty() && family(self) == family(other)))
+    }
+
     /// Whether nothing speaks against it.
     pub(crate) fn is_good(&self) -> bool {
         self.refused.is_empty() && self.badness == 0
@@ -287,12 +334,13 @@ impl Choice {
             return "the only endpoint of the model".to_owned();
         }
         let total = self.terms.total;
-        format!("of {of} endpoints, priority {}: {total:.6} dollars for an answer, time and failures included", self.priority)
+        let quality = self.quality.map_or(String::new(), |q| format!(" and its quality of {q:.2}"));
+        format!("of {of} endpoints, priority {}: {total:.6} dollars for an answer, time, failures{quality} included", self.priority)
     }
 
     fn view(&self) -> pb::ProviderCandidate {
         let seen = self.health.seen(Instant::now());
-        let terms = std::collections::BTreeMap::from([
+        let mut terms = std::collections::BTreeMap::from([
             ("health".to_owned(), seen.success),
             ("load".to_owned(), f64::from(seen.in_flight)),
             ("first_token_s".to_owned(), seen.first_token_s),
@@ -302,6 +350,12 @@ impl Choice {
             ("latency".to_owned(), self.terms.latency),
             ("failure".to_owned(), self.terms.failure),
         ]);
+        if let Some(quality) = self.quality {
+            terms.insert("quality".to_owned(), quality);
+        }
+        if self.terms.quality > 0.0 {
+            terms.insert("quality_loss".to_owned(), self.terms.quality);
+        }
         let refused = if self.refused.is_empty() { self.avoided.to_owned() } else { self.refused.clone() };
         // Higher is better.
         let score = -self.terms.total;
@@ -330,15 +384,18 @@ impl Provider {
 /// The rules that a task's requirements mean for its calls.
 pub fn analyze_task_requirements(req: &pb::TaskRequirements) -> pb::CallPolicy {
     pb::CallPolicy {
-        min_quality: req.min_quality,
         max_cost_micros: req.max_cost_micros,
         on_budget_end: req.on_budget_end,
-        ..agent_core::header::call_policy(req)
+        ..agent_core::header::call_policy(req, &pb::ExecutionHints::default())
     }
 }
 
-/// The rules of a task with those of one of its calls: lists only narrow, and what the task says of weights holds unless the call has its own.
+/// The rules of a task with those of one of its calls: lists only narrow, the higher quality is wanted, and whatever else the task says holds
+/// unless the call says something of its own.
 pub fn narrowed(task: pb::CallPolicy, call: pb::CallPolicy) -> pb::CallPolicy {
+    let cache = if call.cache() == pb::CacheMode::Unspecified { task.cache } else { call.cache };
+    let silent = call.stream_policy() == pb::StreamPolicy::Unspecified;
+    let stream_policy = if silent { task.stream_policy } else { call.stream_policy };
     let allowed_providers = match (task.allowed_providers, call.allowed_providers) {
         (task, call) if call.is_empty() => task,
         (task, call) if task.is_empty() => call,
@@ -357,14 +414,24 @@ pub fn narrowed(task: pb::CallPolicy, call: pb::CallPolicy) -> pb::CallPolicy {
         denied_providers: joined(task.denied_providers, call.denied_providers),
         data_tags: joined(task.data_tags, call.data_tags),
         weights: call.weights.or(task.weights),
+        min_quality: task.min_quality.max(call.min_quality),
+        hedge: task.hedge || call.hedge,
+        cache,
+        stream_policy,
         ..call
     }
+}
+
+/// The first reason that is one.
+fn first_of<const N: usize>(reasons: [String; N]) -> String {
+    reasons.into_iter().find(|why| !why.is_empty()).unwrap_or_default()
 }
 
 fn weights(policy: Option<&pb::CallPolicy>) -> Weights {
     let said = policy.and_then(|p| p.weights.as_ref());
     let factor = |n: Option<f64>| n.filter(|n| *n > 0.0).map_or(1.0, |n| n.clamp(0.1, 10.0));
-    Weights { cost: factor(said.map(|w| w.cost)), latency: factor(said.map(|w| w.latency)) }
+    let of = |part: fn(&pb::SelectionWeights) -> f64| factor(said.map(part));
+    Weights { quality: of(|w| w.quality), cost: of(|w| w.cost), latency: of(|w| w.latency) }
 }
 
 /// Everybody was removed. Where they are only not there now, it is worth coming back.
@@ -405,6 +472,8 @@ mod tests {
             weight: 1,
             context_tokens,
             capabilities: capabilities.map(|all| all.iter().map(|&c| c.to_owned()).collect()),
+            quality: None,
+            family: String::new(),
         };
         let mut request = pb::ChatRequest {
             messages: vec![agent_core::agent::text_message(pb::Role::User, "x".repeat(4000))],

@@ -6,15 +6,20 @@ const SECOND: f64 = 0.0005;
 const FAILED_S: f64 = 3.0;
 /// And its part of the price.
 const FAILED_COST: f64 = 0.1;
+/// What the whole way from a useless answer to a perfect one is worth, in dollars.
+const GOOD_ANSWER: f64 = 0.02;
+/// The quality of whoever has none configured, where others of the model have one.
+pub(crate) const UNKNOWN_QUALITY: f64 = 0.5;
 /// How fast an endpoint that is dearer loses its share, and the share that every one keeps, so that it is tried now and then.
 const SPREAD: f64 = 0.12;
 const FLOOR: f64 = 0.01;
 /// Scores that differ by less are the same.
 const SAME: f64 = 1e-9;
 
-/// Factors on cost and time; 1 by default.
+/// Factors on quality, cost and time; 1 by default.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Weights {
+    pub(crate) quality: f64,
     pub(crate) cost: f64,
     pub(crate) latency: f64,
 }
@@ -33,6 +38,8 @@ pub(crate) struct Candidate {
     /// Calls under way by those that it may have.
     pub(crate) load: f64,
     pub(crate) success: f64,
+    /// From 0 to 1; None: of nobody among the candidates it is known, and it decides nothing.
+    pub(crate) quality: Option<f64>,
 }
 
 /// Parts of a candidate's score.
@@ -41,6 +48,8 @@ pub(crate) struct Terms {
     pub(crate) cost: f64,
     pub(crate) latency: f64,
     pub(crate) failure: f64,
+    /// What its answers are worth less than perfect ones.
+    pub(crate) quality: f64,
     /// Dollars for one answer; smaller is better.
     pub(crate) total: f64,
 }
@@ -52,7 +61,8 @@ pub(crate) fn terms(c: &Candidate, w: Weights) -> Terms {
     let latency = w.latency * SECOND * (c.first_token_s * (1.0 + c.load) + c.answer_s);
     let success = c.success.clamp(0.01, 1.0);
     let failure = (1.0 - success) * (w.latency * SECOND * FAILED_S + w.cost * FAILED_COST * money);
-    Terms { cost, latency, failure, total: (cost + latency + failure) / success }
+    let quality = c.quality.map_or(0.0, |q| w.quality * GOOD_ANSWER * (1.0 - q.clamp(0.0, 1.0)));
+    Terms { cost, latency, failure, quality, total: (cost + latency + failure) / success + quality }
 }
 
 /// The candidates in the order in which they are to be asked. `chance` gives numbers from 0 to 1; the same ones give the same order.
@@ -90,10 +100,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const EVEN: Weights = Weights { cost: 1.0, latency: 1.0 };
+    const EVEN: Weights = Weights { quality: 1.0, cost: 1.0, latency: 1.0 };
 
     fn endpoint(priority: i32, cost: f64, first_token_s: f64, success: f64) -> Candidate {
-        Candidate { priority, weight: 1.0, cost: Some(cost), first_token_s, answer_s: 0.0, load: 0.0, success }
+        Candidate { priority, weight: 1.0, cost: Some(cost), first_token_s, answer_s: 0.0, load: 0.0, success, quality: None }
     }
 
     /// Numbers from 0 to 1 that look random.
@@ -127,8 +137,18 @@ mod tests {
         let tiers = [endpoint(2, 0.0, 0.1, 1.0), endpoint(1, 1.0, 9.0, 0.5)];
         assert_eq!(order(&tiers, EVEN, numbers(1)), vec![1, 0]);
         let dear_and_fast = [endpoint(1, 0.0011, 0.2, 0.95), endpoint(1, 0.0003, 2.0, 0.95)];
-        let (cheap, quick) = (Weights { cost: 10.0, latency: 0.1 }, Weights { cost: 0.1, latency: 10.0 });
+        let (cheap, quick) = (Weights { cost: 10.0, latency: 0.1, ..EVEN }, Weights { cost: 0.1, latency: 10.0, ..EVEN });
         assert!(share_of_first(&dear_and_fast, cheap) < 0.05 && share_of_first(&dear_and_fast, quick) > 0.95);
+    }
+
+    #[test]
+    fn a_better_model_is_worth_its_price_as_far_as_quality_weighs() {
+        let of = |cost, quality| Candidate { quality: Some(quality), ..endpoint(1, cost, 0.5, 0.95) };
+        let (fair, dear) = ([of(0.001, 0.6), of(0.004, 0.9)], [of(0.001, 0.6), of(0.02, 0.9)]);
+        assert!(share_of_first(&fair, EVEN) < 0.05, "0.003 dollars more for 0.006 of quality");
+        assert!(share_of_first(&dear, EVEN) > 0.95, "0.019 dollars more");
+        assert!(share_of_first(&dear, Weights { quality: 10.0, ..EVEN }) < 0.05);
+        assert!(share_of_first(&fair, Weights { quality: 0.1, ..EVEN }) > 0.95);
     }
 
     proptest! {

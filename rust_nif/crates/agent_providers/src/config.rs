@@ -132,6 +132,9 @@ pub struct ProviderConfig {
     /// Whether the dialect `openai_responses` asks for its reasoning in a form that can go back.
     #[serde(default = "yes")]
     pub encrypted_reasoning: bool,
+    /// What fails together with it; absent: the host and port of its address.
+    #[serde(default)]
+    pub failure_domain: Option<String>,
     /// Whether `<think>…</think>` at the start of the content is reasoning.
     #[serde(default)]
     pub think_tags: bool,
@@ -147,6 +150,10 @@ fn default_max_wait() -> Duration {
 
 fn millis<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     u64::deserialize(d).map(Duration::from_millis)
+}
+
+fn millionths<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<f64>, D::Error> {
+    Ok(Some(f64::from(u32::deserialize(d)?) / 1e6))
 }
 
 /// A key with a name of its own.
@@ -177,6 +184,12 @@ fn default_concurrency() -> u32 {
 }
 
 impl ProviderConfig {
+    /// What fails together with it: as configured, else the host and port of its address, else itself.
+    pub fn domain(&self, name: &str) -> String {
+        let authority = || self.base_url.as_deref()?.split_once("://")?.1.split('/').next();
+        self.failure_domain.as_deref().or_else(authority).unwrap_or(name).to_owned()
+    }
+
     /// Whether its models call tools by themselves.
     pub fn native_tools(&self) -> bool {
         self.native_tools.unwrap_or(self.dialect != Dialect::Local)
@@ -294,9 +307,15 @@ pub struct EndpointConfig {
     /// Tokens of question and answer together; 0: it is not known.
     #[serde(default)]
     pub context_tokens: i64,
-    /// What it can do besides text; none: everything.
+    /// What it can do besides text; none: everything, but for `prefill`.
     #[serde(default)]
     pub capabilities: Option<Vec<String>>,
+    /// How good its answers are, from 0 to 1; none: nobody knows.
+    #[serde(default, rename = "quality_millionths", deserialize_with = "millionths")]
+    pub quality: Option<f64>,
+    /// Endpoints of one family go on with each other's answers; empty: no other one does.
+    #[serde(default)]
+    pub family: String,
 }
 
 fn default_weight() -> u32 {

@@ -124,18 +124,18 @@ impl Providers {
             let (loser, hedge) = if n == 0 { (second, true) } else { (first, false) };
             let other = begun.then(|| match ended[1 - n].take() {
                 Some(lost) => (pb::CallAttempt { hedge, ..told(loser, &lost) }, lost.pico),
-                None => self.lost(loser, request, hedge),
+                None => self.lost(loser, request, caller, hedge),
             });
             return Raced { end, second: n == 1, other };
         }
     }
 
     /// An attempt that was dropped.
-    fn lost(&self, choice: &Choice, request: &pb::ChatRequest, hedge: bool) -> (pb::CallAttempt, Option<i64>) {
+    fn lost(&self, choice: &Choice, request: &pb::ChatRequest, caller: &Caller, hedge: bool) -> (pb::CallAttempt, Option<i64>) {
         let size = Size::of(request);
         let prices = self.money.prices(alias(&request.model), &choice.provider.config, &choice.model);
         let pico = prices.at_most(size.input, size.output);
-        choice.provider.spend(pico);
+        self.charge(&choice.provider, caller, pico);
         let told = pb::CallAttempt {
             provider: choice.provider.name.clone(),
             model: choice.model.clone(),

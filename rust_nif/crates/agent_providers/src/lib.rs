@@ -39,7 +39,9 @@ mod redact;
 mod refuse;
 mod responses;
 mod responses_body;
+mod resume;
 mod retries;
+mod spending;
 mod sse;
 mod think;
 mod wire;
@@ -82,6 +84,8 @@ enum Place {
 struct Provider {
     name: String,
     config: ProviderConfig,
+    /// What fails together with it.
+    domain: String,
     http: reqwest::Client,
     place: RwLock<Place>,
     /// Rates over all keys, and what headers say where there is no key.
@@ -101,6 +105,8 @@ struct Provider {
 struct Tally {
     errors: BTreeMap<String, i64>,
     tokens: pb::Usage,
+    /// Weight for the breaker.
+    faults: f64,
 }
 
 /// All configured providers and models.
@@ -113,6 +119,7 @@ pub struct Providers {
     retries: Retries,
     hedges: hedge::Hedges,
     cache: cache::Cache,
+    spending: spending::Spending,
 }
 
 /// A request that was taken from rates.
@@ -160,6 +167,7 @@ impl Providers {
             let provider = Provider {
                 name: name.clone(),
                 config: c.clone(),
+                domain: c.domain(name),
                 // A provider whose options are wrong says so where it is listed; the others serve.
                 http: client.or_else(|_| client::bare(c)).map_err(|e| AgentError::new(Reason::Internal, e))?,
                 place: RwLock::new(place),
@@ -183,6 +191,7 @@ impl Providers {
             retries: Retries::default(),
             hedges: hedge::Hedges::default(),
             cache: cache::Cache::new(&config.cache),
+            spending: spending::Spending::default(),
         }))
     }
 
@@ -218,7 +227,7 @@ impl Providers {
         let mut response = echo::chat_now(&model, request)?;
         provider.answered(started.elapsed(), response.usage.as_ref());
         let pico = response.usage.as_ref().and_then(|usage| prices.cost(usage));
-        provider.spend(pico);
+        self.charge(provider.as_ref(), caller, pico);
         response.cost_micros = money::shown(pico);
         Some(provider.sign(response, model, started.elapsed()))
     }
@@ -283,7 +292,6 @@ impl Providers {
         deadline: Option<Instant>,
     ) -> Result<pb::EmbedResponse, AgentError> {
         let policy = request.policy.as_ref();
-        attempts::possible(policy)?;
         let choices = self.choose(&request.model, policy, &|| candidates::Size::of_texts(estimate::embed(request)))?;
         let last = choices.len().min(failover::MAX_ATTEMPTS) - 1;
         self.retries.first(&caller.tenant, Instant::now());
@@ -314,7 +322,7 @@ impl Providers {
         let admitted = provider.admit(key.as_deref(), &|| expected, started)?;
         let result = self.embedded(provider, model, key.as_deref(), request, deadline).await;
         let pico = money::settle(reservation, &prices, result.as_ref().map(|r| r.usage.as_ref()));
-        provider.spend(pico);
+        self.charge(provider, caller, pico);
         admitted.settle(result.as_ref().ok().and_then(|r| r.usage.as_ref()));
         match &result {
             Ok(r) => provider.answered(started.elapsed(), r.usage.as_ref()),
@@ -349,6 +357,17 @@ impl Providers {
             .await
             .unwrap_or_else(|_| Err(AgentError::new(Reason::ProviderTimeout, "no answer in time").with("kind", "timeout")))
             .map_err(|e| key.and_then(Credential::secret).map_or_else(|| e.clone(), |secret| redact::error(e.clone(), secret)))
+    }
+
+    /// A request has ended: what it cost its provider and its tenant; none: nobody knows.
+    fn charge(&self, provider: &Provider, caller: &Caller, pico: Option<i64>) {
+        provider.spend(pico);
+        self.spending.add(&caller.tenant, pico);
+    }
+
+    /// What a tenant's requests have cost since the start.
+    pub fn spending(&self, tenant: &str) -> pb::Spending {
+        self.spending.of(tenant)
     }
 
     /// Where nothing but `echo` serves a name.
@@ -457,9 +476,15 @@ impl Provider {
     }
 
     fn failed(&self, error: &AgentError) {
+        let weight = match failover::rule(error).outcome {
+            breaker::Outcome::Fault(weight, _) => weight,
+            _ => 0.0,
+        };
         self.calls.fetch_add(1, Ordering::Relaxed);
         let kind = error.metadata.get("kind").map_or("other", String::as_str);
-        *self.tally.lock().errors.entry(kind.to_owned()).or_default() += 1;
+        let mut tally = self.tally.lock();
+        *tally.errors.entry(kind.to_owned()).or_default() += 1;
+        tally.faults += f64::from(weight);
     }
 
     /// Where a request goes, and with which key.
@@ -537,9 +562,9 @@ impl Provider {
         let now = Instant::now();
         let calls = self.calls.load(Ordering::Relaxed);
         let ms = i64::try_from(self.latency_ms.load(Ordering::Relaxed)).unwrap_or(0);
-        let (errors, tokens) = {
+        let (errors, tokens, faults) = {
             let tally = self.tally.lock();
-            (tally.errors.clone(), tally.tokens)
+            (tally.errors.clone(), tally.tokens, tally.faults)
         };
         #[allow(clippy::cast_precision_loss)]
         let error_rates = errors.iter().map(|(kind, n)| (kind.clone(), *n as f64 / calls.max(1) as f64)).collect();
@@ -559,6 +584,7 @@ impl Provider {
             quarantined_credentials,
             requests: i64::try_from(calls).unwrap_or(i64::MAX),
             errors,
+            faults,
             tokens: Some(tokens),
             cost_micros: (!self.unpriced.load(Ordering::Relaxed)).then(|| price::micros(self.spent.load(Ordering::Relaxed))),
             first_token: first_token.map(|t| agent_core::header::duration(i64::try_from(t.as_millis()).unwrap_or(i64::MAX))),
@@ -607,7 +633,7 @@ fn is_plain(p: &pb::CallPolicy) -> bool {
     p.allowed_providers.is_empty()
         && p.denied_providers.is_empty()
         && p.data_tags.is_empty()
-        && attempts::possible(Some(p)).is_ok()
+        && p.min_quality <= 0.0
         && !cache::asked_for(p)
 }
 

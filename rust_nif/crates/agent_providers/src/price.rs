@@ -52,6 +52,9 @@ struct Entry {
     valid_from: String,
     #[serde(default)]
     source: String,
+    /// The day on which somebody compared it with its source; empty: nobody said so.
+    #[serde(default)]
+    checked: String,
     #[serde(default)]
     above: i64,
     input_micros: i64,
@@ -77,7 +80,7 @@ impl From<Entry> for Price {
             reasoning: e.reasoning_micros.unwrap_or(e.output_micros),
             request: e.request_micros.saturating_mul(PICO_PER_MICRO),
             date: e.valid_from,
-            source: e.source,
+            source: if e.checked.is_empty() { e.source } else { format!("{}, read on {}", e.source, e.checked) },
         }
     }
 }

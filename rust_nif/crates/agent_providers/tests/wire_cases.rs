@@ -14,17 +14,16 @@ use base64::Engine as _;
 use pb::stream_chat_response::Piece;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Mutex;
 
 /// Keys of `expect` that nothing compares yet.
-const NOT_YET: [(&str, &str); 3] = [
-    ("fault", "the weight of faults is tested with the breaker"),
-    ("extra_keys", "not in the contract of ChatResponse"),
-    ("upstream_closed_within_ms", "the end-to-end tests see aborted calls"),
-];
+const NOT_YET: [(&str, &str); 1] = [("extra_keys", "an answer has no place for what only its provider says")];
 /// Keys that are compared.
-const COMPARED: [&str; 25] = [
+const COMPARED: [&str; 27] = [
+    "fault",
+    "upstream_closed_within_ms",
     "provider_request_id",
     "translation",
     "blocks",
@@ -100,7 +99,7 @@ fn ms(v: &Value, key: &str) -> Duration {
 }
 
 /// Reads one request; None when the client has gone.
-async fn request(stream: &mut TcpStream) -> Option<Value> {
+async fn request(stream: &mut OwnedReadHalf) -> Option<Value> {
     let mut bytes = Vec::new();
     let mut buffer = [0u8; 16 * 1024];
     loop {
@@ -166,7 +165,7 @@ fn own_headers(x: &Value, host: &str) -> Vec<(String, Option<String>)> {
 }
 
 /// Plays one exchange; false: the connection is done with.
-async fn answer(stream: &mut TcpStream, x: &Value, host: &str) -> std::io::Result<bool> {
+async fn answer(stream: &mut OwnedWriteHalf, x: &Value, host: &str) -> std::io::Result<bool> {
     let then = x.get("then").and_then(Value::as_str).unwrap_or("end");
     if let Some(status) = x.get("status").and_then(Value::as_u64) {
         for early in x.get("early").and_then(Value::as_array).into_iter().flatten() {
@@ -270,25 +269,31 @@ async fn answer(stream: &mut TcpStream, x: &Value, host: &str) -> std::io::Resul
     match then {
         "reset" => {
             #[allow(deprecated)]
-            stream.set_linger(Some(Duration::ZERO))?;
+            stream.as_ref().set_linger(Some(Duration::ZERO))?;
         }
-        "hang" => {
-            let mut rest = [0u8; 1024];
-            while stream.read(&mut rest).await? > 0 {}
-        }
+        "hang" => std::future::pending().await,
         _ => stream.shutdown().await?,
     }
     Ok(false)
 }
 
+/// Until the client has closed the connection.
+async fn gone(stream: &mut OwnedReadHalf) {
+    // Something to read is the next request, which is not ours.
+    if stream.peek(&mut [0]).await.is_ok_and(|n| n > 0) {
+        std::future::pending().await
+    }
+}
+
 async fn serve(listener: TcpListener, exchanges: Vec<Value>, seen: Seen) {
     loop {
-        let Ok((mut stream, _)) = listener.accept().await else { return };
+        let Ok((stream, _)) = listener.accept().await else { return };
         let (exchanges, seen) = (exchanges.clone(), seen.clone());
         let host = listener.local_addr().unwrap().to_string();
         tokio::spawn(async move {
             stream.set_nodelay(true).unwrap();
-            while let Some(mut got) = request(&mut stream).await {
+            let (mut from, mut to) = stream.into_split();
+            while let Some(mut got) = request(&mut from).await {
                 got["at_ms"] = u64::try_from(START.elapsed().as_millis()).unwrap().into();
                 let number = {
                     let mut all = seen.lock().await;
@@ -297,7 +302,14 @@ async fn serve(listener: TcpListener, exchanges: Vec<Value>, seen: Seen) {
                 };
                 // A request beyond the script gets no answer; the number of requests is compared.
                 let Some(x) = exchanges.get(number) else { return };
-                if !answer(&mut stream, x, &host).await.unwrap_or(false) {
+                let more = tokio::select! {
+                    more = answer(&mut to, x, &host) => more,
+                    () = gone(&mut from) => Err(std::io::ErrorKind::BrokenPipe.into()),
+                };
+                if more.is_err() {
+                    seen.lock().await[number]["closed_at_ms"] = u64::try_from(START.elapsed().as_millis()).unwrap().into();
+                }
+                if !more.unwrap_or(false) {
                     return;
                 }
             }
@@ -573,6 +585,27 @@ impl Check {
         }
     }
 
+    /// The connection of the last request was closed soon after `since`.
+    async fn closed(&mut self, seen: &Seen, since: Duration, e: &Value) {
+        let Some(within) = e.get("upstream_closed_within_ms").and_then(Value::as_u64) else { return };
+        let (since, end) = (u64::try_from(since.as_millis()).unwrap(), Instant::now() + Duration::from_millis(within));
+        let at = loop {
+            let at = seen.lock().await.last().and_then(|r| r.get("closed_at_ms").and_then(Value::as_u64));
+            if at.is_some() || Instant::now() >= end {
+                break at;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        self.holds(&format!("closed at {at:?}, {within} ms behind {since} at the latest"), at.is_some_and(|at| at <= since + within));
+    }
+
+    /// What the first endpoint's faults weigh for its breaker.
+    fn fault(&mut self, providers: &Providers, e: &Value) {
+        let Some(wanted) = e.get("fault").and_then(Value::as_f64) else { return };
+        let got = providers.list().iter().find(|p| p.name == "p").map_or(0.0, |p| p.faults);
+        self.holds(&format!("faults of weight {got}, wanted {wanted}"), (got - wanted).abs() < 1e-6);
+    }
+
     /// The pause before the last request of the first endpoint.
     fn pause(&mut self, requests: &[Value], e: &Value) {
         let Some(wait) = e.get("wait_ms") else { return };
@@ -592,6 +625,11 @@ impl Check {
             for (pointer, value) in wanted.get("body").and_then(Value::as_object).into_iter().flatten() {
                 let sent = got["body"].pointer(pointer).cloned().unwrap_or(Value::Null);
                 self.same(&format!("sent {pointer}"), flat(sent, value), value);
+            }
+            for (pointer, pattern) in wanted.get("match").and_then(Value::as_object).into_iter().flatten() {
+                let whole = json!({"type": "string", "pattern": format!("^(?:{})$", pattern.as_str().unwrap())});
+                let sent = got["body"].pointer(pointer).cloned().unwrap_or(Value::Null);
+                self.holds(&format!("sent {pointer}: {sent} is {pattern}"), jsonschema::is_valid(&whole, &sent));
             }
             for pointer in wanted.get("absent").and_then(Value::as_array).into_iter().flatten() {
                 self.holds(&format!("{pointer} is not sent"), got["body"].pointer(pointer.as_str().unwrap()).is_none());
@@ -646,12 +684,17 @@ async fn play(stage: Stage<'_>) -> Vec<String> {
     if let Some(cancel) = case.pointer("/request/cancel_after_ms").and_then(Value::as_u64) {
         let cut = tokio::time::timeout(Duration::from_millis(cancel), call(&providers, &request, streams)).await;
         check.holds("a cancelled call has no end of its own", cut.is_err());
+        check.closed(&seen, START.elapsed(), e).await;
+        check.same("attempts", seen.lock().await.len(), &e["attempts"]);
+        check.fault(&providers, e);
         server.abort();
         return check.wrong;
     }
     let started = Instant::now();
     let got = call(&providers, &request, streams).await;
     let took = started.elapsed();
+    check.closed(&seen, started.duration_since(*START) + took, e).await;
+    check.fault(&providers, e);
     let story: Vec<String> = match &got.result {
         Ok(response) => response.attempts.iter().map(|a| a.outcome.clone()).collect(),
         Err(error) => error.metadata.get("attempt_kinds").map(|k| k.split(',').map(str::to_owned).collect()).unwrap_or_default(),

@@ -34,6 +34,8 @@ pub struct Metrics {
     pub usage: pb::Usage,
     pub provider_calls: i32,
     pub provider_calls_replayed: i32,
+    /// Every model call was answered from the cache.
+    pub cache_hit: bool,
     pub tool_calls: i32,
     pub memory_bytes: Option<i64>,
     pub cpu_ms: Option<i64>,

@@ -81,6 +81,7 @@ impl Record {
             retry_of: header.retry_of.clone(),
             fork_of: header.fork_of.clone(),
             parent_task_id: header.parent_task_id.clone(),
+            key_id: header.key_id.clone(),
             create_time: Some(timestamp(now_ms)),
             durability: if header.ephemeral { pb::Durability::Ephemeral } else { pb::Durability::Durable } as i32,
             node: node_name().to_owned(),
@@ -113,6 +114,7 @@ impl Record {
         let created = self.task.create_time.as_ref().map_or(0, agent_core::header::timestamp_ms);
         let mut h = header(&spec, &self.task.id, &self.task.request_id, &self.tenant, created);
         h.retry_of.clone_from(&self.task.retry_of);
+        h.key_id.clone_from(&self.task.key_id);
         // Each approval adds what the task was given at first.
         let (approved, denied) = questions::money(&self.task.answers);
         h.budget_approved = approved;
@@ -441,7 +443,7 @@ pub(crate) fn metrics(m: &Metrics) -> pb::ExecutionMetrics {
         tool_calls: m.tool_calls,
         memory_used: m.memory_bytes,
         cost_micros: m.cost_micros,
-        cache_hit: false,
+        cache_hit: m.cache_hit,
     }
 }
 

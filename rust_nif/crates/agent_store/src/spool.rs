@@ -110,6 +110,7 @@ impl End {
                 usage: m.tokens_used.unwrap_or_default(),
                 provider_calls: m.provider_calls,
                 provider_calls_replayed: m.provider_calls_replayed,
+                cache_hit: m.cache_hit,
                 tool_calls: m.tool_calls,
                 memory_bytes: m.memory_used,
                 cpu_ms: self.cpu_ms,

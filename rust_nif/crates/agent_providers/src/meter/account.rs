@@ -120,6 +120,14 @@ struct Limit {
     limit_micros: i64,
 }
 
+impl Budget {
+    /// Its accounts, with their limits in micro-dollars.
+    pub(crate) fn limits(&self) -> Vec<(Account, i64)> {
+        let account = |l: &Limit| (Account { window: l.window, level: l.level, name: l.name.clone() }, l.limit_micros);
+        self.accounts.iter().map(account).collect()
+    }
+}
+
 /// The accounts that a call is charged to, with their limits in pico-dollars; none: nobody counts.
 pub(crate) fn charged(budgets: &BTreeMap<String, Budget>, payer: &Payer<'_>) -> Vec<(Account, i64)> {
     let budget = budgets.get(payer.tenant);

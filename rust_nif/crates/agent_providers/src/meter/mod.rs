@@ -71,6 +71,11 @@ impl Meter {
         Self { budgets, ..Self::default() }
     }
 
+    /// The accounts of a tenant that the configuration limits, with their limits in micro-dollars.
+    pub fn limits(&self, tenant: &str) -> Vec<(Account, i64)> {
+        self.budgets.get(tenant).map(Budget::limits).unwrap_or_default()
+    }
+
     /// Whether a call of this payer needs money at all.
     pub fn counts(&self, payer: &Payer<'_>) -> bool {
         counts(&self.budgets, payer)

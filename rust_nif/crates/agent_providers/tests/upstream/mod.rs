@@ -77,6 +77,13 @@ pub fn chat(text: &str) -> Answer {
     json_answer(200, &body)
 }
 
+/// A stream of these events, with its end mark where it is whole.
+pub fn events(all: &[Value], whole: bool) -> Answer {
+    let text: String = all.iter().map(|event| format!("data: {event}\n\n")).collect();
+    let text = if whole { text + "data: [DONE]\n\n" } else { text };
+    hyper::Response::builder().header("content-type", "text/event-stream").body(Full::new(Bytes::from(text))).unwrap()
+}
+
 pub fn json_answer(status: u16, body: &Value) -> Answer {
     let answer = hyper::Response::builder().status(status).header("content-type", "application/json");
     answer.body(Full::new(Bytes::from(body.to_string()))).unwrap()
