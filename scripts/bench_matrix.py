@@ -402,22 +402,25 @@ def comparison(rows: list[dict[str, Any]]) -> str:
 
 def measure(names: list[str]) -> list[dict[str, Any]]:
     """Measures and prints; gives the rows."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    OUT.mkdir(parents=True, exist_ok=True)
     with LocalNode(config(names)) as node:
         for name in names:
             print(f"{name} …", file=sys.stderr, flush=True)
             rows.append(measured(node, name))
             print(figures(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+            # A run is long: what is there is kept whatever comes.
+            (OUT / "matrix.json").write_text(json.dumps(rows, indent=1))
     print(f"\nOne-tool task, {os.cpu_count()} cores, client on them; load average {os.getloadavg()[0]:.2f}\n")
     print(figures(rows))
     print(f"\n{comparison(rows)}")
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "matrix.json").write_text(json.dumps(rows, indent=1))
     print(f"written to {(OUT / 'matrix.json').relative_to(ROOT)}")
     return rows
 
 
 if __name__ == "__main__":
+    # Ended from outside it stops its node as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     wanted = sys.argv[1:] or [NATIVE, *FRAMEWORKS]
     unknown = [name for name in wanted if not re.fullmatch("|".join((NATIVE, *FRAMEWORKS)), name)]
     if unknown:

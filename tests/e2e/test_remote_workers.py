@@ -19,7 +19,7 @@ import grpc
 import pytest
 from conftest import eventually
 
-from singularity_agents import Client
+from singularity_agents import Client, SingularityError
 from singularity_agents._local_node import LocalNode
 from singularity_agents._proto.singularity.agents.v1 import worker_service_pb2 as attach
 from singularity_agents._proto.singularity.worker.v1 import worker_pb2
@@ -250,6 +250,25 @@ def test_a_wrong_key_is_refused(node: LocalNode, tmp_path: Path, wrong: str) -> 
     said, _ = made.process.communicate(timeout=60)
     assert made.process.returncode == 4
     assert ("KEY_UNKNOWN" if wrong else "KEY_MISSING") in said and KEY not in said
+
+
+def test_rights_are_apart(tmp_path: Path, key: Path) -> None:
+    tenant = tmp_path / "acme.key"
+    tenant.write_text("a-key-of-the-tenant-acme")
+    config = f'[providers.echo]\ndialect = "echo"\n[workers]\nremote_keys = [{{ file = "{key}" }}]\n'
+    with LocalNode(f'{config}[tenants.acme]\nkeys = [{{ file = "{tenant}" }}]\n') as node:
+        made = Machine(node.address, tenant)
+        said, _ = made.process.communicate(timeout=60)
+        assert made.process.returncode == 4 and "KEY_UNKNOWN" in said
+        with Client(node.address, api_key=KEY) as client, pytest.raises(SingularityError, match="not known"):
+            client.list()
+
+
+def test_where_no_key_may_nobody_attaches(tmp_path: Path, key: Path) -> None:
+    with LocalNode('[providers.echo]\ndialect = "echo"\n') as node:
+        made = Machine(node.address, key)
+        said, _ = made.process.communicate(timeout=60)
+        assert made.process.returncode == 4 and "remote_keys" in said
 
 
 def attached(node: LocalNode, *frames: bytes) -> grpc.RpcError | None:
