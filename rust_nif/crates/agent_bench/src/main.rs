@@ -121,11 +121,25 @@ async fn connect(address: &str) -> Result<TaskServiceClient<Channel>, Failure> {
     Ok(TaskServiceClient::new(channel))
 }
 
+/// A plan of native steps: `--chain N`, each needing the one before, or `--wide N` side by side.
+fn plan(args: &[String]) -> Result<Option<pb::ExecutionPlan>, Failure> {
+    let (chain, wide): (usize, usize) = (option(args, "--chain", "0").parse()?, option(args, "--wide", "0").parse()?);
+    let step = |i: usize| pb::PlanStep {
+        id: format!("s{i}"),
+        executor: "native".into(),
+        needs: if chain > 0 && i > 0 { vec![format!("s{}", i - 1)] } else { Vec::new() },
+        input: if chain > 0 && i > 0 { format!("${{steps.s{}.output}}", i - 1) } else { String::new() },
+        ..Default::default()
+    };
+    Ok((chain + wide > 0).then(|| pb::ExecutionPlan { steps: (0..chain.max(wide)).map(step).collect(), output: String::new() }))
+}
+
 fn request(args: &[String]) -> Result<pb::ExecuteTaskRequest, Failure> {
     let bytes: usize = option(args, "--bytes", "256").parse()?;
     let hints = pb::ExecutionHints {
         durability: if args.iter().any(|a| a == "--durable") { pb::Durability::Durable } else { pb::Durability::Ephemeral } as i32,
         stream_text: Some(false),
+        max_parallel: option(args, "--parallel", "0").parse()?,
         ..Default::default()
     };
     let task = pb::AgentTask {
@@ -134,6 +148,7 @@ fn request(args: &[String]) -> Result<pb::ExecuteTaskRequest, Failure> {
         preferred_framework: option(args, "--framework", ""),
         requirements: Some(pb::TaskRequirements { model: option(args, "--model", ""), ..Default::default() }),
         execution_hints: Some(hints),
+        plan: plan(args)?,
         ..Default::default()
     };
     Ok(pb::ExecuteTaskRequest { task: Some(task), ..Default::default() })
