@@ -27,7 +27,6 @@ BEHAVIOURS: Final = {
     "tool in doubt waits": "test_a_tool_in_doubt",
     "a tool asks a person": "test_a_tool_asks_a_person",
     "a person asked by its own means": "test_a_person_is_asked_by",
-    "an answer by SignalTask, end to end": "test_a_person_answers_by_a_signal",
     "memory of the engine by a tool": "test_a_model_remembers_by_the_tool",
     "budget stop": "test_a_budget_that_is_spent",
     "usage is the engine's": "test_usage_is_counted",

@@ -12,8 +12,8 @@ use tonic::Status;
 
 use crate::engine::{EngineBody, EngineReply};
 use crate::tasks::{MAX_REASON, grace_ms, prepare, short_enough};
-use agent_core::validate::MAX_REQUEST_ID;
 use crate::{ENGINE_TIMEOUT, Shared, to_status};
+use agent_core::validate::MAX_REQUEST_ID;
 
 /// Tasks of one call.
 const MAX_TASKS: usize = 1000;

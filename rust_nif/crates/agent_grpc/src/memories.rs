@@ -1,8 +1,6 @@
 //! `MemoryService`: the store serves it alone, nothing is decided about tasks here.
 
-use agent_core::memory::{
-    check_append, check_batch, check_delete, check_get, check_list, check_messages, check_put, check_versions,
-};
+use agent_core::memory::{check_append, check_batch, check_delete, check_get, check_list, check_messages, check_put, check_versions};
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use agent_store::{MemoryAnswer, MemoryOp, WriteOp, Written};

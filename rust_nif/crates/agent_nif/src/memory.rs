@@ -70,10 +70,15 @@ impl Asker {
     }
 }
 
+/// The encoded answer of a write; None: the store gave another kind.
+type Answer = fn(&Asker, Written) -> Option<Vec<u8>>;
+/// A read, and its encoded answer.
+type Read = Box<dyn FnOnce(&TaskStore, &Asker) -> Result<Vec<u8>, AgentError> + Send>;
+
 /// What a call does.
 enum Work {
-    Write(WriteOp, fn(&Asker, Written) -> Option<Vec<u8>>),
-    Read(Box<dyn FnOnce(&TaskStore, &Asker) -> Result<Vec<u8>, AgentError> + Send>),
+    Write(WriteOp, Answer),
+    Read(Read),
 }
 
 /// Does a call; its answer is a message, `{agent_native, Ref, done, Payload}`.
@@ -99,14 +104,7 @@ fn store_memory<'a>(env: Env<'a>, handle: ResourceArc<StoreHandle>, reference: T
     }
 }
 
-fn write<'a>(
-    env: Env<'a>,
-    store: &Arc<TaskStore>,
-    reference: Term<'a>,
-    asker: Asker,
-    op: WriteOp,
-    answer: fn(&Asker, Written) -> Option<Vec<u8>>,
-) -> Term<'a> {
+fn write<'a>(env: Env<'a>, store: &Arc<TaskStore>, reference: Term<'a>, asker: Asker, op: WriteOp, answer: Answer) -> Term<'a> {
     let unexpected = || AgentError::new(Reason::Internal, "the store gave an answer of another kind");
     if store.is_inline(&op) {
         return match store.write_inline(op).and_then(|written| answer(&asker, written).ok_or_else(unexpected)) {
@@ -132,7 +130,7 @@ fn write<'a>(
     atoms::ok().encode(env)
 }
 
-fn memory(asker: &Asker, op: MemoryOp, answer: fn(&Asker, Written) -> Option<Vec<u8>>) -> Work {
+fn memory(asker: &Asker, op: MemoryOp, answer: Answer) -> Work {
     Work::Write(WriteOp::Memory { tenant: asker.tenant.clone(), op: Box::new(op), holder: asker.holder.clone() }, answer)
 }
 
@@ -146,9 +144,7 @@ fn work(asker: &Asker, operation: Option<Operation>) -> Result<Work, AgentError>
         Some(Operation::Delete(r)) => {
             let r = pb::DeleteMemoryRequest { namespace: asker.whole(&r.namespace), ..r };
             check_delete(&r)?;
-            Ok(memory(asker, MemoryOp::Delete(r), |_, w| {
-                Some(pb::DeleteMemoryResponse { version: *numbers(w)?.first()? }.encode_to_vec())
-            }))
+            Ok(memory(asker, MemoryOp::Delete(r), |_, w| Some(pb::DeleteMemoryResponse { version: *numbers(w)?.first()? }.encode_to_vec())))
         }
         Some(Operation::Batch(r)) => {
             let r = batch(asker, r)?;
@@ -164,9 +160,7 @@ fn work(asker: &Asker, operation: Option<Operation>) -> Result<Work, AgentError>
         Some(Operation::Get(r)) => {
             let r = pb::GetMemoryRequest { namespace: asker.whole(&r.namespace), ..r };
             check_get(&r)?;
-            Ok(read(move |store, asker| {
-                store.memory(&asker.tenant, &r.namespace, &r.key).map(|item| asker.shown(item).encode_to_vec())
-            }))
+            Ok(read(move |store, asker| store.memory(&asker.tenant, &r.namespace, &r.key).map(|item| asker.shown(item).encode_to_vec())))
         }
         Some(Operation::List(r)) => {
             let r = pb::ListMemoriesRequest { namespace: asker.whole(&r.namespace), ..r };

@@ -35,6 +35,7 @@ use parking_lot::Mutex;
 use prost::Message;
 
 use blob::Parts;
+pub use durable::Kept;
 pub use durable::Store;
 use durable::{existing, no_value, not_found};
 use filter::Filter;
@@ -42,7 +43,6 @@ pub use hub::Listener;
 use hub::{Behind, End, Hub, Live};
 use journal::{Decision, Session, Sessions};
 use ledger::LedgerRow;
-pub use durable::Kept;
 use memory::Memory;
 pub use op::{AttemptInfo, Finish, MemoryAnswer, MemoryOp, Metrics, ScheduleOp, WriteOp, Written};
 use order::Order;
@@ -256,7 +256,9 @@ impl TaskStore {
             WriteOp::Events { id, fence, events } => self.change_memory(&id, now, |r| r.events(fence, events, now)),
             WriteOp::Finish { id, fence, finish } => self.change_memory(&id, now, |r| r.finish(fence, *finish, now)),
             // An ephemeral task promises nothing, so it has no journal.
-            WriteOp::Journal { id, fence, .. } | WriteOp::Answers { id, fence, .. } => self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Ok))),
+            WriteOp::Journal { id, fence, .. } | WriteOp::Answers { id, fence, .. } => {
+                self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Ok)))
+            }
             WriteOp::ToolBegin { id, fence, .. } => {
                 self.change_memory(&id, now, |r| r.running(fence).map(|()| (Vec::new(), Written::Tool(Decision::Run))))
             }

@@ -523,7 +523,10 @@ fn a_tool_runs_once_unless_it_allows_more_and_one_in_doubt_is_not_guessed() {
     for place in places("tools") {
         let store = place.open();
         let (id, _) = submit(&store, false, None, "x", true);
-        let begin = |fence, n, replay| match write(&store, WriteOp::ToolBegin { id: id.clone(), fence, key: key(n, Kind::Tool), replay, again: false }) {
+        let begin = |fence, n, replay| match write(
+            &store,
+            WriteOp::ToolBegin { id: id.clone(), fence, key: key(n, Kind::Tool), replay, again: false },
+        ) {
             Ok(Written::Tool(decision)) => decision,
             other => panic!("{other:?}"),
         };
@@ -756,7 +759,8 @@ fn a_value_is_listed_versioned_deleted_and_gone_when_its_time_is_over() {
             pb::MemoryOperation { operation: Some(pb::memory_operation::Operation::Delete(delete)) },
         ];
         let batch = pb::BatchMemoryRequest { namespace: "users/42".into(), operations, ..Default::default() };
-        let refused = write(&store, WriteOp::Memory { tenant: "t".into(), op: Box::new(MemoryOp::Batch(batch)), holder: None }).unwrap_err();
+        let refused =
+            write(&store, WriteOp::Memory { tenant: "t".into(), op: Box::new(MemoryOp::Batch(batch)), holder: None }).unwrap_err();
         assert_eq!((refused.reason, refused.metadata["current_version"].as_str()), (Reason::VersionConflict, "2"));
         assert!(store.memory("t", "users/42", "c").is_err());
 
