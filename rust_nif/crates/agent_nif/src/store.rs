@@ -244,7 +244,13 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
         WriteOp::Answers { id: id()?, fence: fence()?, answers: entries.into_iter().filter_map(journal::recordable).collect() }
     } else if kind == atoms::tool_begin() {
         let m = at(3)?;
-        WriteOp::ToolBegin { id: id()?, fence: fence()?, key: journal::tool_key(m), replay: journal::replay(m), again: int(m, atoms::life()) > 1 }
+        WriteOp::ToolBegin {
+            id: id()?,
+            fence: fence()?,
+            key: journal::tool_key(m),
+            replay: journal::replay(m),
+            again: int(m, atoms::life()) > 1,
+        }
     } else if kind == atoms::tool_end() {
         let m = at(3)?;
         WriteOp::Journal { id: id()?, fence: fence()?, key: journal::tool_key(m), change: journal::tool_change(m) }

@@ -65,7 +65,12 @@ impl Scope {
         if self.name.is_empty() {
             return hash;
         }
-        Sha256::new().chain_update(u32::try_from(self.name.len()).unwrap_or(u32::MAX).to_be_bytes()).chain_update(&self.name).chain_update(hash).finalize().into()
+        Sha256::new()
+            .chain_update(u32::try_from(self.name.len()).unwrap_or(u32::MAX).to_be_bytes())
+            .chain_update(&self.name)
+            .chain_update(hash)
+            .finalize()
+            .into()
     }
 }
 

@@ -9,6 +9,7 @@ use super::*;
 use crate::ledger::{LedgerChange, LedgerOp};
 
 mod blobs;
+mod plans;
 
 /// A database of one test; what it leaves is removed.
 struct Place {
@@ -503,8 +504,8 @@ fn a_later_attempt_finds_what_was_answered_also_by_the_end_and_after_a_new_start
         write(&store, WriteOp::Claim { id: id.clone() }).unwrap();
         assert!(store.session(&id, 2, 2).is_none());
         let session = store.read_session(&id, 2).unwrap();
-        assert_eq!(session.ask(answered.question), Lookup::Recorded(vec![7]));
-        assert_eq!(session.ask(asked.question), Lookup::Live { key: asked, in_doubt: true, diverged: false });
+        assert_eq!(session.ask(answered.question, true), Lookup::Recorded(vec![7]));
+        assert_eq!(session.ask(asked.question, true), Lookup::Live { key: asked, in_doubt: true, diverged: false });
         let late = journal(&store, &id, 1, key(3, Kind::Chat), Change::Answer(vec![1]));
         assert_eq!(late.unwrap_err().reason, Reason::AttemptFenced);
 
@@ -881,7 +882,7 @@ fn a_fork_begins_with_the_answers_that_stood_at_an_event() {
             assert_eq!(store.get("t", &fork).unwrap().fork_of, id);
             assert!(store.session(&fork, 1, 1).is_none(), "the disk must be read");
             let session = store.read_session(&fork, 1).unwrap();
-            let known = [1, 2].map(|n| matches!(session.ask(key(n, Kind::Chat).question), Lookup::Recorded(_)));
+            let known = [1, 2].map(|n| matches!(session.ask(key(n, Kind::Chat).question, true), Lookup::Recorded(_)));
             assert_eq!(known, answered);
             assert!(store.session(&fork, 1, 1).is_some());
         }

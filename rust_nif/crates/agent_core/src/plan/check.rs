@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use agent_proto::agents::v1 as pb;
 use serde_json::Value;
 
-use super::template::{self, Reference, references};
 use super::condition;
+use super::template::{self, Reference, references};
 use crate::json;
 
 /// Most steps of a plan.
@@ -46,7 +46,9 @@ pub fn violations(plan: &pb::ExecutionPlan) -> Vec<(String, String)> {
             Reference::Step(id, _) if undoes.contains_key(id) => out.push((output(), format!("step \"{id}\" only runs to undo another"))),
             Reference::Step(id, _) if !index.contains_key(id) => out.push((output(), unknown(id))),
             Reference::Step(id, path) => out.extend(impossible(plan, index[id], path).map(|why| (output(), why))),
-            Reference::Item(_) | Reference::Index => out.push((output(), "there is no item here: only a step with for_each has one".into())),
+            Reference::Item(_) | Reference::Index => {
+                out.push((output(), "there is no item here: only a step with for_each has one".into()))
+            }
             Reference::Bad(text) => out.push((output(), malformed(text))),
             Reference::Task => {}
         }
@@ -116,7 +118,8 @@ fn check_step(
             out.push((at(i, "compensation"), "a step that undoes another has none of its own".into()));
         }
     }
-    if !undone.is_none_or(Vec::is_empty) && !(step.for_each.is_empty() && step.condition.is_empty() && step.needs.is_empty()) {
+    let plain = step.for_each.is_empty() && step.condition.is_empty() && step.needs.is_empty();
+    if undone.is_some() && !plain {
         out.push((at(i, "id"), "undoes another step, so it has no needs, condition or for_each of its own".into()));
     }
     if step.max_parallel < 0 {

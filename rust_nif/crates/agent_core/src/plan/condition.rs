@@ -45,14 +45,8 @@ pub enum Op {
     Contains,
 }
 
-const SYMBOLS: [(&str, Op); 6] = [
-    ("==", Op::Equal),
-    ("!=", Op::Unequal),
-    ("<=", Op::LessOrEqual),
-    (">=", Op::GreaterOrEqual),
-    ("<", Op::Less),
-    (">", Op::Greater),
-];
+const SYMBOLS: [(&str, Op); 6] =
+    [("==", Op::Equal), ("!=", Op::Unequal), ("<=", Op::LessOrEqual), (">=", Op::GreaterOrEqual), ("<", Op::Less), (">", Op::Greater)];
 
 /// Reads a condition. Errors: where it stops making sense.
 pub fn parse(text: &str) -> Result<Condition<'_>, String> {

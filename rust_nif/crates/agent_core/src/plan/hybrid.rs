@@ -11,9 +11,11 @@ pub fn hybrid(framework: &str) -> pb::ExecutionPlan {
         input: input.into(),
         ..Default::default()
     };
-    let prepare = "Collect what is needed to do the following task well: facts, constraints and an outline. Do not do it yet.\n\n${task.input}";
+    let prepare =
+        "Collect what is needed to do the following task well: facts, constraints and an outline. Do not do it yet.\n\n${task.input}";
     let draft = "${task.input}\n\nNotes to work from:\n${steps.prepare.output}";
-    let answer = "Write the final answer to this task:\n\n${task.input}\n\nNotes:\n${steps.prepare.output}\n\nDraft:\n${steps.draft.output}";
+    let answer =
+        "Write the final answer to this task:\n\n${task.input}\n\nNotes:\n${steps.prepare.output}\n\nDraft:\n${steps.draft.output}";
     pb::ExecutionPlan {
         steps: vec![
             step("prepare", "native", &[], prepare),

@@ -15,8 +15,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use agent_proto::agents::v1 as pb;
 use serde_json::Value;
 
-use super::template::{self, Reference};
 use super::condition;
+use super::template::{self, Reference};
 use crate::header::{defaults, duration_ms, timestamp};
 use crate::{AgentError, Reason, json};
 
@@ -529,7 +529,8 @@ impl Plan {
                     self.runs.remove(&run);
                     self.pause(Some(error));
                 } else if let Some(next) = step.fallback_executors.get(turn).filter(|_| error.reason != Reason::BudgetExhausted) {
-                    let message = format!("step {}: {next} takes over, since {} failed: {}", step.id, report.executor, error.reason.upper());
+                    let message =
+                        format!("step {}: {next} takes over, since {} failed: {}", step.id, report.executor, error.reason.upper());
                     out.push(Effect::TakenOver { step: step.id.clone(), message });
                     self.runs.remove(&run);
                     self.run(run, turn + 1, out);
@@ -678,7 +679,8 @@ impl Plan {
     fn failure_of(&self, run: RunId, record: &pb::PlanStepRun) -> AgentError {
         let spec = &self.plan.steps[run.step as usize];
         let why = record.error.clone().unwrap_or_default();
-        let mut error = AgentError::new(Reason::parse(&why.reason).unwrap_or(Reason::Internal), format!("step {}: {}", spec.id, why.message));
+        let mut error =
+            AgentError::new(Reason::parse(&why.reason).unwrap_or(Reason::Internal), format!("step {}: {}", spec.id, why.message));
         error.metadata.extend(why.metadata);
         error.metadata.insert("step".into(), spec.id.clone());
         error
@@ -783,7 +785,10 @@ impl Plan {
 
 fn checked(value: Value, schema: &prost_types::Struct) -> Result<Value, AgentError> {
     let schema = json::from_struct(schema);
-    match jsonschema::validator_for(&schema).ok().and_then(|v| v.iter_errors(&value).next().map(|e| format!("{e} (at {})", e.instance_path()))) {
+    match jsonschema::validator_for(&schema)
+        .ok()
+        .and_then(|v| v.iter_errors(&value).next().map(|e| format!("{e} (at {})", e.instance_path())))
+    {
         Some(problem) => Err(mismatch(&problem)),
         None => Ok(value),
     }

@@ -20,8 +20,7 @@ pub fn progress(mut plan: pb::ExecutionPlan, runs: Vec<(Kept, pb::PlanStepRun)>,
         by_step.entry(run.step_id.clone()).or_default().push(run);
     }
     // A step over a list has ended only when the task goes on from it: what needs it has begun, or the task has ended.
-    let begun: HashSet<String> =
-        plan.steps.iter().filter(|s| by_step.contains_key(&s.id)).flat_map(|s| s.needs.iter().cloned()).collect();
+    let begun: HashSet<String> = plan.steps.iter().filter(|s| by_step.contains_key(&s.id)).flat_map(|s| s.needs.iter().cloned()).collect();
     let over = !matches!(task, pb::TaskState::Queued | pb::TaskState::Running | pb::TaskState::Waiting);
     let ended: HashSet<String> = plan
         .steps
@@ -60,12 +59,8 @@ mod tests {
             ..Default::default()
         };
         let plan = pb::ExecutionPlan { steps: vec![step("a", &[]), step("b", &["a"]), step("c", &["b"])], output: String::new() };
-        let run = pb::PlanStepRun {
-            step_id: "a".into(),
-            state: pb::TaskState::Succeeded as i32,
-            output: "é".repeat(300),
-            ..Default::default()
-        };
+        let run =
+            pb::PlanStepRun { step_id: "a".into(), state: pb::TaskState::Succeeded as i32, output: "é".repeat(300), ..Default::default() };
         let seen = progress(plan, vec![(Kept::Done, run)], pb::TaskState::Running);
         let states: Vec<pb::TaskState> = seen.steps.iter().map(pb::PlanStep::state).collect();
         assert_eq!(states, [pb::TaskState::Succeeded, pb::TaskState::Running, pb::TaskState::Queued]);

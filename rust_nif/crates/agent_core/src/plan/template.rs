@@ -182,11 +182,10 @@ mod tests {
         assert_eq!(render("${steps.a.output.nope}", &look).unwrap_err(), "the output of step \"a\" has no \"nope\"");
         assert_eq!(render("echo $${HOME} costs $5", &look).unwrap(), "echo ${HOME} costs $5");
         assert_eq!(references("$${HOME} ${oops").collect::<Vec<_>>(), [Reference::Bad("oops")]);
-        assert_eq!(references("${item.a}${items}${steps.a.output.}").collect::<Vec<_>>(), [
-            Reference::Item("a"),
-            Reference::Bad("items"),
-            Reference::Bad("steps.a.output."),
-        ]);
+        assert_eq!(
+            references("${item.a}${items}${steps.a.output.}").collect::<Vec<_>>(),
+            [Reference::Item("a"), Reference::Bad("items"), Reference::Bad("steps.a.output."),]
+        );
     }
 
     proptest::proptest! {

@@ -10,7 +10,8 @@ use crate::journal::{Change, Decision, Entry, Key, Kind, Replay, VERSION};
 /// The entries of a task: ends of steps of its plan, or all others.
 pub(super) fn entries(db: &mut dyn Db, blobs: &Blobs, task: &str, steps: bool) -> Result<Vec<Entry>, AgentError> {
     let kinds = if steps { ">=" } else { "<" };
-    let sql = format!("SELECT kind, hash, occurrence, answer, blob FROM journal WHERE task_id = ?1 AND hash_version = ?2 AND kind {kinds} 4");
+    let sql =
+        format!("SELECT kind, hash, occurrence, answer, blob FROM journal WHERE task_id = ?1 AND hash_version = ?2 AND kind {kinds} 4");
     let rows = all(db, &sql, &[task.into(), VERSION.into()], |r| {
         let kind = Kind::of(r.int(0)?);
         let hash = r.blob(1)?.try_into().unwrap_or_default();

@@ -74,7 +74,7 @@ fn a_large_task_is_read_as_it_was_written_also_after_a_new_start() {
         let Written::Claimed { fence, spec, .. } = write(&store, WriteOp::Claim { id: id.clone() }).unwrap() else { panic!() };
         assert_eq!(spec.description, large("ask"));
         let session = store.read_session(&id, fence).unwrap();
-        assert_eq!(session.ask(key(1, Kind::Chat).question), Lookup::Recorded(large("paid").into()));
+        assert_eq!(session.ask(key(1, Kind::Chat).question, true), Lookup::Recorded(large("paid").into()));
         let begin = WriteOp::ToolBegin { id: id.clone(), fence, key: key(2, Kind::Tool), replay: Replay::Once, again: false };
         let Written::Tool(Decision::Recorded(result)) = write(&store, begin).unwrap() else { panic!() };
         assert_eq!(result, large("tool").into_bytes());
@@ -211,7 +211,7 @@ fn a_fork_has_the_large_answers_of_its_origin_when_that_is_gone() {
         write(&store, WriteOp::Submit { header: Box::new(head), spec: Box::new(spec), run: true, route: None }).unwrap();
         write(&store, WriteOp::Delete { tenant: "t".into(), id }).unwrap();
         let session = store.read_session(&fork, 1).unwrap();
-        assert_eq!(session.ask(key(1, Kind::Chat).question), Lookup::Recorded(large("paid").into()));
+        assert_eq!(session.ask(key(1, Kind::Chat).question, true), Lookup::Recorded(large("paid").into()));
         place.stop(&store);
     }
 }

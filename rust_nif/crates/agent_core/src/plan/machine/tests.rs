@@ -114,7 +114,8 @@ fn echo(id: &str, task: &pb::AgentTask, _: &str) -> Result<String, Reason> {
 
 #[test]
 fn outputs_flow_along_the_needs_and_the_last_step_answers() {
-    let steps = vec![step("a", &[], ""), step("b", &["a"], "b of ${steps.a.output}"), step("c", &["a", "b"], "${steps.b.output}+${task.input}")];
+    let steps =
+        vec![step("a", &[], ""), step("b", &["a"], "b of ${steps.a.output}"), step("c", &["a", "b"], "${steps.b.output}+${task.input}")];
     let mut world = World::new(task(steps, 8), &echo);
     let result = world.result().unwrap();
     assert_eq!(result.output, "c(b(b of a(the task))+the task)");
@@ -163,7 +164,8 @@ fn a_missing_field_of_an_output_fails_its_step_by_name() {
 
 #[test]
 fn another_executor_takes_over_before_a_step_fails() {
-    let picky = |_: &str, _: &pb::AgentTask, executor: &str| if executor == "native" { Ok("done".into()) } else { Err(Reason::FrameworkError) };
+    let picky =
+        |_: &str, _: &pb::AgentTask, executor: &str| if executor == "native" { Ok("done".into()) } else { Err(Reason::FrameworkError) };
     let mut a = step("a", &[], "");
     (a.executor, a.fallback_executors) = ("crewai".into(), vec!["haystack".into(), "native".into()]);
     let mut world = World::new(task(vec![a], 8), &picky);
@@ -241,7 +243,8 @@ fn money_that_is_gone_pauses_and_the_next_attempt_goes_on() {
 #[test]
 fn a_question_parks_the_plan_once_what_runs_has_ended() {
     let mut plan = Plan::new("t", &task(vec![step("a", &[], ""), step("b", &[], "")], 8)).unwrap();
-    let runs: Vec<RunId> = plan.step(Event::Go).iter().filter_map(|e| if let Effect::Run { run, .. } = e { Some(*run) } else { None }).collect();
+    let runs: Vec<RunId> =
+        plan.step(Event::Go).iter().filter_map(|e| if let Effect::Run { run, .. } = e { Some(*run) } else { None }).collect();
     let asked = RunEnd::Asked(vec![pb::InputRequested { input_id: "q".into(), ..Default::default() }]);
     assert!(plan.step(Event::Ended { run: runs[0], end: asked, report: Report::default() }).is_empty());
     let done = RunEnd::Succeeded(Box::default());
@@ -271,7 +274,10 @@ fn plans() -> impl Strategy<Value = Vec<pb::PlanStep>> {
         for (i, (needs, kind)) in specs.into_iter().enumerate() {
             let needs: HashSet<String> = if i == 0 { HashSet::new() } else { needs.iter().map(|n| format!("s{}", n.index(i))).collect() };
             let mut s = step(&format!("s{i}"), &needs.iter().map(String::as_str).collect::<Vec<_>>(), "");
-            s.input = std::iter::once(format!("s{i}")).chain(needs.iter().map(|n| format!("${{steps.{n}.output}}"))).collect::<Vec<_>>().join(" ");
+            s.input = std::iter::once(format!("s{i}"))
+                .chain(needs.iter().map(|n| format!("${{steps.{n}.output}}")))
+                .collect::<Vec<_>>()
+                .join(" ");
             match kind {
                 0 => s.condition = "1 == 2".into(),
                 1 => s.for_each = "[1, 2, 3]".into(),
