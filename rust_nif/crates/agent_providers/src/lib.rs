@@ -18,6 +18,7 @@ mod client;
 mod config;
 mod constrain;
 mod credentials;
+mod direct;
 mod echo;
 mod estimate;
 mod failover;
@@ -42,6 +43,8 @@ mod responses_body;
 mod retries;
 mod sse;
 mod think;
+mod transport;
+mod unpack;
 mod wire;
 
 use std::collections::{BTreeMap, HashMap};
@@ -61,6 +64,7 @@ use flow::Flow;
 use health::{Health, Healths};
 use limits::{Limits, Rates};
 use retries::Retries;
+use transport::Http;
 
 pub use config::{Dialect, ProviderConfig, ProvidersConfig, Secret, Timeouts};
 
@@ -82,7 +86,7 @@ enum Place {
 struct Provider {
     name: String,
     config: ProviderConfig,
-    http: reqwest::Client,
+    http: Http,
     place: RwLock<Place>,
     /// Rates over all keys, and what headers say where there is no key.
     limits: Limits,
@@ -147,7 +151,7 @@ impl Providers {
     pub fn new(config: &ProvidersConfig) -> Result<Arc<Self>, AgentError> {
         let mut providers = BTreeMap::new();
         for (name, c) in &config.providers {
-            let client = client::client(c);
+            let client = Http::new(c);
             let place = match (&c.base_url, c.dialect) {
                 _ if client.is_err() => Place::Nowhere(client.as_ref().err().cloned().unwrap_or_default()),
                 (_, Dialect::Echo) => Place::at("", Credentials::default()),
@@ -161,7 +165,7 @@ impl Providers {
                 name: name.clone(),
                 config: c.clone(),
                 // A provider whose options are wrong says so where it is listed; the others serve.
-                http: client.or_else(|_| client::bare(c)).map_err(|e| AgentError::new(Reason::Internal, e))?,
+                http: client.or_else(|_| Http::bare(c)).map_err(|e| AgentError::new(Reason::Internal, e))?,
                 place: RwLock::new(place),
                 limits: Limits::new(Rates { requests: c.rpm, tokens: c.tpm }),
                 in_flight: AtomicU32::new(0),

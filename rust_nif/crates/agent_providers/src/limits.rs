@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use reqwest::header::HeaderMap;
+use http::HeaderMap;
 
 use crate::hints;
 
