@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
 
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
@@ -20,8 +19,6 @@ use crate::routes::Answer;
 const PIECES: usize = 64;
 /// Bytes of events that go into one write at most.
 const WRITE_BYTES: usize = 16 * 1024;
-/// An event waits for others so long at most, so that several share one write.
-const SHARE: Duration = Duration::from_millis(1);
 
 /// How pieces are written on a wire.
 pub(crate) trait Writer: Send + Unpin + 'static {
@@ -33,8 +30,7 @@ pub(crate) trait Writer: Send + Unpin + 'static {
 
 /// A call under way. Dropped, it ends its HTTP request.
 ///
-/// It is a task of its own: the provider's events come one by one, each over a change of task, and while these change back and forth
-/// between its connection and the call, what they bring gathers for one write.
+/// It is a task of its own: a client that reads slowly must not keep the limits of the call from ending it.
 pub(crate) struct Call {
     task: JoinHandle<Result<pb::ChatResponse, AgentError>>,
     pieces: mpsc::Receiver<pb::StreamChatResponse>,
@@ -91,13 +87,10 @@ impl Call {
         }
     }
 
-    /// The rest of the answer as bytes. As long as others come at once events share a write.
+    /// The rest of the answer as bytes. What one read of the provider's answer brought shares a write.
     pub(crate) fn written(mut self, begun: Vec<u8>, mut writer: impl Writer) -> impl futures::Stream<Item = Bytes> + Send + 'static {
         let (mut out, mut over) = (begun, false);
-        // The first events do not wait: somebody looks at an empty page.
-        let mut since = Some(Instant::now().checked_sub(SHARE).unwrap_or_else(Instant::now));
         futures::stream::poll_fn(move |cx| {
-            let before = out.len();
             while !over && out.len() < WRITE_BYTES {
                 match self.next(cx) {
                     Poll::Ready(Some(Ok(piece))) => writer.piece(piece, &mut out),
@@ -109,17 +102,11 @@ impl Call {
                     Poll::Pending => break,
                 }
             }
-            if out.is_empty() {
-                return if over { Poll::Ready(None) } else { Poll::Pending };
+            match (out.is_empty(), over) {
+                (false, _) => Poll::Ready(Some(Bytes::from(std::mem::take(&mut out)))),
+                (true, true) => Poll::Ready(None),
+                (true, false) => Poll::Pending,
             }
-            let grew = out.len() > before;
-            if grew && !over && out.len() < WRITE_BYTES && since.get_or_insert_with(Instant::now).elapsed() < SHARE {
-                // Whoever brings the next event has its turn first.
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            since = None;
-            Poll::Ready(Some(Bytes::from(std::mem::take(&mut out))))
         })
     }
 }

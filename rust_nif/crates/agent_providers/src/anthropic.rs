@@ -26,7 +26,7 @@ pub(crate) async fn chat(
     // Both forms of the base are in use: with and without the version.
     let path = if endpoint.base_url.ends_with("/v1") { "messages" } else { "v1/messages" };
     let response = endpoint.post(path, &Value::Object(body)).await?;
-    let id = request_id(response.headers()).unwrap_or_default();
+    let id = request_id(&response.headers).unwrap_or_default();
     let mut reader = Reader::new(response, endpoint.config, streams);
     let blocks = match reader.form().await {
         Ok(b'<') => Err(classify::bad("it is HTML")),

@@ -2,7 +2,7 @@
 //! lengths come under any of them.
 
 use agent_core::{AgentError, Reason};
-use reqwest::header::HeaderMap;
+use http::HeaderMap;
 use serde_json::Value;
 
 use crate::hints;
@@ -158,16 +158,28 @@ fn shown(message: &str) -> String {
 
 pub(crate) fn transport(e: &reqwest::Error, streaming: bool) -> AgentError {
     if e.is_connect() {
-        AgentError::new(Reason::ProviderUnavailable, "the provider cannot be reached").with("kind", "connect")
+        unreachable()
     } else if e.is_timeout() {
         silent("headers")
     } else if streaming || e.is_body() || e.is_decode() {
         cut()
     } else if e.is_builder() {
-        AgentError::new(Reason::ProviderRejected, "the provider's address is not valid").with("kind", "invalid_request")
+        no_address()
     } else {
-        AgentError::new(Reason::ProviderUnavailable, "the connection to the provider broke").with("kind", "connect")
+        broke()
     }
+}
+
+pub(crate) fn unreachable() -> AgentError {
+    AgentError::new(Reason::ProviderUnavailable, "the provider cannot be reached").with("kind", "connect")
+}
+
+pub(crate) fn broke() -> AgentError {
+    AgentError::new(Reason::ProviderUnavailable, "the connection to the provider broke").with("kind", "connect")
+}
+
+pub(crate) fn no_address() -> AgentError {
+    AgentError::new(Reason::ProviderRejected, "the provider's address is not valid").with("kind", "invalid_request")
 }
 
 pub(crate) fn cut() -> AgentError {

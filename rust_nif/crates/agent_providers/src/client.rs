@@ -2,18 +2,24 @@
 
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::ProviderConfig;
+use crate::{ProviderConfig, unpack};
 
 /// Idle connections that are kept for each host.
-const IDLE_CONNECTIONS: usize = 64;
+pub(crate) const IDLE_CONNECTIONS: usize = 64;
 /// How long they are kept: less than the 60 s after which load balancers cut them.
-const IDLE: Duration = Duration::from_secs(30);
+pub(crate) const IDLE: Duration = Duration::from_secs(30);
 /// Between two probes of a silent connection.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
+pub(crate) const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 /// Between two pings of an HTTP/2 connection, and how long their answer may take.
 const HTTP2_PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
+/// Bytes of an answer that are gathered, as long as they come at once, before they are passed on.
+pub(crate) const GATHER: usize = 64 * 1024;
+/// What the engine calls itself.
+const USER_AGENT: &str = concat!("singularity/", env!("CARGO_PKG_VERSION"));
+/// Variables that name a proxy for plain HTTP.
+const PROXIES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 /// Headers that the engine sets itself.
 const RESERVED: [&str; 11] = [
     "authorization",
@@ -69,7 +75,7 @@ fn plain(config: &ProviderConfig) -> reqwest::ClientBuilder {
         .http2_adaptive_window(true)
         .http2_keep_alive_interval(HTTP2_PING.0)
         .http2_keep_alive_timeout(HTTP2_PING.1)
-        .user_agent(concat!("singularity/", env!("CARGO_PKG_VERSION")));
+        .user_agent(USER_AGENT);
     if config.base_url.as_deref().is_none_or(is_loopback) { builder.no_proxy() } else { builder }
 }
 
@@ -88,6 +94,21 @@ fn headers(config: &ProviderConfig) -> Result<HeaderMap, String> {
         HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("key_header: \"{name}\" is no name of a header"))?;
     }
     Ok(all)
+}
+
+/// The headers of every request, for a client that adds none by itself.
+pub(crate) fn every_headers(config: &ProviderConfig) -> Result<HeaderMap, String> {
+    let mut all = headers(config)?;
+    for (name, value) in [(header::USER_AGENT, USER_AGENT), (header::ACCEPT, "*/*"), (header::ACCEPT_ENCODING, unpack::ACCEPTED)] {
+        all.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    Ok(all)
+}
+
+/// Whether nothing stands between this node and a provider that is asked without TLS.
+pub(crate) fn is_direct(config: &ProviderConfig) -> bool {
+    let asked = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+    config.proxy.is_none() && (config.base_url.as_deref().is_none_or(is_loopback) || !PROXIES.iter().any(|name| asked(name)))
 }
 
 fn is_loopback(url: &str) -> bool {

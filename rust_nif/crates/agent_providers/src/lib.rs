@@ -18,6 +18,7 @@ mod client;
 mod config;
 mod constrain;
 mod credentials;
+mod direct;
 mod echo;
 mod estimate;
 mod failover;
@@ -44,6 +45,8 @@ mod retries;
 mod spending;
 mod sse;
 mod think;
+mod transport;
+mod unpack;
 mod wire;
 
 use std::collections::{BTreeMap, HashMap};
@@ -63,6 +66,7 @@ use flow::Flow;
 use health::{Health, Healths};
 use limits::{Limits, Rates};
 use retries::Retries;
+use transport::Http;
 
 pub use config::{Dialect, ProviderConfig, ProvidersConfig, Secret, Timeouts};
 
@@ -86,7 +90,7 @@ struct Provider {
     config: ProviderConfig,
     /// What fails together with it.
     domain: String,
-    http: reqwest::Client,
+    http: Http,
     place: RwLock<Place>,
     /// Rates over all keys, and what headers say where there is no key.
     limits: Limits,
@@ -154,7 +158,7 @@ impl Providers {
     pub fn new(config: &ProvidersConfig) -> Result<Arc<Self>, AgentError> {
         let mut providers = BTreeMap::new();
         for (name, c) in &config.providers {
-            let client = client::client(c);
+            let client = Http::new(c);
             let place = match (&c.base_url, c.dialect) {
                 _ if client.is_err() => Place::Nowhere(client.as_ref().err().cloned().unwrap_or_default()),
                 (_, Dialect::Echo) => Place::at("", Credentials::default()),
@@ -169,7 +173,7 @@ impl Providers {
                 config: c.clone(),
                 domain: c.domain(name),
                 // A provider whose options are wrong says so where it is listed; the others serve.
-                http: client.or_else(|_| client::bare(c)).map_err(|e| AgentError::new(Reason::Internal, e))?,
+                http: client.or_else(|_| Http::bare(c)).map_err(|e| AgentError::new(Reason::Internal, e))?,
                 place: RwLock::new(place),
                 limits: Limits::new(Rates { requests: c.rpm, tokens: c.tpm }),
                 in_flight: AtomicU32::new(0),

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use http::HeaderMap;
 use parking_lot::Mutex;
-use reqwest::header::HeaderMap;
 
 use crate::hints;
 

@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
-use futures::StreamExt;
-use reqwest::header::{HeaderMap, HeaderValue};
+use http::Method;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
 use crate::flow::Flow;
 use crate::limits::Limits;
 use crate::read::Reader;
+use crate::transport::{Body, Http, Reply};
 use crate::{Dialect, ProviderConfig, classify, client, openai_body, sse, wire};
 
 /// Bytes of an error body that are read: what stands behind is no message.
@@ -26,7 +27,7 @@ pub(crate) const AFTER_END: Duration = Duration::from_secs(1);
 
 /// Where a call goes. Its key is never printed.
 pub(crate) struct Endpoint<'a> {
-    pub(crate) http: &'a reqwest::Client,
+    pub(crate) http: &'a Http,
     pub(crate) base_url: &'a str,
     pub(crate) key: Option<&'a str>,
     /// Name of the provider.
@@ -48,56 +49,53 @@ impl Endpoint<'_> {
         if self.is_openai() { "safety_identifier" } else { "user" }
     }
 
-    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<reqwest::Response, AgentError> {
-        let request = self.http.post(client::address(self.config, self.base_url, path, self.model)).json(body);
-        let request = authorized(request, self.config, self.key)?;
-        let response = match tokio::time::timeout(self.config.timeouts.headers, request.send()).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(e)) => return Err(classify::transport(&e, false)),
-            Err(_) => return Err(classify::silent("headers")),
-        };
-        self.limits.learn(Instant::now(), self.model, response.headers());
-        if response.status().is_success() {
-            return Ok(response);
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Reply, AgentError> {
+        let address = client::address(self.config, self.base_url, path, self.model);
+        let mut headers = authorized(self.config, self.key)?;
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let body = serde_json::to_vec(body).map_err(|e| AgentError::new(Reason::Internal, format!("a body cannot be written: {e}")))?;
+        let request = self.http.send(Method::POST, &address, headers, body.into());
+        let reply =
+            tokio::time::timeout(self.config.timeouts.headers, request).await.unwrap_or_else(|_| Err(classify::silent("headers")))?;
+        self.limits.learn(Instant::now(), self.model, &reply.headers);
+        if reply.status.is_success() {
+            return Ok(reply);
         }
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let body = error_body(response, self.config.timeouts.idle).await;
-        let error = classify::response(status, &headers, &body);
-        Err(match request_id(&headers) {
+        let body = error_body(reply.body, self.config.timeouts.idle).await;
+        let error = classify::response(reply.status.as_u16(), &reply.headers, &body);
+        Err(match request_id(&reply.headers) {
             Some(id) => error.with("provider_request_id", id),
             None => error,
         })
     }
 }
 
-/// A request with the key, where the provider asks for one, and the dialect's own headers.
-pub(crate) fn authorized(
-    mut request: reqwest::RequestBuilder,
-    config: &ProviderConfig,
-    key: Option<&str>,
-) -> Result<reqwest::RequestBuilder, AgentError> {
+/// The headers with the key, where the provider asks for one, and the dialect's own.
+pub(crate) fn authorized(config: &ProviderConfig, key: Option<&str>) -> Result<HeaderMap, AgentError> {
+    let mut headers = HeaderMap::new();
     let anthropic = config.dialect == Dialect::Anthropic;
     if anthropic {
-        request = request.header("anthropic-version", ANTHROPIC_VERSION);
+        headers.insert("anthropic-version", HeaderValue::from_static(ANTHROPIC_VERSION));
     }
-    let header = config.key_header.as_deref().or(anthropic.then_some("x-api-key"));
-    Ok(match (key, header) {
-        (Some(key), Some(header)) => {
-            let mut value = HeaderValue::from_str(key)
-                .map_err(|_| AgentError::new(Reason::ProviderAuth, "the key has characters that no header takes").with("kind", "auth"))?;
-            // A header value that is marked so is not printed.
-            value.set_sensitive(true);
-            request.header(header, value)
-        }
-        (Some(key), None) => request.bearer_auth(key),
-        (None, _) => request,
-    })
+    let Some(key) = key else { return Ok(headers) };
+    let own = config.key_header.as_deref().or(anthropic.then_some("x-api-key"));
+    let wrong =
+        |what: &str| AgentError::new(Reason::ProviderAuth, format!("the {what} has characters that no header takes")).with("kind", "auth");
+    let (name, value) = match own {
+        Some(own) => (HeaderName::from_bytes(own.as_bytes()).map_err(|_| wrong("name of the key's header"))?, HeaderValue::from_str(key)),
+        None => (header::AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {key}"))),
+    };
+    let mut value = value.map_err(|_| wrong("key"))?;
+    // A header value that is marked so is not printed.
+    value.set_sensitive(true);
+    headers.insert(name, value);
+    Ok(headers)
 }
 
 /// As much of an error's body as comes in time.
-async fn error_body(response: reqwest::Response, idle: Duration) -> Vec<u8> {
-    let (mut body, mut bytes) = (Vec::new(), response.bytes_stream());
-    while let Ok(Some(Ok(chunk))) = tokio::time::timeout(idle, bytes.next()).await {
+async fn error_body(mut bytes: Body, idle: Duration) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Ok(Ok(Some(chunk))) = tokio::time::timeout(idle, bytes.next(ERROR_BODY_BYTES)).await {
         body.extend_from_slice(&chunk);
         if body.len() >= ERROR_BODY_BYTES {
             body.truncate(ERROR_BODY_BYTES);
@@ -120,7 +118,7 @@ pub(crate) async fn chat(
 /// Sends a body and gathers the answer, whatever form it comes in; pieces go to `pieces`.
 pub(crate) async fn complete(endpoint: &Endpoint<'_>, body: &Value, pieces: Option<&Flow<'_>>) -> Result<wire::Answer, AgentError> {
     let response = endpoint.post("chat/completions", body).await?;
-    let id = request_id(response.headers());
+    let id = request_id(&response.headers);
     let mut reader = Reader::new(response, endpoint.config, pieces.is_some());
     let answer = match reader.form().await {
         Ok(b'<') => Err(classify::bad("it is HTML")),
@@ -196,6 +194,15 @@ async fn stream(reader: &mut Reader<'_>, pieces: Option<&Flow<'_>>) -> Result<wi
         };
         let mut done = last;
         for event in events {
+            if let sse::Event::Data(data) = &event
+                && let Some(all) = answer.take_plain(data)
+            {
+                if !all.is_empty() {
+                    reader.content();
+                    forward(pieces, all).await;
+                }
+                continue;
+            }
             let value = match event {
                 sse::Event::Data(data) if data.trim() == "[DONE]" => {
                     done = true;

@@ -45,10 +45,11 @@ impl Provider {
         let Ok(base_url) = self.base_url() else { return false };
         let path = if self.config.dialect == Dialect::Anthropic && !base_url.ends_with("/v1") { "v1/models" } else { "models" };
         let key = self.key(Instant::now(), &[], |_| false);
-        let request = self.http.get(client::address(&self.config, &base_url, path, ""));
-        let Ok(request) = openai::authorized(request, &self.config, key.as_ref().and_then(|k| k.secret())) else { return false };
-        match tokio::time::timeout(LONGEST, request.send()).await {
-            Ok(Ok(response)) => !response.status().is_server_error() && response.status() != http::StatusCode::TOO_MANY_REQUESTS,
+        let address = client::address(&self.config, &base_url, path, "");
+        let Ok(headers) = openai::authorized(&self.config, key.as_ref().and_then(|k| k.secret())) else { return false };
+        let request = self.http.send(http::Method::GET, &address, headers, bytes::Bytes::new());
+        match tokio::time::timeout(LONGEST, request).await {
+            Ok(Ok(response)) => !response.status.is_server_error() && response.status != http::StatusCode::TOO_MANY_REQUESTS,
             _ => false,
         }
     }

@@ -4,17 +4,16 @@ use std::time::Instant;
 
 use agent_core::AgentError;
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream::BoxStream;
 
 use crate::openai::AFTER_END;
+use crate::transport::{Body, Reply};
 use crate::{ProviderConfig, classify, sse};
 
 /// Reads a body. Before the first content of a stream only `first_token` counts, from the head on; then `idle` between bytes and
 /// `content_idle` between contents. Of a whole body `idle` is the longest gap.
 pub(crate) struct Reader<'a> {
     pub(crate) config: &'a ProviderConfig,
-    bytes: BoxStream<'a, Result<Bytes, reqwest::Error>>,
+    bytes: Body,
     /// Taken to see what form the body has.
     ahead: Option<Bytes>,
     streams: bool,
@@ -27,19 +26,9 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// `streams`: content is expected piece by piece.
-    pub(crate) fn new(response: reqwest::Response, config: &'a ProviderConfig, streams: bool) -> Self {
+    pub(crate) fn new(reply: Reply, config: &'a ProviderConfig, streams: bool) -> Self {
         let now = Instant::now();
-        Self {
-            config,
-            bytes: response.bytes_stream().boxed(),
-            ahead: None,
-            streams,
-            read: 0,
-            head: now,
-            last_byte: now,
-            last_content: None,
-            ended: None,
-        }
+        Self { config, bytes: reply.body, ahead: None, streams, read: 0, head: now, last_byte: now, last_content: None, ended: None }
     }
 
     /// Content has come.
@@ -69,14 +58,14 @@ impl<'a> Reader<'a> {
             return Ok(Some(ahead));
         }
         let (limit, phase) = self.limit();
-        match tokio::time::timeout_at(limit.into(), self.bytes.next()).await {
-            Ok(Some(Ok(chunk))) => {
+        match tokio::time::timeout_at(limit.into(), self.bytes.next(self.config.max_body_bytes)).await {
+            Ok(Ok(Some(chunk))) => {
                 self.last_byte = Instant::now();
                 self.read += chunk.len();
                 if self.read > self.config.max_body_bytes { Err(classify::too_large(self.config.max_body_bytes)) } else { Ok(Some(chunk)) }
             }
-            Ok(Some(Err(e))) => Err(classify::transport(&e, true)),
-            Ok(None) => Ok(None),
+            Ok(Ok(None)) => Ok(None),
+            Ok(Err(e)) => Err(e),
             Err(_) => Err(classify::silent(phase)),
         }
     }

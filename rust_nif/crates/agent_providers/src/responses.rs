@@ -17,7 +17,7 @@ pub(crate) async fn chat(
 ) -> Result<pb::ChatResponse, AgentError> {
     let (body, translation) = responses_body::body(endpoint, request, pieces.is_some())?;
     let response = endpoint.post("responses", &body).await?;
-    let id = request_id(response.headers());
+    let id = request_id(&response.headers);
     let mut reader = Reader::new(response, endpoint.config, pieces.is_some());
     let items = match reader.form().await {
         Ok(b'<') => Err(classify::bad("it is HTML")),

@@ -32,23 +32,22 @@ impl Decoder {
     }
 
     /// Events completed by these bytes.
-    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Event>, Broken> {
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> Result<Vec<Event>, Broken> {
         let mut events = Vec::new();
-        for &b in bytes {
-            match b {
-                b'\n' if self.after_cr => self.after_cr = false,
-                b'\n' | b'\r' => {
-                    self.after_cr = b == b'\r';
-                    self.end_of_line(&mut events)?;
-                }
-                _ => {
-                    self.after_cr = false;
-                    self.line.push(b);
-                    if self.line.len() + self.data.len() > self.limit {
-                        return Err(Broken::TooLarge);
-                    }
-                }
+        while let Some(first) = bytes.first() {
+            if std::mem::take(&mut self.after_cr) && *first == b'\n' {
+                bytes = &bytes[1..];
+                continue;
             }
+            let end = bytes.iter().position(|b| matches!(b, b'\n' | b'\r'));
+            self.line.extend_from_slice(&bytes[..end.unwrap_or(bytes.len())]);
+            if self.line.len() + self.data.len() > self.limit {
+                return Err(Broken::TooLarge);
+            }
+            let Some(end) = end else { break };
+            self.after_cr = bytes[end] == b'\r';
+            self.end_of_line(&mut events)?;
+            bytes = &bytes[end + 1..];
         }
         Ok(events)
     }
@@ -83,6 +82,9 @@ impl Decoder {
         } else if let Some(value) = line.strip_prefix(b"error:") {
             events.push(Event::Error(text(value.trim_ascii().to_vec())?));
         }
+        // Its memory serves the next line.
+        line.clear();
+        self.line = line;
         Ok(())
     }
 }

@@ -2,6 +2,8 @@
 
 use agent_proto::agents::v1 as pb;
 use pb::stream_chat_response::Piece;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::calls::Calls;
@@ -36,6 +38,51 @@ pub(crate) fn finish_reason(raw: &str) -> pb::FinishReason {
         "" => pb::FinishReason::Unspecified,
         _ => pb::FinishReason::Other,
     }
+}
+
+/// An event of the plainest kind, which most events of a stream are: text, and nothing else that counts.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Plain {
+    #[serde(default)]
+    id: String,
+    choices: (PlainChoice,),
+    /// Null, or not there.
+    #[serde(default, rename = "usage")]
+    _usage: Option<()>,
+    #[serde(default, rename = "object")]
+    _object: IgnoredAny,
+    #[serde(default, rename = "created")]
+    _created: IgnoredAny,
+    #[serde(default, rename = "model")]
+    _model: IgnoredAny,
+    #[serde(default, rename = "system_fingerprint")]
+    _system_fingerprint: IgnoredAny,
+    #[serde(default, rename = "service_tier")]
+    _service_tier: IgnoredAny,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlainChoice {
+    #[serde(default)]
+    index: u64,
+    delta: PlainDelta,
+    #[serde(default)]
+    finish_reason: Option<String>,
+    #[serde(default, rename = "logprobs")]
+    _logprobs: IgnoredAny,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlainDelta {
+    #[serde(default)]
+    content: Option<String>,
+    #[serde(default, rename = "role")]
+    _role: IgnoredAny,
+    #[serde(default, rename = "refusal")]
+    _refusal: Option<()>,
 }
 
 /// What has arrived of an answer, from deltas or whole.
@@ -81,6 +128,32 @@ impl Answer {
         pieces
     }
 
+    /// The same of the text of an event, without looking at each of its values; None: it is not of the plainest kind.
+    pub(crate) fn take_plain(&mut self, event: &str) -> Option<Vec<Piece>> {
+        let Plain { id, choices: (choice,), .. } = serde_json::from_str(event).ok()?;
+        if choice.index != 0 {
+            return None;
+        }
+        if self.request_id.is_empty() {
+            self.request_id = id;
+        }
+        let mut pieces = Vec::new();
+        self.content(choice.delta.content.unwrap_or_default(), &mut pieces);
+        if let Some(reason) = choice.finish_reason {
+            self.finish = reason;
+        }
+        Some(pieces)
+    }
+
+    fn content(&mut self, content: String, pieces: &mut Vec<Piece>) {
+        let (reasoning, visible) = match &mut self.think {
+            Some(think) => think.feed(&content),
+            None => (String::new(), content),
+        };
+        self.reason(reasoning, pieces);
+        self.say(visible, pieces);
+    }
+
     fn add(&mut self, delta: &Value, whole: bool) -> Vec<Piece> {
         let mut pieces = Vec::new();
         let text = |key: &str| delta.get(key).and_then(Value::as_str).filter(|t| !t.is_empty());
@@ -91,12 +164,7 @@ impl Answer {
             self.refusal.push_str(t);
         }
         let content = content_of(delta.get("content"), &mut self.refusal);
-        let (reasoning, visible) = match &mut self.think {
-            Some(think) => think.feed(&content),
-            None => (String::new(), content),
-        };
-        self.reason(reasoning, &mut pieces);
-        self.say(visible, &mut pieces);
+        self.content(content, &mut pieces);
         for call in delta.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
             pieces.extend(self.calls.add(call, whole).map(Piece::ToolCallDelta));
         }
@@ -159,5 +227,43 @@ fn content_of(content: Option<&Value>, refusal: &mut String) -> String {
             })
             .collect(),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_event_is_read_as_any_other() {
+        let plain = [
+            r#"{"id":"c1","object":"o","created":1,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
+            r#"{"id":"c1","choices":[{"delta":{"content":"a\n\"\u00e9 "},"logprobs":{"content":[]}}],"usage":null,"system_fingerprint":"f"}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"<think>why</think>so","refusal":null},"finish_reason":"stop"}]}"#,
+            r#"{"id":"c2","choices":[{"index":0,"delta":{},"finish_reason":"length"}]}"#,
+        ];
+        for think in [false, true] {
+            let (mut quick, mut slow) = (Answer::new(think), Answer::new(think));
+            for event in plain {
+                let value: Value = serde_json::from_str(event).unwrap();
+                assert_eq!(quick.take_plain(event), Some(slow.take(&value)), "{event}");
+            }
+            assert_eq!(quick.rest(), slow.rest());
+            assert_eq!(quick.finish(), slow.finish());
+        }
+        let others = [
+            r#"{"error":{"message":"no"}}"#,
+            r#"{"choices":[],"usage":{"prompt_tokens":1}}"#,
+            r#"{"choices":[{"index":1,"delta":{"content":"x"}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"x"}},{"index":1,"delta":{"content":"y"}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"x"}}],"usage":{"prompt_tokens":1}}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":["x"]}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"reasoning_content":"x"}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"tool_calls":[]}}]}"#,
+            r#"{"choices":[{"index":0,"delta":{"content":"x"}}],"error":null}"#,
+        ];
+        for event in others {
+            assert_eq!(Answer::new(false).take_plain(event), None, "{event}");
+        }
     }
 }
