@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 DEV := _build/venvs/dev/bin/python
 
-.PHONY: help setup demo demo-all test test-faults start release bench check clean
+.PHONY: help setup demo demo-all test test-faults start release bench bench-peers check clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -51,6 +51,13 @@ bench:
 	@scripts/release --quiet
 	@$(DEV) scripts/bench.py
 	@$(DEV) scripts/bench_matrix.py
+
+## make bench-peers  other gateways (LiteLLM, Portkey) beside the HTTP door
+bench-peers:
+	@scripts/setup
+	@scripts/unpack_nginx
+	@scripts/release --quiet
+	@$(DEV) scripts/bench_peers.py
 
 ## make check        layout, linters, types, Dialyzer, dependency rule, proto lint
 check:

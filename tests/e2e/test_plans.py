@@ -155,6 +155,32 @@ def test_a_cancel_proves_every_branch_dead(client: Client) -> None:
         handle.result()
 
 
+def test_steps_that_ask_people_park_the_plan_and_each_is_given_its_own_answer(client: Client) -> None:
+    ask = {"executor": "custom:e2e", "agent_id": "asks_people", "needs": ["first"]}
+    plan = {
+        "steps": [
+            {"id": "first", "executor": "custom:e2e", "agent_id": "shout", "input": "x"},
+            {"id": "a", **ask},
+            {"id": "b", **ask},
+        ],
+        "output": "${steps.a.output} / ${steps.b.output}",
+    }
+    handle = client.submit("x", plan=plan)
+
+    def asked() -> list[str]:
+        return sorted(question.input_id for question in client.get(handle.id).pending_inputs)
+
+    eventually(lambda: asked() == ["a:input-1", "b:input-1"], within_s=60)
+    assert client.get(handle.id).waiting_for == "INPUT"
+    client.signal(handle.id, input_id="b:input-1", input="Ben")
+    client.signal(handle.id, input_id="a:input-1", input="Ana")
+    eventually(lambda: asked() == ["a:input-2", "b:input-2"], within_s=60)
+    client.signal(handle.id, input_id="a:input-2", approve=False)
+    client.signal(handle.id, input_id="b:input-2", approve=False)
+    assert handle.result("60s").output == "Ana does not pay / Ben does not pay"
+    assert steps(client, handle.id)["first"]["runs"][0]["attempts"] == 1
+
+
 @pytest.mark.parametrize("call", ["step 1", "step 2", "step 3", "step A3 A2"])
 def test_a_node_killed_in_any_step_repeats_no_answered_call(
     killable: Callable[[str], KillableNode], counting: CountingModel, call: str

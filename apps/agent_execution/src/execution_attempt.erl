@@ -18,10 +18,11 @@
                   attempt := pos_integer(), fence := pos_integer(), scope := binary(), life := pos_integer(),
                   used := non_neg_integer(), deadline := integer() | infinity}.
 -type out() :: {event, tuple()}
+             | beat
              | {unjournaled, map()}
              | {grace, Ms :: non_neg_integer()}
              | {ended, {finish | requeue | park, map()}}.
-%% What the owner does: tell the watchers, mark the task, call {@link grace_over/1} after so long, or take the end.
+%% What the owner does: tell the watchers, or that the task goes on, mark the task, call {@link grace_over/1} after so long, or take the end.
 
 -record(attempt, {
     ref :: reference(),
@@ -66,7 +67,7 @@ message({adapter, Ref, {event, {tool_call, _} = Event}}, A = #attempt{ref = Ref,
 message({adapter, Ref, {event, Event}}, A = #attempt{ref = Ref}) ->
     {[{event, Event}], A};
 message({adapter, Ref, beat}, A = #attempt{ref = Ref}) ->
-    {[], A};
+    {[beat], A};
 message({adapter, Ref, {usage, Props}}, A = #attempt{ref = Ref, meter = Meter}) ->
     {[{event, Event} || Event <- execution_events:provider_call(Props)], A#attempt{meter = execution_meter:call(Props, Meter)}};
 message({adapter, Ref, {result, Status, Props}}, A = #attempt{ref = Ref}) ->

@@ -331,6 +331,8 @@ handle_event(internal, start, _, T) ->
 %% the native step
 handle_event(info, {native, Ref, {event, Event}}, _, T = #task{ref = Ref}) ->
     event(Event, alive(T));
+handle_event(info, {native, Ref, beat}, _, T = #task{ref = Ref}) ->
+    {keep_state, alive(T)};
 handle_event(info, {native, Ref, {result, Status, Props, Meter}}, _, T = #task{ref = Ref}) ->
     decide({result, Status, Props}, T#task{meter = Meter});
 handle_event(info, {'DOWN', Mon, process, _, _}, _, T = #task{step = {_, Mon}}) ->

@@ -1,6 +1,6 @@
 %% @doc A plan under way: drives the plan's machine (`agent_native:plan_step/2'), which does no I/O, and does for it what it asks.
 %%
-%% To its owner, the task's coordinator, it is a native step: `{native, Ref, {event, Event}}' and exactly one
+%% To its owner, the task's coordinator, it is a native step: `{native, Ref, {event, Event} | beat}' and exactly one
 %% `{native, Ref, {result, Status, Props, Meter}}'. For each run of a step it owns an {@link execution_attempt}, and gives it another life
 %% when its retry policy says so. The end of a run is on stable storage before the machine goes on from it.
 %%
@@ -116,9 +116,9 @@ handle_info({retry, Key}, D = #driver{runs = Runs}) ->
         #{Key := #run{attempt = undefined} = Run} -> begin_attempt(Run#run{retry = undefined}, D);
         #{} -> {noreply, D}
     end;
-handle_info({limit, Key}, D = #driver{runs = Runs}) ->
+handle_info({timeout, Timer, {limit, Key}}, D = #driver{runs = Runs}) ->
     case Runs of
-        #{Key := #run{} = Run} -> settle(stop_run(Key, total, 0, D#driver{runs = Runs#{Key := Run#run{overdue = true}}}));
+        #{Key := #run{limit = Timer} = Run} -> settle(stop_run(Key, total, 0, D#driver{runs = Runs#{Key := Run#run{overdue = true}}}));
         #{} -> {noreply, D}
     end;
 handle_info({grace, Key, Ref}, D = #driver{runs = Runs}) ->
@@ -166,7 +166,7 @@ effects([], D) ->
 effects([{run, Step, Index, Wish} | Rest], D) ->
     Key = {Step, Index},
     Limit = case Wish of
-                #{timeout_ms := Ms} when Ms > 0 -> erlang:send_after(Ms, self(), {limit, Key});
+                #{timeout_ms := Ms} when Ms > 0 -> erlang:start_timer(Ms, self(), {limit, Key});
                 #{} -> undefined
             end,
     Run = #run{key = Key, wish = Wish, limit = Limit, start_ms = erlang:system_time(millisecond),
@@ -230,6 +230,9 @@ said([{event, {text, _}} | Rest], Run = #run{wish = #{streams := false}}, D) ->
     said(Rest, Run, D);
 said([{event, Event} | Rest], Run, D) ->
     tell({event, Event}, D),
+    said(Rest, Run, D);
+said([beat | Rest], Run, D) ->
+    tell(beat, D),
     said(Rest, Run, D);
 said([{unjournaled, #{unjournaled_tools := Tools}} | Rest], Run, D = #driver{spec = #{task_id := Id, fence := Fence}}) ->
     agent_store:cast({attempt, Id, Fence, #{worker => <<>>, host_pid => 0, executor => <<"native">>, env_lock_hash => <<>>,

@@ -137,8 +137,9 @@ pub(crate) async fn load(args: &[String]) -> Result<(), Failure> {
         option(args, "--model", "m"),
         "q".repeat(300)
     );
+    let more: String = args.windows(2).filter(|w| w[0] == "--header").map(|w| format!("{}\r\n", w[1])).collect();
     let request = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\nauthorization: Bearer any\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\nauthorization: Bearer any\r\n{more}content-length: {}\r\n\r\n{body}",
         body.len()
     );
     let run =

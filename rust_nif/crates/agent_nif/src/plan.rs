@@ -157,7 +157,7 @@ fn effect_term<'a>(env: Env<'a>, effect: Effect, plan: &Plan, payload: &Payload)
                 .put(atoms::timeout_ms(), timeout_ms)
                 .put(atoms::streams(), streams)
                 .put(atoms::header(), header_term(env, &header))
-                .put(atoms::payload(), ResourceArc::new(Payload { header, task: (*task).into(), answers: payload.answers.clone() }))
+                .put(atoms::payload(), ResourceArc::new(Payload { header, task: (*task).into(), answers: plan.answers_to(run, &payload.answers) }))
                 .end();
             (atoms::run(), run.step, run.index, map).encode(env)
         }

@@ -298,6 +298,22 @@ impl Plan {
         self.plan.steps.get(run.step as usize).map_or("", |s| &s.id)
     }
 
+    /// Before the names of what a run asks: steps side by side name their questions alike.
+    pub fn question_prefix(&self, run: RunId) -> String {
+        match self.plan.steps.get(run.step as usize) {
+            Some(step) if step.for_each.is_empty() => format!("{}:", step.id),
+            Some(step) => format!("{}.{}:", step.id, run.index),
+            None => String::new(),
+        }
+    }
+
+    /// What was answered to a run, under its own names.
+    pub fn answers_to(&self, run: RunId, answers: &[pb::InputAnswer]) -> Vec<pb::InputAnswer> {
+        let prefix = self.question_prefix(run);
+        let own = |a: &pb::InputAnswer| Some(pb::InputAnswer { input_id: a.input_id.strip_prefix(&prefix)?.to_owned(), ..a.clone() });
+        answers.iter().filter_map(own).collect()
+    }
+
     /// One event in, the effects that follow. Events that nobody waits for give none.
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
         let mut out = Vec::new();
@@ -540,7 +556,9 @@ impl Plan {
             }
             RunEnd::Asked(inputs) if self.phase != Phase::Failing && !undoing => {
                 self.runs.remove(&run);
-                self.inputs.extend(inputs);
+                let prefix = self.question_prefix(run);
+                let named = inputs.into_iter().map(|i| pb::InputRequested { input_id: format!("{prefix}{}", i.input_id), ..i });
+                self.inputs.extend(named);
                 self.pause(None);
             }
             // It was stopped, or the plan fails already: the first failure is the one that counts.

@@ -249,7 +249,12 @@ fn a_question_parks_the_plan_once_what_runs_has_ended() {
     assert!(plan.step(Event::Ended { run: runs[0], end: asked, report: Report::default() }).is_empty());
     let done = RunEnd::Succeeded(Box::default());
     plan.step(Event::Ended { run: runs[1], end: done, report: Report::default() });
-    assert!(matches!(plan.step(Event::Kept { run: runs[1] })[..], [Effect::Finished(_), Effect::Park(ref inputs)] if inputs.len() == 1));
+    let parked = plan.step(Event::Kept { run: runs[1] });
+    assert!(matches!(parked[..], [Effect::Finished(_), Effect::Park(ref inputs)] if inputs[0].input_id == "a:q"));
+    let answer = |id: &str| pb::InputAnswer { input_id: id.into(), ..Default::default() };
+    let answers = [answer("a:q"), answer("b:q"), answer("q")];
+    let given: Vec<String> = plan.answers_to(runs[0], &answers).into_iter().map(|a| a.input_id).collect();
+    assert_eq!(given, ["q"]);
 }
 
 #[test]
