@@ -22,7 +22,7 @@
              | {unjournaled, map()}
              | {grace, Ms :: non_neg_integer()}
              | {ended, {finish | requeue | park, map()}}.
-%% What the owner does: tell the watchers, or that the task goes on, mark the task, call {@link grace_over/1} after so long, or take the end.
+%% What the owner does: tell the watchers, or that it goes on, mark the task, call {@link grace_over/1} after so long, or take the end.
 
 -record(attempt, {
     ref :: reference(),

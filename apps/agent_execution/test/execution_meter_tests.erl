@@ -15,7 +15,8 @@ one_unknown_price_makes_the_sum_unknown_test() ->
     ?assertNot(is_map_key(cost_micros, execution_meter:add(execution_meter:new(), Unknown))).
 
 a_proof_of_several_claims_no_more_than_the_weakest_test() ->
-    Sure = #{witness => namespace, host_pid => 1, confirmed_dead => true, signals => [#{name => <<"KILL">>}], survivors => [], duration_us => 5},
+    Sure = #{witness => namespace, host_pid => 1, confirmed_dead => true, signals => [#{name => <<"KILL">>}], survivors => [],
+             duration_us => 5},
     Walk = #{witness => descendants, host_pid => 2, confirmed_dead => true, signals => [], survivors => [], duration_us => 9},
     Unsure = #{witness => unconfirmed, host_pid => 3, confirmed_dead => false, survivors => [3]},
     ?assertMatch(#{witness := descendants, confirmed_dead := true, duration_us := 9}, cancellation_proof:all([Sure, Walk])),
