@@ -10,6 +10,7 @@
 -export([grace_over/1]).
 -export([ref/1]).
 -export([meter/1]).
+-export([leasing/1]).
 -export([forget/1]).
 
 -export_type([spec/0, attempt/0, out/0]).
@@ -19,10 +20,11 @@
                   used := non_neg_integer(), deadline := integer() | infinity}.
 -type out() :: {event, tuple()}
              | beat
-             | {unjournaled, map()}
+             | {worker, map()}
              | {grace, Ms :: non_neg_integer()}
              | {ended, {finish | requeue | park, map()}}.
-%% What the owner does: tell the watchers, or that it goes on, mark the task, call {@link grace_over/1} after so long, or take the end.
+%% What the owner does: tell the watchers, or that it goes on, note the worker and its tools, call {@link grace_over/1} after so long,
+%% or take the end.
 
 -record(attempt, {
     ref :: reference(),
@@ -50,6 +52,11 @@ ref(#attempt{ref = Ref}) ->
 meter(#attempt{meter = Meter}) ->
     Meter.
 
+%% @doc Whether it waits for a worker.
+-spec leasing(attempt()) -> boolean().
+leasing(#attempt{core = Core}) ->
+    execution_core:phase(Core) =:= leasing.
+
 %% @doc A message that may be for it.
 -spec message(term(), attempt()) -> ignored | {[out()], attempt()}.
 message({native, Ref, {event, Event}}, A = #attempt{ref = Ref}) ->
@@ -72,7 +79,7 @@ message({adapter, Ref, {usage, Props}}, A = #attempt{ref = Ref, meter = Meter}) 
     {[{event, Event} || Event <- execution_events:provider_call(Props)], A#attempt{meter = execution_meter:call(Props, Meter)}};
 message({adapter, Ref, {result, Status, Props}}, A = #attempt{ref = Ref}) ->
     {Outs, A1} = decide({result, Status, Props}, A),
-    {unjournaled(Props) ++ Outs, A1};
+    {[{worker, Props} || is_map_key(unjournaled_tools, Props)] ++ Outs, A1};
 message({adapter, Ref, {lost, Lost}}, A = #attempt{ref = Ref}) ->
     decide({lost, Lost}, A);
 message({adapter, Ref, grace_over}, A = #attempt{ref = Ref}) ->
@@ -125,7 +132,7 @@ effects([cancel_lease | Rest], Outs, A = #attempt{ref = Ref}) ->
     ok = framework_adapter_pool:cancel_lease(Ref),
     effects(Rest, Outs, A);
 effects([{attempt_info, Info} | Rest], Outs, A) ->
-    effects(Rest, unjournaled(Info) ++ Outs, A);
+    effects(Rest, [{worker, Info} | Outs], A);
 effects([execute | Rest], Outs, A = #attempt{worker = {Pid, _}, spec = Spec, ref = Ref}) ->
     #{header := Header, deadline := Deadline, attempt := Attempt, life := Life} = Spec,
     Task = maps:with([task_id, payload, agent, fence, header, scope, life], Spec),
@@ -151,11 +158,6 @@ effects([fence | Rest], Outs, A) ->
     effects(Rest, Outs, A);
 effects([{Kind, End} | _], Outs, A) when Kind =:= finish; Kind =:= requeue; Kind =:= park ->
     {lists:reverse(Outs, [{ended, {Kind, End}}]), A}.
-
-%% Tools whose effects the journal does not see: the task must not run them again.
--spec unjournaled(map()) -> [out()].
-unjournaled(#{unjournaled_tools := [_ | _]} = Info) -> [{unjournaled, Info}];
-unjournaled(_) -> [].
 
 %% A tick as a time of day, for the agent; 0: none.
 -spec time_of(integer() | infinity) -> non_neg_integer().

@@ -103,7 +103,7 @@ step({result, succeeded, Props}, C) ->
     finish(#{state => succeeded, result => maps:get(result, Props, undefined), attempt_outcome => succeeded,
              journal => maps:get(journal, Props, [])}, C);
 step({result, _, Props}, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
-    stopped(maps:get(proof, Props, no_proof_needed()), C);
+    stopped(maps:get(proof, Props, unseen(C)), C);
 %% A plan has retried its steps: it is not retried as a whole.
 step({result, failed, #{final := true, error := Error}}, C) ->
     give_up(Error, failed, C);
@@ -132,7 +132,7 @@ step({lost, Lost}, C = #core{phase = Phase}) when Phase =:= working; Phase =:= l
 step(step_down, C = #core{phase = native}) ->
     lost(native_panic, <<"the process of the native step ended unexpectedly">>, C);
 step(step_down, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
-    stopped(no_proof_needed(), C);
+    stopped(unseen(C), C);
 step(worker_down, C = #core{phase = working}) ->
     lost(worker_crashed, <<"the process that owned the worker ended">>, C);
 step(worker_down, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
@@ -263,6 +263,11 @@ backoff(#core{used = Used, initial_backoff_ms = Initial, max_backoff_ms = Max, m
 no_proof_needed() ->
     #{witness => none_needed, host_pid => 0, signals => [], confirmed_dead => true, survivors => [], fenced_at_ms => 0,
       duration_us => 0}.
+
+%% What is known where nobody said anything: a native step leaves nothing behind, a plan may have had workers.
+-spec unseen(core()) -> map().
+unseen(#core{plan = true}) -> unconfirmed();
+unseen(#core{}) -> no_proof_needed().
 
 -spec unconfirmed() -> map().
 unconfirmed() ->

@@ -20,6 +20,8 @@
 -define(STOP_GRACE_MS, 1000).
 %% A store that is away is asked again, in ms.
 -define(STORE_RETRY_MS, 250).
+%% A run that waits for a worker or for its next try is no sign of a task that hangs: said so often, in ms.
+-define(BEAT_MS, 500).
 
 -record(run, {
     key :: key(),
@@ -37,7 +39,10 @@
     retry :: undefined | reference(),
     limit :: undefined | reference(),
     %% Its own clock has rung.
-    overdue = false :: boolean()
+    overdue = false :: boolean(),
+    %% Tools of its tries that nobody may run again.
+    tools = [] :: [binary()],
+    first_life = 0 :: non_neg_integer()
 }).
 -record(driver, {
     spec :: native_agent_step:spec(),
@@ -47,6 +52,9 @@
     %% Ends that wait for the store.
     commits = #{} :: #{reference() => {key(), tuple()}},
     journals = #{} :: #{key() => [term()]},
+    %% Tries of each run so far: an executor that takes over goes on counting, so that no two tries have one name.
+    lives = #{} :: #{key() => pos_integer()},
+    tools = [] :: [binary()],
     meter = execution_meter:new() :: execution_meter:meter(),
     %% The grace of a cancel that is under way, in ms.
     stopping = none :: none | non_neg_integer(),
@@ -70,6 +78,7 @@ cancel(Pid, GraceMs) ->
 -spec init(native_agent_step:spec()) -> {ok, #driver{}, {continue, open}}.
 init(#{owner := Owner} = Spec) ->
     _ = monitor(process, Owner),
+    _ = [erlang:send_after(?BEAT_MS, self(), beat) || #{header := #{heartbeat_timeout_ms := Ms}} <- [Spec], Ms > 0],
     {ok, #driver{spec = Spec}, {continue, open}}.
 
 -spec handle_continue(open, #driver{}) -> next().
@@ -82,9 +91,19 @@ handle_continue(open, D = #driver{spec = #{payload := Payload} = Spec}) ->
     case Opened of
         {done, Machine} -> step(go, D#driver{machine = Machine});
         ok -> {noreply, D#driver{opening = Ref}};
-        {error, native_down} -> result(failed, #{error => down()}, D);
-        {error, Error} -> result(failed, #{error => engine_errors:from(Error)}, D)
+        {error, native_down} -> open_again(D);
+        {error, Error} -> opened_not(Error, D)
     end.
+
+%% What is kept must be known before anything runs: a store that is away is waited for.
+-spec opened_not(agent_error:t(), #driver{}) -> next().
+opened_not(#{reason := Reason}, D) when Reason =:= store_unavailable; Reason =:= native_down; Reason =:= overloaded -> open_again(D);
+opened_not(Error, D) -> result(failed, #{error => engine_errors:from(Error)}, D).
+
+-spec open_again(#driver{}) -> next().
+open_again(D) ->
+    _ = erlang:send_after(?STORE_RETRY_MS, self(), open),
+    {noreply, D#driver{opening = undefined}}.
 
 -spec handle_call(term(), gen_server:from(), #driver{}) -> {reply, {error, unknown_call}, #driver{}}.
 handle_call(_, _, D) ->
@@ -98,7 +117,13 @@ handle_cast({cancel, GraceMs}, D = #driver{runs = Runs}) ->
 handle_info({agent_native, Ref, done, Machine}, D = #driver{opening = Ref}) ->
     step(go, D#driver{opening = undefined, machine = Machine});
 handle_info({agent_native, Ref, error, Error}, D = #driver{opening = Ref}) ->
-    result(failed, #{error => engine_errors:from(Error)}, D);
+    opened_not(Error, D);
+handle_info(open, D) ->
+    handle_continue(open, D);
+handle_info(beat, D = #driver{runs = Runs}) ->
+    _ = erlang:send_after(?BEAT_MS, self(), beat),
+    _ = [tell(beat, D) || lists:any(fun waits/1, maps:values(Runs))],
+    {noreply, D};
 handle_info({agent_native, Ref, Event, What}, D = #driver{commits = Commits}) ->
     case maps:take(Ref, Commits) of
         {Commit, Rest} -> committed(Event, What, Commit, D#driver{commits = Rest});
@@ -111,9 +136,9 @@ handle_info({refused, Key, Error}, D = #driver{runs = Runs}) ->
         #{Key := Run} -> ended({failed, Error}, Run, D);
         #{} -> {noreply, D}
     end;
-handle_info({retry, Key}, D = #driver{runs = Runs}) ->
+handle_info({timeout, Timer, {retry, Key}}, D = #driver{runs = Runs}) ->
     case Runs of
-        #{Key := #run{attempt = undefined} = Run} -> begin_attempt(Run#run{retry = undefined}, D);
+        #{Key := #run{retry = Timer} = Run} -> begin_attempt(Run#run{retry = undefined}, D);
         #{} -> {noreply, D}
     end;
 handle_info({timeout, Timer, {limit, Key}}, D = #driver{runs = Runs}) ->
@@ -135,6 +160,10 @@ handle_info({'DOWN', _, process, Owner, _}, D = #driver{spec = #{owner := Owner}
     {stop, normal, D};
 handle_info(Message, D = #driver{runs = Runs}) ->
     deliver(Message, maps:values(Runs), D).
+
+-spec waits(#run{}) -> boolean().
+waits(#run{attempt = undefined}) -> true;
+waits(#run{attempt = A}) -> execution_attempt:leasing(A).
 
 %% One of the runs knows the message; there are at most 64.
 -spec deliver(term(), [#run{}], #driver{}) -> next().
@@ -163,13 +192,14 @@ step(Event, D = #driver{machine = Machine}) ->
 -spec effects([term()], #driver{}) -> next().
 effects([], D) ->
     settle(D);
-effects([{run, Step, Index, Wish} | Rest], D) ->
+effects([{run, Step, Index, Wish} | Rest], D = #driver{lives = Lives}) ->
     Key = {Step, Index},
+    Before = maps:get(Key, Lives, 0),
     Limit = case Wish of
                 #{timeout_ms := Ms} when Ms > 0 -> erlang:start_timer(Ms, self(), {limit, Key});
                 #{} -> undefined
             end,
-    Run = #run{key = Key, wish = Wish, limit = Limit, start_ms = erlang:system_time(millisecond),
+    Run = #run{key = Key, wish = Wish, limit = Limit, life = Before, first_life = Before, start_ms = erlang:system_time(millisecond),
                start_tick = erlang:monotonic_time(millisecond)},
     after_effect(resolved(Run, D), Rest);
 effects([{keep, Step, Index, Entry} | Rest], D = #driver{spec = #{task_id := Id, fence := Fence}, journals = Journals}) ->
@@ -234,26 +264,34 @@ said([{event, Event} | Rest], Run, D) ->
 said([beat | Rest], Run, D) ->
     tell(beat, D),
     said(Rest, Run, D);
-said([{unjournaled, #{unjournaled_tools := Tools}} | Rest], Run, D = #driver{spec = #{task_id := Id, fence := Fence}}) ->
-    agent_store:cast({attempt, Id, Fence, #{worker => <<>>, host_pid => 0, executor => <<"native">>, env_lock_hash => <<>>,
-                                            unjournaled_tools => Tools}}),
-    said(Rest, Run, D);
+said([{worker, Info} | Rest], Run = #run{key = Key, tools = Mine}, D = #driver{spec = Spec, tools = All, runs = Runs}) ->
+    %% The row of the attempt says that it had workers, and which tools nobody may run again.
+    #{task_id := Id, fence := Fence} = Spec,
+    Tools = maps:get(unjournaled_tools, Info, []),
+    Known = lists:usort(Tools ++ All),
+    agent_store:cast({attempt, Id, Fence, #{worker => maps:get(worker, Info, <<>>), host_pid => maps:get(host_pid, Info, 0),
+                                            executor => <<"native">>, env_lock_hash => maps:get(env_lock_hash, Info, <<>>),
+                                            unjournaled_tools => Known}}),
+    Run1 = Run#run{tools = lists:usort(Tools ++ Mine)},
+    said(Rest, Run1, D#driver{tools = Known, runs = Runs#{Key => Run1}});
 said([{grace, Ms} | Rest], Run = #run{key = Key, attempt = A}, D) ->
     _ = erlang:send_after(Ms, self(), {grace, Key, execution_attempt:ref(A)}),
     said(Rest, Run, D);
-said([{ended, {Kind, End}}], Run = #run{attempt = A, meter = Meter}, D = #driver{meter = Total}) ->
+said([{ended, {Kind, End}}], Run = #run{attempt = A, meter = Meter}, D = #driver{meter = Total, proofs = Before}) ->
     ok = execution_attempt:forget(A),
+    Proofs = case End of #{proof := #{} = Proof} -> [Proof | Before]; #{} -> Before end,
     Used = execution_meter:add(execution_attempt:meter(A), Meter),
     Sum = execution_meter:add(execution_attempt:meter(A), Total),
-    attempt_ended(Kind, End, Run#run{attempt = undefined, meter = Used}, D#driver{meter = Sum}).
+    attempt_ended(Kind, End, Run#run{attempt = undefined, meter = Used}, D#driver{meter = Sum, proofs = Proofs}).
 
 -spec attempt_ended(finish | requeue | park, map(), #run{}, #driver{}) -> next().
-attempt_ended(_, End, #run{key = Key}, D = #driver{stopping = Grace, runs = Runs, proofs = Proofs}) when Grace =/= none ->
-    All = case End of #{proof := #{} = Proof} -> [Proof | Proofs]; #{} -> Proofs end,
-    settle(D#driver{runs = maps:remove(Key, Runs), proofs = All});
+attempt_ended(_, _, #run{key = Key}, D = #driver{stopping = Grace, runs = Runs}) when Grace =/= none ->
+    settle(D#driver{runs = maps:remove(Key, Runs)});
+attempt_ended(requeue, _, Run = #run{tools = [_ | _] = Tools, wish = #{header := #{allow_replay := false}}}, D) ->
+    ended({failed, execution_core:replay_not_allowed(Tools)}, Run, D);
 attempt_ended(requeue, #{counts := Counts, delay := Delay}, Run = #run{overdue = false}, D = #driver{runs = Runs}) ->
     #run{key = Key, used = Used} = Run,
-    Timer = erlang:send_after(pause(Delay), self(), {retry, Key}),
+    Timer = erlang:start_timer(pause(Delay), self(), {retry, Key}),
     Run1 = Run#run{used = Used + case Counts of true -> 1; false -> 0 end, retry = Timer},
     {noreply, D#driver{runs = Runs#{Key := Run1}}};
 attempt_ended(finish, #{state := succeeded} = End, Run = #run{key = Key}, D = #driver{journals = Journals}) ->
@@ -276,12 +314,22 @@ pause({fixed, Ms}) -> Ms;
 pause({jitter, Upper}) -> rand:uniform(Upper).
 
 -spec ended(term(), #run{}, #driver{}) -> next().
-ended(End, Run = #run{key = {Step, Index} = Key, life = Life, meter = Meter, start_ms = Start, limit = Limit}, D = #driver{runs = Runs}) ->
-    _ = [erlang:cancel_timer(Timer, [{async, true}, {info, false}]) || Timer <- [Limit], Timer =/= undefined],
+ended(End, Run = #run{key = {Step, Index} = Key, life = Life, meter = Meter, start_ms = Start}, D = #driver{runs = Runs, lives = Lives}) ->
+    ok = cancel_timer(Run#run.limit),
+    ok = cancel_timer(Run#run.retry),
     Ms = erlang:monotonic_time(millisecond) - Run#run.start_tick,
     _ = [performance_monitor:task_ended(Run#run.executor, State, Ms) || State <- monitored(End)],
-    Report = Meter#{executor => Run#run.executor, attempts => Life, start_ms => Start, end_ms => Start + Ms},
-    step({ended, Step, Index, End, Report}, D#driver{runs = maps:remove(Key, Runs)}).
+    Report = Meter#{executor => Run#run.executor, attempts => Life - Run#run.first_life, start_ms => Start, end_ms => Start + Ms,
+                    unjournaled_tools => not may_run_again(Run)},
+    step({ended, Step, Index, End, Report}, D#driver{runs = maps:remove(Key, Runs), lives = Lives#{Key => max(1, Life)}}).
+
+-spec may_run_again(#run{}) -> boolean().
+may_run_again(#run{tools = []}) -> true;
+may_run_again(#run{wish = #{header := Header}}) -> maps:get(allow_replay, Header, false).
+
+-spec cancel_timer(undefined | reference()) -> ok.
+cancel_timer(undefined) -> ok;
+cancel_timer(Timer) -> erlang:cancel_timer(Timer, [{async, true}, {info, false}]).
 
 -spec monitored(term()) -> [succeeded | failed].
 monitored({succeeded, _}) -> [succeeded];

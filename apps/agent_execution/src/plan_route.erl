@@ -4,6 +4,9 @@
 -export([check/2]).
 -export([resolve/2]).
 
+%% Faults that an answer lists; it has to fit in the trailers of a call.
+-define(MAX_FAULTS, 30).
+
 %% @doc Whether every step could run now; all faults at once, by the field of the first step that has them.
 -spec check(Header :: map(), Payload :: term()) -> ok | {error, agent_error:t()}.
 check(Header, Payload) ->
@@ -22,7 +25,8 @@ fault({Field, Executor, AgentId}, Header) ->
     case resolve(Step, Executor) of
         {ok, _, _} -> none;
         {error, #{reason := agent_not_found, message := Why}} ->
-            #{field => binary:replace(Field, <<"executor">>, <<"agent_id">>), description => Why};
+            [Step1 | _] = binary:split(Field, [<<".executor">>, <<".fallback_executors">>]),
+            #{field => <<Step1/binary, ".agent_id">>, description => Why};
         {error, #{message := Why}} -> #{field => Field, description => Why}
     end.
 
@@ -31,7 +35,7 @@ faults(_, true) ->
     {error, agent_error:new(unsupported_field, <<"the plan mixes executors, and agent_execution.hybrid_execution is false">>,
                             #{<<"field">> => <<"task.plan.steps">>})};
 faults(All, false) ->
-    case [F || F <- All, F =/= none] of
+    case lists:sublist([F || F <- All, F =/= none], ?MAX_FAULTS) of
         [] ->
             ok;
         [#{field := Field, description := Why} | _] = Faults ->

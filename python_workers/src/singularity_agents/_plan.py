@@ -34,6 +34,8 @@ def plan_message(value: Mapping[str, Any]) -> task_pb2.ExecutionPlan:
 
 
 def _step(step: dict[str, Any]) -> dict[str, Any]:
+    if not step.get("id"):
+        raise ValueError("plan: a step has no id")
     if "on_failure" in step:
         name = str(step["on_failure"])
         if name not in _ON_FAILURE:
@@ -89,14 +91,20 @@ def tree(plan: Mapping[str, Any]) -> list[str]:
 def _depths(plan: Mapping[str, Any]) -> list[int]:
     steps = plan.get("steps", [])
     number = {step["id"]: n for n, step in enumerate(steps)}
+    open_needs = [sum(need in number for need in step.get("needs", [])) for step in steps]
+    after: dict[int, list[int]] = {}
+    for before, behind in _edges(plan):
+        after.setdefault(before, []).append(behind)
     depths = [0] * len(steps)
-    # Checked plans have no circle; so many rounds are enough for the longest way.
-    for _ in steps:
-        before = list(depths)
-        for n, step in enumerate(steps):
-            depths[n] = max((depths[number[need]] + 1 for need in step.get("needs", []) if need in number), default=0)
-        if depths == before:
-            break
+    # What is in a circle stays at the left edge: only a file that was not checked has one.
+    free = [n for n, waits in enumerate(open_needs) if waits == 0]
+    while free:
+        done = free.pop()
+        for n in after.get(done, []):
+            depths[n] = max(depths[n], depths[done] + 1)
+            open_needs[n] -= 1
+            if open_needs[n] == 0:
+                free.append(n)
     return depths
 
 

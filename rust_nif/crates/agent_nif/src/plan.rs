@@ -143,6 +143,7 @@ fn report_of(m: Term<'_>) -> Report {
         cost_micros: get(m, atoms::cost_micros()),
         start_ms: int(m, atoms::start_ms()),
         end_ms: int(m, atoms::end_ms()),
+        unjournaled: get(m, atoms::unjournaled_tools()).unwrap_or(false),
     }
 }
 
@@ -157,7 +158,10 @@ fn effect_term<'a>(env: Env<'a>, effect: Effect, plan: &Plan, payload: &Payload)
                 .put(atoms::timeout_ms(), timeout_ms)
                 .put(atoms::streams(), streams)
                 .put(atoms::header(), header_term(env, &header))
-                .put(atoms::payload(), ResourceArc::new(Payload { header, task: (*task).into(), answers: plan.answers_to(run, &payload.answers) }))
+                .put(
+                    atoms::payload(),
+                    ResourceArc::new(Payload { header, task: (*task).into(), answers: plan.answers_to(run, &payload.answers) }),
+                )
                 .end();
             (atoms::run(), run.step, run.index, map).encode(env)
         }

@@ -24,6 +24,8 @@ use crate::{AgentError, Reason, json};
 const LOOK: usize = 200;
 /// Most items of a `for_each`.
 pub const MAX_ITEMS: usize = 10_000;
+/// Most bytes of outputs that a plan holds.
+pub const MAX_OUTPUT_BYTES: usize = 64 * 1024 * 1024;
 /// Steps that a result lists.
 const MAX_RESULT_STEPS: usize = 1000;
 /// Characters of an input or output in that list.
@@ -61,6 +63,8 @@ pub struct Report {
     pub cost_micros: Option<i64>,
     pub start_ms: i64,
     pub end_ms: i64,
+    /// It may have used tools that nobody may run again.
+    pub unjournaled: bool,
 }
 
 /// What happened.
@@ -195,6 +199,8 @@ pub struct Plan {
     ready: VecDeque<u32>,
     runs: BTreeMap<RunId, Running>,
     order: i32,
+    /// Of all outputs so far.
+    bytes: usize,
     history: HashMap<(RunId, Kept), pb::PlanStepRun>,
     failure: Option<AgentError>,
     pause: Option<AgentError>,
@@ -242,6 +248,7 @@ impl Plan {
             ready,
             runs: BTreeMap::new(),
             order: 0,
+            bytes: 0,
             history: HashMap::new(),
             failure: None,
             pause: None,
@@ -397,8 +404,7 @@ impl Plan {
         };
         match items {
             Ok(Some(items)) if items.is_empty() => {
-                self.steps[i as usize].total = Some(0);
-                self.step_done(i, Value::Array(Vec::new()), Some(out));
+                self.nothing_to_run_over(i, out);
                 false
             }
             Ok(items) => {
@@ -494,26 +500,25 @@ impl Plan {
         Ok(task)
     }
 
-    fn look(&self, reference: Reference<'_>, item: Option<(&Value, u32)>) -> Option<Cow<'static, Value>> {
+    fn look<'s>(&'s self, reference: Reference<'_>, item: Option<(&'s Value, u32)>) -> Option<Cow<'s, Value>> {
         match reference {
             Reference::Task => Some(Cow::Owned(Value::String(self.task.description.clone()))),
-            Reference::Item(path) => item.and_then(|(v, _)| template::at(v, path)).cloned().map(Cow::Owned),
+            Reference::Item(path) => item.and_then(|(v, _)| template::at(v, path)).map(Cow::Borrowed),
             Reference::Index => item.map(|(_, i)| Cow::Owned(i.into())),
             Reference::Step(id, path) => {
                 let step = &self.steps[*self.index.get(id)? as usize];
                 let value = step.output.as_ref()?;
                 if step.skipped || path.is_empty() {
-                    return Some(Cow::Owned(value.clone()));
+                    return Some(Cow::Borrowed(value));
                 }
                 match value {
                     // A model's object comes as text unless a schema was asked for.
                     Value::String(text) => {
                         let parsed: Value = serde_json::from_str(text.trim()).ok()?;
-                        template::at(&parsed, path).cloned()
+                        template::at(&parsed, path).cloned().map(Cow::Owned)
                     }
-                    other => template::at(other, path).cloned(),
+                    other => template::at(other, path).map(Cow::Borrowed),
                 }
-                .map(Cow::Owned)
             }
             Reference::Bad(_) => None,
         }
@@ -525,7 +530,12 @@ impl Plan {
         let Some(turn) = self.runs.get(&run).filter(|r| r.record.is_none()).map(|r| r.turn) else { return };
         let undoing = self.phase == Phase::Undoing;
         match end {
+            RunEnd::Succeeded(result) if self.bytes + size(&result) > MAX_OUTPUT_BYTES && self.phase != Phase::Failing && !undoing => {
+                let why = format!("the outputs of the plan's steps grow beyond {MAX_OUTPUT_BYTES} bytes");
+                self.keep_failure(run, &AgentError::new(Reason::PayloadTooLarge, why), report, out);
+            }
             RunEnd::Succeeded(result) => {
+                self.bytes += size(&result);
                 let record = Box::new(pb::PlanStepRun {
                     state: pb::TaskState::Succeeded as i32,
                     output: result.output,
@@ -534,9 +544,10 @@ impl Plan {
                 });
                 self.keep(run, if undoing { Kept::Undone } else { Kept::Done }, record, out);
             }
-            RunEnd::Failed(error) if undoing => {
-                let record = pb::PlanStepRun { error: Some(error.to_task_error()), ..self.record(run, report) };
-                self.keep(run, Kept::Undone, Box::new(pb::PlanStepRun { state: pb::TaskState::Failed as i32, ..record }), out);
+            RunEnd::Failed(error) if undoing => self.keep_not_undone(run, &error, report, out),
+            RunEnd::Asked(_) | RunEnd::Stopped if undoing => {
+                let error = AgentError::new(Reason::UnsupportedField, "a step that undoes another can ask nobody");
+                self.keep_not_undone(run, &error, report, out);
             }
             RunEnd::Failed(error) if self.phase != Phase::Failing => {
                 let step = &self.plan.steps[run.step as usize];
@@ -544,7 +555,9 @@ impl Plan {
                 if error.reason == Reason::BudgetExhausted && waits {
                     self.runs.remove(&run);
                     self.pause(Some(error));
-                } else if let Some(next) = step.fallback_executors.get(turn).filter(|_| error.reason != Reason::BudgetExhausted) {
+                } else if let Some(next) =
+                    step.fallback_executors.get(turn).filter(|_| !report.unjournaled && error.reason != Reason::BudgetExhausted)
+                {
                     let message =
                         format!("step {}: {next} takes over, since {} failed: {}", step.id, report.executor, error.reason.upper());
                     out.push(Effect::TakenOver { step: step.id.clone(), message });
@@ -554,7 +567,7 @@ impl Plan {
                     self.keep_failure(run, &error, report, out);
                 }
             }
-            RunEnd::Asked(inputs) if self.phase != Phase::Failing && !undoing => {
+            RunEnd::Asked(inputs) if self.phase != Phase::Failing => {
                 self.runs.remove(&run);
                 let prefix = self.question_prefix(run);
                 let named = inputs.into_iter().map(|i| pb::InputRequested { input_id: format!("{prefix}{}", i.input_id), ..i });
@@ -607,6 +620,12 @@ impl Plan {
         self.keep(run, Kept::Failed, Box::new(record), out);
     }
 
+    fn keep_not_undone(&mut self, run: RunId, error: &AgentError, report: Report, out: &mut Vec<Effect>) {
+        let state = pb::TaskState::Failed as i32;
+        let record = pb::PlanStepRun { state, error: Some(error.to_task_error()), ..self.record(run, report) };
+        self.keep(run, Kept::Undone, Box::new(record), out);
+    }
+
     fn skip(&mut self, i: u32, out: &mut Vec<Effect>) {
         let run = RunId { step: i, index: 0 };
         let step = &mut self.steps[i as usize];
@@ -615,6 +634,20 @@ impl Plan {
             return self.settled(run, &record, None);
         }
         let record = pb::PlanStepRun { skipped: true, state: pb::TaskState::Succeeded as i32, ..self.record(run, Report::default()) };
+        self.keep(run, Kept::Done, Box::new(record), out);
+    }
+
+    /// An empty list is an end as well, and is kept as one.
+    fn nothing_to_run_over(&mut self, i: u32, out: &mut Vec<Effect>) {
+        let run = RunId { step: i, index: 0 };
+        let step = &mut self.steps[i as usize];
+        (step.total, step.open, step.next, step.running) = (Some(1), 1, 1, 1);
+        if let Some(record) = self.history.remove(&(run, Kept::Done)) {
+            return self.settled(run, &record, None);
+        }
+        let empty = Some(json::to_value(&Value::Array(Vec::new())));
+        let state = pb::TaskState::Succeeded as i32;
+        let record = pb::PlanStepRun { state, structured_output: empty, ..self.record(run, Report::default()) };
         self.keep(run, Kept::Done, Box::new(record), out);
     }
 
@@ -635,7 +668,8 @@ impl Plan {
         step.order = step.order.max(record.order);
         let succeeded = record.state() == pb::TaskState::Succeeded && !record.skipped;
         step.any_succeeded |= succeeded;
-        step.skipped |= record.skipped && step.total == Some(1);
+        // Its condition was false, or its only run may fail.
+        step.skipped |= record.skipped && (record.error.is_none() || self.plan.steps[i].for_each.is_empty());
         if succeeded && let Some(slot) = step.outputs.get_mut(run.index as usize) {
             *slot = output_of(record);
         }
@@ -819,6 +853,10 @@ fn mismatch(problem: &str) -> AgentError {
 /// A text of the plan that only turned out wrong when it was used.
 fn wrong(step: u32, field: &str, why: &str) -> AgentError {
     AgentError::field(&format!("task.plan.steps[{step}].{field}"), why.to_owned())
+}
+
+fn size(result: &pb::AgentResult) -> usize {
+    result.output.len() + result.structured_output.as_ref().map_or(0, prost::Message::encoded_len)
 }
 
 /// What a run gave: data where there is any, else its text.

@@ -147,6 +147,48 @@ fn a_step_whose_condition_is_false_is_skipped_and_gives_null() {
 }
 
 #[test]
+fn lists_of_none_and_of_one_that_may_fail_stay_lists() {
+    let mut none = step("none", &[], "${item}");
+    none.for_each = "[]".into();
+    let mut one = step("third", &["none"], "${item}");
+    (one.for_each, one.on_failure) = ("[1]".into(), pb::OnStepFailure::Skip as i32);
+    let mut world = World::new(task(vec![none, one], 8), &third_fails);
+    world.task.plan.as_mut().unwrap().output = "${steps.none.output}${steps.third.output}".into();
+    assert_eq!(world.result().unwrap().output, "[][null]");
+    assert_eq!(world.disk.len(), 2);
+}
+
+#[test]
+fn what_undoes_and_asks_somebody_has_not_undone() {
+    let mut a = step("a", &[], "");
+    a.compensation = "undo".into();
+    let mut plan = Plan::new("t", &task(vec![a, step("b", &["a"], ""), step("undo", &[], "")], 8)).unwrap();
+    let mut next = |event| plan.step(event);
+    let (a, b, undo) = (RunId { step: 0, index: 0 }, RunId { step: 1, index: 0 }, RunId { step: 2, index: 0 });
+    let ended = |run, end| Event::Ended { run, end, report: Report::default() };
+    next(Event::Go);
+    next(ended(a, RunEnd::Succeeded(Box::default())));
+    next(Event::Kept { run: a });
+    next(ended(b, RunEnd::Failed(AgentError::new(Reason::ToolFailed, "x"))));
+    next(Event::Kept { run: b });
+    next(ended(undo, RunEnd::Asked(Vec::new())));
+    let end = next(Event::Kept { run: undo });
+    assert!(matches!(&end[..], [Effect::Finish(e)] if e.as_ref().as_ref().unwrap_err().metadata["not_undone"] == "a"), "{end:?}");
+}
+
+#[test]
+fn nobody_takes_over_from_a_run_whose_tools_may_not_run_again() {
+    let mut a = step("a", &[], "");
+    (a.executor, a.fallback_executors) = ("crewai".into(), vec!["native".into()]);
+    let mut plan = Plan::new("t", &task(vec![a], 8)).unwrap();
+    plan.step(Event::Go);
+    let run = RunId { step: 0, index: 0 };
+    let end = RunEnd::Failed(AgentError::new(Reason::WorkerCrashed, "x"));
+    let report = Report { unjournaled: true, ..Report::default() };
+    assert!(matches!(plan.step(Event::Ended { run, end, report })[..], [Effect::Keep { kept: Kept::Failed, .. }]));
+}
+
+#[test]
 fn a_condition_that_is_no_boolean_fails_its_step_by_field() {
     let mut bad = step("bad", &["a"], "");
     bad.condition = "${steps.a.output}".into();
