@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def install() -> None:
 def environment() -> dict[str, str]:
     """Their own programs first; no key of ours."""
     return {
-        "PATH": f"{HOME / 'venv' / 'bin'}:{os.environ['PATH']}", "HOME": str(HOME), "OPENAI_API_KEY": "any",
+        "PATH": f"{HOME / 'venv' / 'bin'}:{os.environ['PATH']}", "HOME": os.environ.get("HOME", str(HOME)), "OPENAI_API_KEY": "any",
         **{name: os.environ[name] for name in os.environ if name.lower().startswith(("npm_config", "uv_", "pip_", "ssl_"))},
     }  # fmt: skip
 
@@ -86,12 +87,12 @@ def program(name: str, command: list[str | Path], port: int, **more: str) -> Ite
             print(f"{name} did not start: {log.read_text(errors='replace')[-500:]}")
             yield None
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # A launcher may have the gateway as its child: the whole group ends.
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
 
 
 @contextlib.contextmanager
@@ -110,7 +111,7 @@ def litellm(before: str) -> Iterator[str | None]:
         "--port",
         str(port),
     ]
-    with program("litellm", command, port, LITELLM_LOG="ERROR", LITELLM_TELEMETRY="False") as address:
+    with program("litellm", command, port, **LITELLM) as address:
         yield address
 
 
@@ -123,6 +124,9 @@ def portkey(_before: str) -> Iterator[str | None]:
     with program("portkey", command, port) as address:
         yield address
 
+
+#: It starts without a key only where it is told so; it listens on loopback and has no database.
+LITELLM = {"LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
 
 #: A gateway, and what its requests need besides.
 PEERS: dict[str, tuple[Callable[[str], contextlib.AbstractContextManager[str | None]], Callable[[str], list[str]]]] = {
