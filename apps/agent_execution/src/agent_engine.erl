@@ -132,7 +132,7 @@ ask(Pid, GraceMs) ->
 cancel_waiting(TaskId, Fence) ->
     _ = run_queue:remove(TaskId),
     Proof = execution_core:no_proof_needed(),
-    Finish = #{state => cancelled, error => agent_error:new(task_cancelled, <<"the task was cancelled">>), executor => <<>>,
+    Finish = #{state => cancelled, error => execution_core:cancelled(), executor => <<>>,
                result => undefined, metrics => #{queue_ms => 0, execution_ms => 0}, attempt_outcome => cancelled,
                cause => <<"TASK_CANCELLED">>, proof => Proof, events => []},
     case agent_store:write({finish, TaskId, Fence, Finish}) of

@@ -12,6 +12,7 @@
 -export([meter/1]).
 -export([leasing/1]).
 -export([forget/1]).
+-export([pause_ms/1]).
 
 -export_type([spec/0, attempt/0, out/0]).
 
@@ -106,6 +107,12 @@ grace_over(A) ->
 forget(#attempt{step = Step, worker = Worker}) ->
     _ = [demonitor(Mon, [flush]) || {_, Mon} <- [Step, Worker]],
     ok.
+
+%% @doc How long the next try waits, in ms, by the `delay' of a `requeue'.
+-spec pause_ms(none | {fixed | jitter, pos_integer()}) -> non_neg_integer().
+pause_ms(none) -> 0;
+pause_ms({fixed, Ms}) -> Ms;
+pause_ms({jitter, Upper}) -> rand:uniform(Upper).
 
 -spec decide(execution_core:event(), attempt()) -> {[out()], attempt()}.
 decide(Event, A = #attempt{core = Core}) ->

@@ -490,22 +490,12 @@ flush(T = #task{batch = Batch, row = #row{task_id = Id, fence = Fence}}) ->
     T#task{batch = Batch1}.
 
 -spec count_tool(tuple(), #task{}) -> #task{}.
-count_tool({tool_call, _}, T) -> meter(tool_calls, 1, T);
+count_tool({tool_call, _}, T = #task{meter = M}) -> T#task{meter = execution_meter:tool(M)};
 count_tool(_, T) -> T.
 
--spec meter(atom(), non_neg_integer(), #task{}) -> #task{}.
-meter(Key, N, T = #task{meter = M}) ->
-    T#task{meter = M#{Key => maps:get(Key, M, 0) + N}}.
-
 -spec usage(map(), #task{}) -> gen_statem:event_handler_result(atom()).
-usage(Props, T) ->
-    Usage = maps:get(usage, Props, #{}),
-    Replayed = case Props of #{replayed := true} -> 1; #{} -> 0 end,
-    Hit = case Props of #{cache_hit := true} -> 1; #{} -> 0 end,
-    T1 = lists:foldl(fun({Key, From}, Acc) -> meter(Key, maps:get(From, Usage, 0), Acc) end,
-                     meter(cache_hits, Hit, meter(provider_calls_replayed, Replayed, meter(provider_calls, 1, T))),
-                     [{input_tokens, input}, {output_tokens, output}, {cached_tokens, cached}, {reasoning_tokens, reasoning}]),
-    events(execution_events:provider_call(Props), cost(maps:get(cost_micros, Props, undefined), T1)).
+usage(Props, T = #task{meter = M}) ->
+    events(execution_events:provider_call(Props), T#task{meter = execution_meter:call(Props, M)}).
 
 -spec events([tuple()], #task{}) -> gen_statem:event_handler_result(atom()).
 events([Last], T) ->
@@ -513,16 +503,6 @@ events([Last], T) ->
 events([Event | Rest], T = #task{batch = Batch}) ->
     {_, Batch1} = execution_events:add(Event, Batch),
     events(Rest, T#task{batch = Batch1}).
-
-%% One call of unknown price makes the sum unknown: absent, not zero.
--spec cost(undefined | non_neg_integer(), #task{}) -> #task{}.
-cost(N, T = #task{meter = M}) when is_integer(N) ->
-    case M of
-        #{cost_unknown := true} -> T;
-        _ -> meter(cost_micros, N, T)
-    end;
-cost(_, T = #task{meter = M}) ->
-    T#task{meter = maps:remove(cost_micros, M#{cost_unknown => true})}.
 
 -spec memory(non_neg_integer(), #task{}) -> #task{}.
 memory(0, T) -> T;
@@ -539,9 +519,8 @@ unjournaled(_, _) ->
 
 -spec metrics(#task{}) -> map().
 metrics(T = #task{meter = Meter, wait_ms = Waited}) ->
-    Zero = #{input_tokens => 0, output_tokens => 0, cached_tokens => 0, reasoning_tokens => 0, provider_calls => 0,
-             provider_calls_replayed => 0, cache_hits => 0, tool_calls => 0},
-    Sum = maps:merge(Zero, maps:remove(cost_unknown, Meter)),
+    %% A task without calls has no cost, an unknown price makes it unknown: either way it is absent.
+    Sum = maps:merge(maps:remove(cost_micros, execution_meter:new()), Meter),
     Sum#{queue_ms => Waited, execution_ms => ran_ms(T)}.
 
 %% ---- the end
@@ -566,11 +545,7 @@ record({park, End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch = B
     end;
 record({requeue, #{delay := Delay} = End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch = Batch}) ->
     {Events, _} = execution_events:take(Batch),
-    NotBefore = case Delay of
-                    none -> 0;
-                    {fixed, Ms} -> now_ms() + Ms;
-                    {jitter, Upper} -> now_ms() + rand:uniform(Upper)
-                end,
+    NotBefore = case execution_attempt:pause_ms(Delay) of 0 -> 0; Ms -> now_ms() + Ms end,
     Op = {requeue, Id, Fence, (maps:remove(delay, End))#{not_before_ms => NotBefore, ran_ms => ran_ms(T), events => Events}},
     case agent_store:write(Op) of
         {ok, _} -> requeued(NotBefore, T);

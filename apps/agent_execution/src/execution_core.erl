@@ -14,6 +14,7 @@
 -export([step/2]).
 -export([phase/1]).
 -export([no_proof_needed/0]).
+-export([cancelled/0]).
 -export([replay_not_allowed/1]).
 -export([text/1]).
 
@@ -178,7 +179,7 @@ stronger(_, Old) -> Old.
 -spec stopped(map(), core()) -> {[effect()], core()}.
 stopped(Proof, C = #core{stop = cancelled}) ->
     finish(#{state => cancelled, attempt_outcome => cancelled, cause => <<"TASK_CANCELLED">>, proof => Proof,
-             error => agent_error:new(task_cancelled, <<"the task was cancelled">>)}, C);
+             error => cancelled()}, C);
 stopped(Proof, C = #core{stop = total}) ->
     finish(#{state => timed_out, attempt_outcome => timed_out, cause => <<"TASK_TIMEOUT">>, proof => Proof,
              error => agent_error:new(task_timeout, <<"max_duration is over">>, #{<<"limit">> => <<"max_duration">>})}, C);
@@ -272,6 +273,11 @@ unseen(#core{}) -> no_proof_needed().
 -spec unconfirmed() -> map().
 unconfirmed() ->
     (no_proof_needed())#{witness => unconfirmed, confirmed_dead => false}.
+
+%% @doc The error of a task that somebody has ended.
+-spec cancelled() -> agent_error:t().
+cancelled() ->
+    agent_error:new(task_cancelled, <<"the task was cancelled">>).
 
 %% @doc Why a task does not run again after it has used tools that cannot be journaled.
 -spec replay_not_allowed([binary()]) -> agent_error:t().

@@ -20,14 +20,17 @@
 new() ->
     (maps:from_keys(?SUMS, 0))#{cost_micros => 0}.
 
-%% @doc One more model call, by the properties of its answer.
+%% @doc One more model call, by the properties of its answer. What else is measured stays.
 -spec call(map(), meter()) -> meter().
+call(Props, M) when not is_map_key(provider_calls, M) ->
+    call(Props, maps:merge(new(), M));
 call(Props, M) ->
     Usage = maps:get(usage, Props, #{}),
     One = #{input_tokens => maps:get(input, Usage, 0), output_tokens => maps:get(output, Usage, 0),
             cached_tokens => maps:get(cached, Usage, 0), reasoning_tokens => maps:get(reasoning, Usage, 0),
             provider_calls => 1, provider_calls_replayed => flag(replayed, Props), cache_hits => flag(cache_hit, Props)},
-    add(case Props of #{cost_micros := N} when is_integer(N) -> One#{cost_micros => N}; #{} -> One end, M).
+    Priced = case Props of #{cost_micros := N} when is_integer(N) -> One#{cost_micros => N}; #{} -> One end,
+    maps:merge(maps:remove(cost_micros, M), add(Priced, M)).
 
 %% @doc One more call of a tool.
 -spec tool(meter()) -> meter().

@@ -29,11 +29,7 @@
 -type spec() :: #{owner := pid(), ref := reference(), task_id := binary(), payload := term(), agent := map(),
                   header := map(), deadline := integer() | infinity, attempt := pos_integer(), fence := pos_integer(),
                   scope => binary(), life => pos_integer()}.
--type meter() :: #{input_tokens := non_neg_integer(), output_tokens := non_neg_integer(),
-                   cached_tokens := non_neg_integer(), reasoning_tokens := non_neg_integer(),
-                   provider_calls := non_neg_integer(), provider_calls_replayed := non_neg_integer(),
-                   cache_hits := non_neg_integer(),
-                   tool_calls := non_neg_integer(), cost_micros => non_neg_integer()}.
+-type meter() :: execution_meter:meter().
 
 -record(step, {
     spec :: spec(),
@@ -62,8 +58,7 @@ cancel(Pid) ->
 run(#{owner := Owner, payload := Payload, agent := Agent, header := Header} = Spec) ->
     %% The owner's end is ours: nobody would record what the step does.
     _ = monitor(process, Owner),
-    Meter = #{input_tokens => 0, output_tokens => 0, cached_tokens => 0, reasoning_tokens => 0, provider_calls => 0,
-              provider_calls_replayed => 0, cache_hits => 0, tool_calls => 0, cost_micros => 0},
+    Meter = execution_meter:new(),
     Options = #{task_id => maps:get(task_id, Spec), engine_tools => engine_tools:served(Agent, Header),
                 max_steps => maps:get(max_steps, Header, 50), model => model(Agent, Header),
                 stream => maps:get(stream_text, Header, true)},
@@ -105,7 +100,7 @@ effects([{call_model, _, _} | _] = Effects, S = #step{unrecorded = [_ | _]}) ->
 effects([{call_tool, CallId, Name, Arguments} | Rest], S = #step{machine = Machine, meter = Meter, begun = Begun}) ->
     Occurrence = maps:get({Name, Arguments}, Begun, 0),
     {Content, IsError} = engine_tools:run(S#step.journal, Name, Arguments, Occurrence),
-    S1 = S#step{meter = maps:update_with(tool_calls, fun(N) -> N + 1 end, Meter),
+    S1 = S#step{meter = execution_meter:tool(Meter),
                 begun = Begun#{{Name, Arguments} => Occurrence + 1}},
     case agent_native:agent_step(Machine, {tool_result, CallId, Content, IsError}) of
         {ok, More} -> effects(Rest ++ More, S1);
@@ -130,7 +125,7 @@ recorded(Effects, S = #step{unrecorded = [Entry | Rest], spec = #{task_id := Id,
             finish(failed, #{error => Error}, S);
         _ ->
             receive
-                cancel -> finish(failed, #{error => cancelled()}, S);
+                cancel -> finish(failed, #{error => execution_core:cancelled()}, S);
                 {'DOWN', _, process, _, _} -> ok
             after ?RECORD_RETRY_MS ->
                 recorded(Effects, S)
@@ -155,7 +150,7 @@ call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Hea
             event({model_reply, CallId, maps:get(response, Props)}, metered(Props, S));
         busy when Tries > 0 ->
             receive
-                cancel -> finish(failed, #{error => cancelled()}, S);
+                cancel -> finish(failed, #{error => execution_core:cancelled()}, S);
                 {'DOWN', _, process, _, _} -> ok
             after ?BUSY_RETRY_MS ->
                 call(CallId, Request, Tries - 1, S)
@@ -165,7 +160,7 @@ call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Hea
         {error, #{reason := store_unavailable}} ->
             %% The journal may hold the answer already.
             receive
-                cancel -> finish(failed, #{error => cancelled()}, S);
+                cancel -> finish(failed, #{error => execution_core:cancelled()}, S);
                 {'DOWN', _, process, _, _} -> ok
             after ?RECORD_RETRY_MS ->
                 call(CallId, Request, Tries, S)
@@ -198,7 +193,7 @@ reply(CallId, Ref, Used, S) ->
             event({model_error, CallId, engine_errors:from(Error)}, S);
         cancel ->
             abort(Ref),
-            finish(failed, #{error => cancelled()}, S);
+            finish(failed, #{error => execution_core:cancelled()}, S);
         {'DOWN', _, process, _, _} ->
             abort(Ref)
     end.
@@ -225,26 +220,9 @@ chunk(_, _) -> ok.
 
 -spec metered(map(), #step{}) -> #step{}.
 metered(Props, S = #step{meter = M, unrecorded = Unrecorded}) ->
-    Usage = maps:get(usage, Props, #{}),
-    U = fun(Key) -> maps:get(Key, Usage, 0) end,
     lists:foreach(fun(Event) -> tell({event, Event}, S) end, execution_events:provider_call(Props)),
-    #{input_tokens := In, output_tokens := Out, cached_tokens := Cached, reasoning_tokens := R, provider_calls := Calls,
-      provider_calls_replayed := Replayed, cache_hits := Hits} = M,
-    M1 = M#{input_tokens => In + U(input), output_tokens => Out + U(output), cached_tokens => Cached + U(cached),
-            reasoning_tokens => R + U(reasoning), provider_calls => Calls + 1,
-            provider_calls_replayed => case Props of #{replayed := true} -> Replayed + 1; #{} -> Replayed end,
-            cache_hits => case Props of #{cache_hit := true} -> Hits + 1; #{} -> Hits end},
-    S#step{meter = cost(maps:get(cost_micros, Props, undefined), M1),
+    S#step{meter = execution_meter:call(Props, M),
            unrecorded = case Props of #{journal := Entry} -> [Entry | Unrecorded]; #{} -> Unrecorded end}.
-
-%% One call of unknown price makes the sum unknown: absent, not zero.
--spec cost(undefined | non_neg_integer(), meter()) -> meter().
-cost(N, #{cost_micros := Sum} = M) when is_integer(N) -> M#{cost_micros => Sum + N};
-cost(_, M) -> maps:remove(cost_micros, M).
-
--spec cancelled() -> agent_error:t().
-cancelled() ->
-    agent_error:new(task_cancelled, <<"the task was cancelled">>).
 
 -spec finish(succeeded | failed, map(), #step{}) -> ok.
 finish(Status, Props, S = #step{meter = Meter, unrecorded = []}) ->

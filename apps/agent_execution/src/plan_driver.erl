@@ -291,7 +291,7 @@ attempt_ended(requeue, _, Run = #run{tools = [_ | _] = Tools, wish = #{header :=
     ended({failed, execution_core:replay_not_allowed(Tools)}, Run, D);
 attempt_ended(requeue, #{counts := Counts, delay := Delay}, Run = #run{overdue = false}, D = #driver{runs = Runs}) ->
     #run{key = Key, used = Used} = Run,
-    Timer = erlang:start_timer(pause(Delay), self(), {retry, Key}),
+    Timer = erlang:start_timer(execution_attempt:pause_ms(Delay), self(), {retry, Key}),
     Run1 = Run#run{used = Used + case Counts of true -> 1; false -> 0 end, retry = Timer},
     {noreply, D#driver{runs = Runs#{Key := Run1}}};
 attempt_ended(finish, #{state := succeeded} = End, Run = #run{key = Key}, D = #driver{journals = Journals}) ->
@@ -307,11 +307,6 @@ attempt_ended(park, #{inputs := Inputs}, Run, D) ->
     ended({asked, Inputs}, Run, D);
 attempt_ended(park, #{budget := Error}, Run, D) ->
     ended({failed, Error}, Run, D).
-
--spec pause(none | {fixed | jitter, pos_integer()}) -> non_neg_integer().
-pause(none) -> 0;
-pause({fixed, Ms}) -> Ms;
-pause({jitter, Upper}) -> rand:uniform(Upper).
 
 -spec ended(term(), #run{}, #driver{}) -> next().
 ended(End, Run = #run{key = {Step, Index} = Key, life = Life, meter = Meter, start_ms = Start}, D = #driver{runs = Runs, lives = Lives}) ->
@@ -341,7 +336,7 @@ stop_run(Key, Why, GraceMs, D = #driver{runs = Runs}) ->
     case Runs of
         #{Key := #run{attempt = undefined} = Run} ->
             %% It waits for its next try: nothing runs.
-            state(attempt_ended(finish, #{state => cancelled, error => cancelled()}, Run, D));
+            state(attempt_ended(finish, #{state => cancelled, error => execution_core:cancelled()}, Run, D));
         #{Key := #run{attempt = A} = Run} ->
             state(outs(execution_attempt:stop(Why, GraceMs, A), Run, D));
         #{} ->
@@ -381,7 +376,7 @@ committed(_, _, Commit, D) ->
 settle(D = #driver{done = true}) ->
     {stop, normal, D};
 settle(D = #driver{stopping = Grace, runs = Runs, proofs = Proofs}) when Grace =/= none, map_size(Runs) =:= 0 ->
-    result(cancelled, #{error => cancelled(), proof => cancellation_proof:all(Proofs)}, D);
+    result(cancelled, #{error => execution_core:cancelled(), proof => cancellation_proof:all(Proofs)}, D);
 settle(D) ->
     {noreply, D}.
 
@@ -396,10 +391,6 @@ result(Status, Props, D = #driver{meter = Meter}) ->
 tell(What, #driver{spec = #{owner := Owner, ref := Ref}}) ->
     Owner ! {native, Ref, What},
     ok.
-
--spec cancelled() -> agent_error:t().
-cancelled() ->
-    agent_error:new(task_cancelled, <<"the task was cancelled">>).
 
 -spec down() -> agent_error:t().
 down() ->

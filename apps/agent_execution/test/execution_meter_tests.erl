@@ -9,6 +9,13 @@ calls_add_up_test() ->
     ?assertMatch(#{input_tokens := 6, output_tokens := 4, provider_calls := 2, provider_calls_replayed := 2, cost_micros := 10}, Meter),
     ?assertEqual(2, maps:get(tool_calls, execution_meter:add(Meter, Meter))).
 
+what_has_no_call_has_no_cost_and_what_else_is_measured_stays_test() ->
+    ?assertNot(is_map_key(cost_micros, execution_meter:tool(#{}))),
+    Meter = execution_meter:call(#{usage => #{}, cost_micros => 4}, execution_meter:tool(#{memory_bytes => 7})),
+    ?assertMatch(#{memory_bytes := 7, tool_calls := 1, provider_calls := 1, cost_micros := 4}, Meter),
+    Unknown = execution_meter:call(#{usage => #{}}, Meter),
+    ?assertNot(is_map_key(cost_micros, execution_meter:call(#{usage => #{}, cost_micros => 4}, Unknown))).
+
 one_unknown_price_makes_the_sum_unknown_test() ->
     Unknown = execution_meter:call(#{usage => #{}}, execution_meter:new()),
     ?assertNot(is_map_key(cost_micros, Unknown)),

@@ -47,16 +47,11 @@ busy(Op, Timeout) ->
 -spec enqueue(tuple() | recover) -> {ok, reference()} | {done, term()} | busy | {error, agent_error:t()}.
 enqueue(Op) ->
     Ref = make_ref(),
-    case native_subsystem:handle(store) of
-        {ok, Store} ->
-            case agent_native:store_write(Store, Ref, Op) of
-                ok -> {ok, Ref};
-                {error, native_down} -> {error, down()};
-                Answer -> Answer
-            end;
-        {error, native_down} ->
-            {error, down()}
-    end.
+    with_store(fun(Store) -> enqueued(agent_native:store_write(Store, Ref, Op), Ref) end).
+
+-spec enqueued(ok | Answer, reference()) -> {ok, reference()} | Answer.
+enqueued(ok, Ref) -> {ok, Ref};
+enqueued(Answer, _) -> Answer.
 
 -spec await(reference(), non_neg_integer()) -> result().
 await(Ref, Timeout) ->
@@ -80,38 +75,27 @@ start(Op) ->
 %% @doc Writes without waiting: events. Its answer comes to the caller as `{agent_native, Ref, _, _}' and may be ignored.
 -spec cast(tuple()) -> ok.
 cast(Op) ->
-    _ = case native_subsystem:handle(store) of
-            {ok, Store} -> agent_native:store_write(Store, make_ref(), Op);
-            {error, native_down} -> ok
-        end,
+    _ = with_store(fun(Store) -> agent_native:store_write(Store, make_ref(), Op) end),
     ok.
 
 %% @doc Text of a running attempt ahead of its batch. Nothing is kept of it: who watches now sees it, and it is written with its batch.
 -spec say(binary(), pos_integer(), non_neg_integer(), binary()) -> ok.
 say(TaskId, Attempt, Offset, Text) ->
-    _ = case native_subsystem:handle(store) of
-            {ok, Store} -> agent_native:store_say(Store, TaskId, Attempt, Offset, Text);
-            {error, native_down} -> ok
-        end,
+    _ = with_store(fun(Store) -> agent_native:store_say(Store, TaskId, Attempt, Offset, Text) end),
     ok.
 
 %% @doc Reads.
 -spec read(tuple()) -> {ok, term()} | {error, agent_error:t()}.
 read(Op) ->
     Ref = make_ref(),
-    case native_subsystem:handle(store) of
-        {ok, Store} ->
-            case agent_native:store_read(Store, Ref, Op) of
-                ok ->
-                    case await(Ref, ?TIMEOUT_MS) of
-                        {unknown, Error} -> {error, Error};
-                        Result -> Result
-                    end;
-                {error, native_down} -> {error, down()};
-                {error, Error} -> {error, Error}
+    case with_store(fun(Store) -> agent_native:store_read(Store, Ref, Op) end) of
+        ok ->
+            case await(Ref, ?TIMEOUT_MS) of
+                {unknown, Error} -> {error, Error};
+                Result -> Result
             end;
-        {error, native_down} ->
-            {error, down()}
+        {error, Error} ->
+            {error, Error}
     end.
 
 %% @doc A worker's call of memory (`worker.v1.MemoryRequest'), of which the caller hears: `{agent_native, Ref, done | error, _}'.
@@ -119,23 +103,27 @@ read(Op) ->
 -spec memory(map(), binary()) -> {ok, reference()} | {done, binary()} | {error, agent_error:t()}.
 memory(Place, Request) ->
     Ref = make_ref(),
-    case native_subsystem:handle(store) of
-        {ok, Store} ->
-            case agent_native:store_memory(Store, Ref, Place, Request) of
-                ok -> {ok, Ref};
-                {done, Answer} -> {done, Answer};
-                busy -> {error, agent_error:new(overloaded, <<"the store's queue is full">>)};
-                {error, native_down} -> {error, down()};
-                {error, Error} -> {error, Error}
-            end;
-        {error, native_down} ->
-            {error, down()}
+    case with_store(fun(Store) -> enqueued(agent_native:store_memory(Store, Ref, Place, Request), Ref) end) of
+        busy -> {error, agent_error:new(overloaded, <<"the store's queue is full">>)};
+        Answer -> Answer
     end.
 
 %% @doc Epoch of this boot of the store; 0 before the first.
 -spec epoch() -> non_neg_integer().
 epoch() ->
     persistent_term:get({?MODULE, epoch}, 0).
+
+-spec with_store(fun((agent_native:store()) -> Answer | {error, native_down})) -> Answer | {error, agent_error:t()}.
+with_store(Fun) ->
+    case native_subsystem:handle(store) of
+        {ok, Store} ->
+            case Fun(Store) of
+                {error, native_down} -> {error, down()};
+                Answer -> Answer
+            end;
+        {error, native_down} ->
+            {error, down()}
+    end.
 
 -spec down() -> agent_error:t().
 down() ->
