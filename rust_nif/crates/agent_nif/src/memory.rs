@@ -1,13 +1,11 @@
 //! Memory for workers: one CALL of kind MEMORY, done under the namespace of its task, and records of the task itself.
 
-use std::sync::Arc;
-
 use agent_core::memory::{check_append, check_batch, check_delete, check_get, check_list, check_messages, check_put};
 use agent_core::validate::namespace_violation;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use agent_proto::worker::v1 as w;
-use agent_store::{Enqueued, MemoryAnswer, MemoryOp, TaskStore, WriteOp, Written};
+use agent_store::{MemoryAnswer, MemoryOp, TaskStore, WriteOp, Written};
 use prost::Message;
 use rustler::{Binary, Encoder, Env, ResourceArc, Term};
 use w::memory_request::Operation;
@@ -15,7 +13,7 @@ use w::memory_request::Operation;
 use crate::atoms;
 use crate::pure::Payload;
 use crate::reply::Final;
-use crate::store::StoreHandle;
+use crate::store::{StoreHandle, write_with};
 use crate::terms::{self, Bin, get, int, text};
 
 /// Items of a page where the worker does not say.
@@ -100,34 +98,12 @@ fn store_memory<'a>(env: Env<'a>, handle: ResourceArc<StoreHandle>, reference: T
             });
             atoms::ok().encode(env)
         }
-        Ok(Work::Write(op, answer)) => write(env, &store, reference, asker, op, answer),
-    }
-}
-
-fn write<'a>(env: Env<'a>, store: &Arc<TaskStore>, reference: Term<'a>, asker: Asker, op: WriteOp, answer: Answer) -> Term<'a> {
-    let unexpected = || AgentError::new(Reason::Internal, "the store gave an answer of another kind");
-    if store.is_inline(&op) {
-        return match store.write_inline(op).and_then(|written| answer(&asker, written).ok_or_else(unexpected)) {
-            Ok(bytes) => (atoms::done(), Bin(&bytes)).encode(env),
-            Err(e) => terms::error_tuple(env, &e),
-        };
-    }
-    let cell = Arc::new(parking_lot::Mutex::new(Some(Final::new(env.pid(), reference, Reason::CommitAmbiguous))));
-    let own = cell.clone();
-    let enqueued = store.write(op, move |result| {
-        let Some(reply) = own.lock().take() else { return };
-        match result.and_then(|written| answer(&asker, written).ok_or_else(unexpected)) {
-            Ok(bytes) => reply.done(|env| Bin(&bytes).encode(env)),
-            Err(e) => reply.error(&e),
+        Ok(Work::Write(op, answer)) => {
+            let unexpected = || AgentError::new(Reason::Internal, "the store gave an answer of another kind");
+            let read = move |written| answer(&asker, written).ok_or_else(unexpected);
+            write_with(env, &store, reference, op, read, |env, bytes: Vec<u8>| Bin(&bytes).encode(env))
         }
-    });
-    if enqueued == Enqueued::Busy {
-        if let Some(reply) = cell.lock().take() {
-            reply.forget();
-        }
-        return atoms::busy().encode(env);
     }
-    atoms::ok().encode(env)
 }
 
 fn memory(asker: &Asker, op: MemoryOp, answer: Answer) -> Work {

@@ -124,22 +124,32 @@ fn store_write<'a>(env: Env<'a>, handle: ResourceArc<StoreHandle>, reference: Te
         Ok(op) => op,
         Err(_) => return terms::error_tuple(env, &AgentError::new(Reason::Internal, "the store does not know this operation")),
     };
+    write_with(env, &store, reference, op, Ok, written_term)
+}
+
+/// Writes, and answers with what `read` makes of it: `{done, Term}` at once for ephemeral tasks, else `ok` and a message, or `busy`.
+pub(crate) fn write_with<'a, T: 'static>(
+    env: Env<'a>,
+    store: &TaskStore,
+    reference: Term<'a>,
+    op: WriteOp,
+    read: impl FnOnce(Written) -> Result<T, AgentError> + Send + 'static,
+    term: impl for<'b> FnOnce(Env<'b>, T) -> Term<'b> + Send + 'static,
+) -> Term<'a> {
     if store.is_inline(&op) {
-        return match store.write_inline(op) {
-            Ok(written) => (atoms::done(), written_term(env, written)).encode(env),
+        return match store.write_inline(op).and_then(read) {
+            Ok(answer) => (atoms::done(), term(env, answer)).encode(env),
             Err(e) => terms::error_tuple(env, &e),
         };
     }
     // Held by the closure; when the store drops it unheard, the guard says that the outcome is not known.
-    let reply = Final::new(env.pid(), reference, Reason::CommitAmbiguous);
-    let cell = Arc::new(parking_lot::Mutex::new(Some(reply)));
+    let cell = Arc::new(parking_lot::Mutex::new(Some(Final::new(env.pid(), reference, Reason::CommitAmbiguous))));
     let own = cell.clone();
     let enqueued = store.write(op, move |result| {
-        let reply = own.lock().take();
-        match (reply, result) {
-            (Some(reply), Ok(written)) => reply.done(|env| written_term(env, written)),
-            (Some(reply), Err(e)) => reply.error(&e),
-            (None, _) => {}
+        let Some(reply) = own.lock().take() else { return };
+        match result.and_then(read) {
+            Ok(answer) => reply.done(|env| term(env, answer)),
+            Err(e) => reply.error(&e),
         }
     });
     if enqueued == Enqueued::Busy {

@@ -216,13 +216,7 @@ mod tests {
     use super::*;
 
     fn step(id: &str, needs: &[&str], input: &str) -> pb::PlanStep {
-        pb::PlanStep {
-            id: id.into(),
-            executor: "native".into(),
-            needs: needs.iter().map(|n| (*n).into()).collect(),
-            input: input.into(),
-            ..Default::default()
-        }
+        crate::plan::step(id, "native", needs, input)
     }
 
     fn faults(steps: Vec<pb::PlanStep>) -> Vec<(String, String)> {

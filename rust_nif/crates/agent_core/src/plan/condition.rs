@@ -220,11 +220,6 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// The references of a condition that can be read; of another, those of its text.
-pub fn references(text: &str) -> Vec<Reference<'_>> {
-    super::template::references(text).collect()
-}
-
 fn clip(text: &str) -> &str {
     text.char_indices().nth(20).map_or(text, |(end, _)| &text[..end])
 }

@@ -2,15 +2,10 @@
 
 use agent_proto::agents::v1 as pb;
 
+use super::step;
+
 /// That plan, with this framework in its middle.
 pub fn hybrid(framework: &str) -> pb::ExecutionPlan {
-    let step = |id: &str, executor: &str, needs: &[&str], input: &str| pb::PlanStep {
-        id: id.into(),
-        executor: executor.into(),
-        needs: needs.iter().map(|n| (*n).into()).collect(),
-        input: input.into(),
-        ..Default::default()
-    };
     let prepare =
         "Collect what is needed to do the following task well: facts, constraints and an outline. Do not do it yet.\n\n${task.input}";
     let draft = "${task.input}\n\nNotes to work from:\n${steps.prepare.output}";

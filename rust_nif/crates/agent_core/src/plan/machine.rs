@@ -417,9 +417,7 @@ impl Plan {
                 true
             }
             Err(error) => {
-                let (total, run) = (Some(1), RunId { step: i, index: 0 });
-                let state = &mut self.steps[i as usize];
-                (state.total, state.open, state.next, state.running, state.outputs) = (total, 1, 1, 1, vec![Value::Null]);
+                let run = self.only_run(i, vec![Value::Null]);
                 self.keep_failure(run, &error, Report::default(), out);
                 false
             }
@@ -627,28 +625,31 @@ impl Plan {
     }
 
     fn skip(&mut self, i: u32, out: &mut Vec<Effect>) {
-        let run = RunId { step: i, index: 0 };
-        let step = &mut self.steps[i as usize];
-        (step.total, step.open, step.next, step.running, step.outputs) = (Some(1), 1, 1, 1, vec![Value::Null]);
+        self.end_without_run(i, vec![Value::Null], None, out);
+    }
+
+    /// An empty list is an end as well.
+    fn nothing_to_run_over(&mut self, i: u32, out: &mut Vec<Effect>) {
+        self.end_without_run(i, Vec::new(), Some(json::to_value(&Value::Array(Vec::new()))), out);
+    }
+
+    /// Where nothing runs the end is kept all the same; without an output the step was skipped.
+    fn end_without_run(&mut self, i: u32, outputs: Vec<Value>, structured_output: Option<prost_types::Value>, out: &mut Vec<Effect>) {
+        let run = self.only_run(i, outputs);
         if let Some(record) = self.history.remove(&(run, Kept::Done)) {
             return self.settled(run, &record, None);
         }
-        let record = pb::PlanStepRun { skipped: true, state: pb::TaskState::Succeeded as i32, ..self.record(run, Report::default()) };
+        let skipped = structured_output.is_none();
+        let state = pb::TaskState::Succeeded as i32;
+        let record = pb::PlanStepRun { state, skipped, structured_output, ..self.record(run, Report::default()) };
         self.keep(run, Kept::Done, Box::new(record), out);
     }
 
-    /// An empty list is an end as well, and is kept as one.
-    fn nothing_to_run_over(&mut self, i: u32, out: &mut Vec<Effect>) {
-        let run = RunId { step: i, index: 0 };
+    /// The one run of a step that has no other, as if it were under way.
+    fn only_run(&mut self, i: u32, outputs: Vec<Value>) -> RunId {
         let step = &mut self.steps[i as usize];
-        (step.total, step.open, step.next, step.running) = (Some(1), 1, 1, 1);
-        if let Some(record) = self.history.remove(&(run, Kept::Done)) {
-            return self.settled(run, &record, None);
-        }
-        let empty = Some(json::to_value(&Value::Array(Vec::new())));
-        let state = pb::TaskState::Succeeded as i32;
-        let record = pb::PlanStepRun { state, structured_output: empty, ..self.record(run, Report::default()) };
-        self.keep(run, Kept::Done, Box::new(record), out);
+        (step.total, step.open, step.next, step.running, step.outputs) = (Some(1), 1, 1, 1, outputs);
+        RunId { step: i, index: 0 }
     }
 
     /// The end of a run stands: it may be used. Without `out` nobody is told: an earlier attempt has said it.

@@ -8,6 +8,19 @@ pub mod machine;
 pub mod progress;
 pub mod template;
 
+use agent_proto::agents::v1 as pb;
+
 pub use check::{MAX_STEP_ID_BYTES, MAX_STEPS, violations};
 pub use hybrid::hybrid;
 pub use progress::progress;
+
+/// A step that needs others and says nothing more.
+pub(crate) fn step(id: &str, executor: &str, needs: &[&str], input: &str) -> pb::PlanStep {
+    pb::PlanStep {
+        id: id.into(),
+        executor: executor.into(),
+        needs: needs.iter().map(|n| (*n).into()).collect(),
+        input: input.into(),
+        ..Default::default()
+    }
+}

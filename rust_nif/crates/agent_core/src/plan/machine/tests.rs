@@ -8,13 +8,7 @@ use super::*;
 use crate::plan::violations;
 
 fn step(id: &str, needs: &[&str], input: &str) -> pb::PlanStep {
-    pb::PlanStep {
-        id: id.into(),
-        executor: "native".into(),
-        needs: needs.iter().map(|n| (*n).into()).collect(),
-        input: input.into(),
-        ..Default::default()
-    }
+    crate::plan::step(id, "native", needs, input)
 }
 
 fn task(steps: Vec<pb::PlanStep>, max_parallel: i32) -> pb::AgentTask {
