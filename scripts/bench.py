@@ -29,11 +29,11 @@ from singularity_agents._transport import Target
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "_build" / "bench"
 TOOL = ROOT / "_build" / "rust" / "release" / "agent_bench"
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "guard")]
+sys.path[:0] = [str(ROOT / "scripts")]
 
 import bench_providers  # noqa: E402
 import demo  # noqa: E402
-import harness  # noqa: E402
+from bench_workers import fresh_worker, lost, zygote  # noqa: E402
 from postgres_server import NoPostgres, Postgres  # noqa: E402
 
 RUNS = 3
@@ -205,69 +205,22 @@ def losses(node: LocalNode) -> None:
 
 def loss(node: LocalNode, how: signal.Signals) -> float:
     with Client(node.address) as client:
-        task = client.submit("x", agent="loop").id
-        while not (first := client.get(task).worker_pid):
-            time.sleep(0.005)
-        began = time.perf_counter()
-        os.kill(first, how)
-        while (second := client.get(task).worker_pid) in (0, first):
-            time.sleep(0.001)
-        took = (time.perf_counter() - began) * 1000
-        client.cancel(task, grace="0s")
-        assert second != first
-        return took
+        return lost(client, how, "x", agent="loop")
 
 
 def respawn() -> None:
     """From the start of a guard to the first frame of a freshly forked worker."""
-    python = ROOT / "_build" / "venvs" / "custom" / "bin" / "python"
-    source = ROOT / "python_workers" / "src"
-    with tempfile.TemporaryDirectory(prefix="sgy-") as name:
-        folder = Path(name)
-        environment = ["--env", f"PYTHONPATH={source}", "--env", "PATH=/usr/bin:/bin"]
-        zygote = harness.Port(
-            "run",
-            *environment,
-            "--",
-            python,
-            "-P",
-            "-m",
-            "singularity_agents.worker.zygote",
-            "--socket",
-            folder / "z",
-            "--framework",
-            "custom",
-        )
-        zygote.until("ready")
-        times = [first_frame(folder, i, environment) for i in range(100)]
-        zygote.close()
-        zygote.wait()
+    with tempfile.TemporaryDirectory(prefix="sgy-") as name, zygote("custom", Path(name)) as variables:
+        times = [first_frame(Path(name), i, variables) for i in range(100)]
     times.sort()
     record("worker_respawn_p50", times[49], "ms")
     record("worker_respawn", times[98], "ms", wanted="p99: must 50 ms, aim 20 ms")
 
 
-def first_frame(folder: Path, number: int, environment: list[str]) -> float:
-    import socket
-
-    work = folder / f"w{number}"
-    work.mkdir(mode=0o700)
-    read = [p for place in (ROOT, sys.base_prefix) for p in ("--allow-read", str(place))]
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder / f"d{number}"))
-        listener.listen(1)
-        began = time.perf_counter()
-        guard = harness.Port(
-            "worker", "--data", folder / f"d{number}", "--zygote", folder / "z", "--worker-id", f"w{number}", "--mode", "auto",
-            "--dir", work, *environment, *read, "--allow-write", work,
-        )  # fmt: skip
-        data, _ = listener.accept()
-    with data:
+def first_frame(folder: Path, number: int, variables: list[str]) -> float:
+    with fresh_worker(folder, number, variables) as (data, began):
         assert len(data.recv(65536)) > 28
-        took = (time.perf_counter() - began) * 1000
-    guard.close()
-    guard.wait()
-    return took
+        return (time.perf_counter() - began) * 1000
 
 
 def langchain(node: LocalNode) -> None:

@@ -8,7 +8,6 @@ figures, and writes `_build/bench/matrix.json`. Alone: `_build/venvs/dev/bin/pyt
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -19,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -35,10 +33,10 @@ OUT = ROOT / "_build" / "bench"
 TOOL = ROOT / "_build" / "rust" / "release" / "agent_bench"
 VENVS = ROOT / "_build" / "venvs"
 HERE = ROOT / "tests" / "bench"
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "guard")]
+sys.path[:0] = [str(ROOT / "scripts")]
 
 import demo  # noqa: E402
-import harness  # noqa: E402
+from bench_workers import fresh_worker, lost, zygote  # noqa: E402
 
 FRAMEWORKS: Final = ("langchain", "langgraph", "crewai", "autogen", "haystack", "semantic_kernel", "agent_framework")
 #: Those whose comparison with their own HTTP client has a goal, and the environment it is in.
@@ -199,38 +197,9 @@ def memory(node: LocalNode, name: str) -> float:
 
 def kills(node: LocalNode, name: str) -> list[float]:
     """Ms from kill -9 of a worker in a tool to the task running again, sorted."""
-    late = []
     options = {"agent": f"lingers_{name}", "model": "echo?tool=linger&args={}"}
     with Client(node.address) as client:
-        for _ in range(KILLS):
-            task = client.submit("wait", **options).id
-            while not (first := client.get(task).worker_pid):
-                time.sleep(0.005)
-            began = time.perf_counter()
-            os.kill(first, signal.SIGKILL)
-            while (second := client.get(task).worker_pid) in (0, first):
-                time.sleep(0.001)
-            late.append((time.perf_counter() - began) * 1000)
-            client.cancel(task, grace="0s")
-            assert second != first
-    return sorted(late)
-
-
-@contextlib.contextmanager
-def zygote(name: str, folder: Path) -> Iterator[list[str]]:
-    """A zygote of the framework, as the node starts one; gives the environment of its workers."""
-    environment = "langchain" if name == "langgraph" else name
-    variables = ["--env", f"PYTHONPATH={ROOT / 'python_workers' / 'src'}", "--env", "PATH=/usr/bin:/bin"]
-    port = harness.Port(
-        "run", *variables, "--", VENVS / environment / "bin" / "python", "-P", "-m", "singularity_agents.worker.zygote",
-        "--socket", folder / "z", "--framework", environment,
-    )  # fmt: skip
-    try:
-        port.until("ready", 60)
-        yield variables
-    finally:
-        port.close()
-        port.wait()
+        return sorted(lost(client, signal.SIGKILL, "wait", **options) for _ in range(KILLS))
 
 
 class Fork(NamedTuple):
@@ -243,27 +212,13 @@ class Fork(NamedTuple):
 
 def fork(name: str, folder: Path, number: int, variables: list[str]) -> Fork:
     """A fresh worker: says HELLO, loads the agent, takes a task and makes its first model call."""
-    import socket
-
-    work = folder / f"w{number}"
-    work.mkdir(mode=0o700)
-    read = [p for place in (ROOT, sys.base_prefix) for p in ("--allow-read", str(place))]
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder / f"d{number}"))
-        listener.listen(1)
-        began = time.perf_counter()
-        guard = harness.Port(
-            "worker", "--data", folder / f"d{number}", "--zygote", folder / "z", "--worker-id", f"w{number}", "--mode", "auto",
-            "--dir", work, *variables, *read, "--allow-write", work,
-        )  # fmt: skip
-        data, _ = listener.accept()
     agent = agent_service_pb2.Agent(id="a", framework=name, instructions=TOLD)
     init = worker_pb2.Init(
-        agent=agent, tenant="default", project=str(HERE), tools=["bench_agents:multiply"], storage_dir=str(work)
+        agent=agent, tenant="default", project=str(HERE), tools=["bench_agents:multiply"], storage_dir=str(folder / f"w{number}")
     )
     execute = worker_pb2.Execute(task_id="t", task=task_pb2.AgentTask(description=ASKED), agent=agent, model="m")
     times: list[float] = []
-    with data:
+    with fresh_worker(folder, number, variables) as (data, began):
         data.settimeout(30)
         for wanted, frame in (
             (f.Type.HELLO, f.encode(f.Type.INIT, 0, 0, 0, 0, 0, init.SerializeToString())),
@@ -274,8 +229,6 @@ def fork(name: str, folder: Path, number: int, variables: list[str]) -> Fork:
             times.append((time.perf_counter() - began) * 1000)
             assert not got.flags & f.FLAG_ERROR, got.payload
             data.sendall(frame)
-    guard.close()
-    guard.wait()
     return Fork(*times)
 
 
@@ -300,7 +253,8 @@ def frame_of(data: Any, wanted: f.Type) -> f.Frame:
 
 def forks(name: str) -> list[Fork]:
     """Fresh workers, one after the other."""
-    with tempfile.TemporaryDirectory(prefix="sgy-") as made, zygote(name, Path(made)) as variables:
+    environment = "langchain" if name == "langgraph" else name
+    with tempfile.TemporaryDirectory(prefix="sgy-") as made, zygote(environment, Path(made)) as variables:
         return [fork(name, Path(made), number, variables) for number in range(FORKS)]
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench_providers import ROOT, SECONDS, TOOL, answers, nginx, upstream
+from bench_providers import ROOT, RUNS, SECONDS, TOOL, answers, door, nginx, upstream
 
 from singularity_agents._local_node import LocalNode, free_port
 
@@ -27,8 +27,6 @@ PINS = ROOT / "tests" / "bench" / "peers"
 HOME = ROOT / "_build" / "peers"
 OUT = ROOT / "_build" / "bench"
 UV = ROOT / "_build" / "venvs" / "uv" / "bin" / "uv"
-#: Even: every second round goes the other way.
-RUNS = 4
 #: A gateway in Python takes its time to start.
 START_WITHIN_S = 120
 #: What is measured: options of the client, and the columns of its answer.
@@ -148,18 +146,7 @@ def measure() -> dict[str, dict[str, dict[str, float]]]:
     """Medians of every place and measure, in turn."""
     with contextlib.ExitStack() as stack:
         before = stack.enter_context(upstream())
-        config = f"""
-[providers.up]
-dialect = "openai"
-base_url = "http://{before}/v1"
-models = ["m"]
-[models.door]
-endpoints = [{{ provider = "up", name = "m" }}]
-prices = [{{ valid_from = "2026-01-01", input = "1.00", output = "2.00" }}]
-[tenants.default]
-budget = {{ total_usd = "1000000" }}
-"""
-        node = stack.enter_context(LocalNode(config))
+        node = stack.enter_context(LocalNode(door(before)))
         places: dict[str, tuple[str, list[str], str]] = {
             "nothing": (before, [], "m"),
             "this engine": (node.http_address, [], "door"),

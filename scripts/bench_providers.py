@@ -68,6 +68,21 @@ def nginx(before: str, folder: Path) -> Iterator[str | None]:
         process.wait(10)
 
 
+def door(before: str) -> str:
+    """The configuration of a node before that upstream, with prices and a budget: the alias `door` is metered as any other."""
+    return f"""
+[providers.up]
+dialect = "openai"
+base_url = "http://{before}/v1"
+models = ["m"]
+[models.door]
+endpoints = [{{ provider = "up", name = "m" }}]
+prices = [{{ valid_from = "2026-01-01", input = "1.00", output = "2.00" }}]
+[tenants.default]
+budget = {{ total_usd = "1000000" }}
+"""
+
+
 def answers(address: str, process: subprocess.Popen[bytes]) -> bool:
     """Waits until something listens there; False: the program has ended."""
     host, port = address.rsplit(":", 1)
@@ -120,43 +135,29 @@ def select(record: Any) -> None:
 def measure(record: Any, out: Path) -> None:
     """All rows, given to `record` of bench.py."""
     select(record)
-    with upstream() as address, nginx(address, out / "nginx") as floor:
-        config = f"""
-[providers.up]
-dialect = "openai"
-base_url = "http://{address}/v1"
-models = ["m"]
-[models.door]
-endpoints = [{{ provider = "up", name = "m" }}]
-prices = [{{ valid_from = "2026-01-01", input = "1.00", output = "2.00" }}]
-[tenants.default]
-budget = {{ total_usd = "1000000" }}
-"""
-        with LocalNode(config) as node:
-            places = {"direct": address, "door": node.http_address, **({"nginx": floor} if floor else {})}
-            load(node.http_address, model="door")
-            if floor is None:
-                print("nginx is not to be had here: the rows of the door have no baseline")
-            one = turns(places, "--in-flight", "1")
-            for key, wanted in (("p50_us", "must 0.15 ms, aim 0.10"), ("p99_us", "must 0.30 ms, aim 0.20")):
-                added = {name: (row[key] - one["direct"][key]) / 1000 for name, row in one.items()}
-                record(
-                    f"provider_added_latency_{key[:3]}",
-                    added["door"],
-                    "ms",
-                    baseline=added.get("nginx"),
-                    wanted=f"{wanted}; baseline: nginx",
-                )
-            many = turns(places, "--in-flight", "32")
-            record("provider_throughput", many["door"]["per_second"], "/s", baseline=many.get("nginx", {}).get("per_second"),
-                   wanted="32 in flight: must 0.2 of nginx, aim 0.4")  # fmt: skip
-            streams = turns(places, "--in-flight", "32", "--events", "20")
-            record("provider_stream", streams["door"]["per_second"], "/s", baseline=streams.get("nginx", {}).get("per_second"),
-                   wanted="20 chunks, 32 at once: must 0.3 of nginx, aim 0.6")  # fmt: skip
-            first = turns(places, "--in-flight", "1", "--events", "20")
-            added = (first["door"]["first_p99_us"] - first["direct"]["first_p99_us"]) / 1000
-            record("provider_first_chunk", added, "ms", wanted="added, p99: must 0.5 ms")
-            long = turns({"door": node.http_address}, "--in-flight", "64", "--events", "200")
+    with upstream() as address, nginx(address, out / "nginx") as floor, LocalNode(door(address)) as node:
+        places = {"direct": address, "door": node.http_address, **({"nginx": floor} if floor else {})}
+        load(node.http_address, model="door")
+        if floor is None:
+            print("nginx is not to be had here: the rows of the door have no baseline")
+        one = turns(places, "--in-flight", "1")
+        for key, wanted in (("p50_us", "must 0.15 ms, aim 0.10"), ("p99_us", "must 0.30 ms, aim 0.20")):
+            added = {name: (row[key] - one["direct"][key]) / 1000 for name, row in one.items()}
             record(
-                "provider_long_streams", long["door"]["per_second"], "/s", wanted="200 events, 64 at once, text compared: 0 wrong"
+                f"provider_added_latency_{key[:3]}",
+                added["door"],
+                "ms",
+                baseline=added.get("nginx"),
+                wanted=f"{wanted}; baseline: nginx",
             )
+        many = turns(places, "--in-flight", "32")
+        record("provider_throughput", many["door"]["per_second"], "/s", baseline=many.get("nginx", {}).get("per_second"),
+               wanted="32 in flight: must 0.2 of nginx, aim 0.4")  # fmt: skip
+        streams = turns(places, "--in-flight", "32", "--events", "20")
+        record("provider_stream", streams["door"]["per_second"], "/s", baseline=streams.get("nginx", {}).get("per_second"),
+               wanted="20 chunks, 32 at once: must 0.3 of nginx, aim 0.6")  # fmt: skip
+        first = turns(places, "--in-flight", "1", "--events", "20")
+        added = (first["door"]["first_p99_us"] - first["direct"]["first_p99_us"]) / 1000
+        record("provider_first_chunk", added, "ms", wanted="added, p99: must 0.5 ms")
+        long = turns({"door": node.http_address}, "--in-flight", "64", "--events", "200")
+        record("provider_long_streams", long["door"]["per_second"], "/s", wanted="200 events, 64 at once, text compared: 0 wrong")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import signal
 import subprocess
@@ -27,28 +28,43 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from postgres_server import NoPostgres, Postgres  # noqa: E402
 
 
-class BadProvider(http.server.BaseHTTPRequestHandler):
-    """Fails as the model's name says: 503, garbage, cut, slow, wrong."""
+class Provider(http.server.BaseHTTPRequestHandler):
+    """What every provider of the tests needs besides its answers."""
 
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
         """Says nothing."""
 
-    def do_POST(self) -> None:
-        import json
+    def asked(self) -> dict[str, Any]:
+        """The request."""
+        body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        return body
 
-        body = self.rfile.read(int(self.headers["content-length"]))
-        how = json.loads(body)["model"]
+    def answer(self, status: int, body: bytes, kind: str | None = None) -> None:
+        """A whole answer."""
+        self.send_response(status)
+        if kind:
+            self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class BadProvider(Provider):
+    """Fails as the model's name says: 503, garbage, cut, slow, wrong."""
+
+    def do_POST(self) -> None:
+        how = self.asked()["model"]
         chunk = b'data: {"choices":[{"delta":{"content":"half"}}]}\n\n'
         if how == "down":
-            self._answer(503, b'{"error": {"message": "go away"}}')
+            self.answer(503, b'{"error": {"message": "go away"}}')
         elif how == "garbage":
-            self._answer(200, b"<html>not json</html>")
+            self.answer(200, b"<html>not json</html>")
         elif how == "wrong":
-            self._answer(200, b'{"choices": []}')
+            self.answer(200, b'{"choices": []}')
         elif how == "refuses-key":
-            self._answer(401, b'{"error": {"message": "bad key sk-secret-canary-123"}}')
+            self.answer(401, b'{"error": {"message": "bad key sk-secret-canary-123"}}')
         elif how == "cut":
             self.send_response(200)
             self.send_header("content-type", "text/event-stream")
@@ -59,12 +75,6 @@ class BadProvider(http.server.BaseHTTPRequestHandler):
         elif how == "slow":
             time.sleep(3)
             self.close_connection = True
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from conftest import KillableNode, eventually
+from conftest import KillableNode, Provider, eventually
 
 from singularity_agents import Client, SingularityError
 
@@ -31,14 +31,9 @@ class Upstream:
         lock = threading.Lock()
         upstream = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: Any) -> None:
-                """Says nothing."""
-
+        class Handler(Provider):
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                body = self.asked()
                 out = min(OUTPUT, body.get("max_tokens") or body.get("max_completion_tokens") or OUTPUT)
                 with lock:
                     upstream.calls += 1
@@ -53,11 +48,7 @@ class Upstream:
                 else:
                     answer = json.dumps({"choices": [{"index": 0, "message": text, "finish_reason": "stop"}], "usage": usage})
                     kind = "application/json"
-                self.send_response(200)
-                self.send_header("content-type", kind)
-                self.send_header("content-length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer.encode())
+                self.answer(200, answer.encode(), kind)
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import HERE, KillableNode, openai_provider
+from conftest import HERE, KillableNode, Provider, openai_provider
 
 from singularity_agents import Client, SingularityError
 from singularity_agents._local_node import free_port
@@ -37,14 +37,9 @@ class Upstream:
         self._ends = threading.Event()
         upstream = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: Any) -> None:
-                """Says nothing."""
-
+        class Handler(Provider):
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                body = self.asked()
                 upstream.asked.append(body)
                 if upstream.late.is_set():
                     upstream._ends.wait(LATE)
@@ -62,11 +57,7 @@ class Upstream:
                     message = {"role": "assistant", "content": text}
                     whole = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
                     answer, kind = json.dumps(whole), "application/json"
-                self.send_response(200)
-                self.send_header("content-type", kind)
-                self.send_header("content-length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer.encode())
+                self.answer(200, answer.encode(), kind)
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
