@@ -498,7 +498,7 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
     Journaled = case Header of #{durability := ephemeral} -> none; #{} -> Attempt end,
     W1 = W#worker{lease = Lease#lease{task_id = TaskId, task = Payload, fence = Fence, attempt = Journaled, gate = open,
                                  scope = maps:with([scope, life], Task),
-                                 money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy, key_id], Header),
+                                 money = maps:get(money, Header, #{}),
                                  block_grace_ms = block_grace(Header, W#worker.spec), term_ms = ?TERM_GRACE_MS},
                   out = Out1, tasks = W#worker.tasks + 1, log = [],
                   live = framework_adapter_liveness:new(now_ms())},

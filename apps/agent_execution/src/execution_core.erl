@@ -78,7 +78,7 @@ new(Header, #{executor := Executor, used := Used}) ->
           multiplier = float(maps:get(multiplier, Retry, 2.0)),
           non_retryable = maps:get(non_retryable, Retry, []),
           allow_replay = maps:get(allow_replay, Header, false),
-          on_budget_end = maps:get(on_budget_end, Header, fail)}.
+          on_budget_end = maps:get(on_budget_end, maps:get(money, Header, #{}), fail)}.
 
 %% @doc Where the attempt is.
 -spec phase(core()) -> phase().

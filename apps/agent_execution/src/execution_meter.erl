@@ -39,6 +39,14 @@ tool(M) ->
 
 %% @doc The sum of two.
 -spec add(meter(), meter()) -> meter().
+add(#{input_tokens := I1, output_tokens := O1, cached_tokens := C1, reasoning_tokens := R1, provider_calls := P1,
+      provider_calls_replayed := Y1, cache_hits := H1, tool_calls := T1, cost_micros := X1},
+    #{input_tokens := I2, output_tokens := O2, cached_tokens := C2, reasoning_tokens := R2, provider_calls := P2,
+      provider_calls_replayed := Y2, cache_hits := H2, tool_calls := T2, cost_micros := X2}) ->
+    %% The usual case without a list: a plan adds three times for each of its steps.
+    #{input_tokens => I1 + I2, output_tokens => O1 + O2, cached_tokens => C1 + C2, reasoning_tokens => R1 + R2,
+      provider_calls => P1 + P2, provider_calls_replayed => Y1 + Y2, cache_hits => H1 + H2, tool_calls => T1 + T2,
+      cost_micros => X1 + X2};
 add(A, B) ->
     Sums = maps:from_list([{Key, maps:get(Key, A, 0) + maps:get(Key, B, 0)} || Key <- ?SUMS]),
     case {A, B} of

@@ -140,7 +140,7 @@ left(Deadline) -> max(1, Deadline - erlang:monotonic_time(millisecond)).
 -spec call(non_neg_integer(), binary(), non_neg_integer(), #step{}) -> ok.
 call(CallId, Request, Tries, S = #step{spec = #{task_id := TaskId, header := Header, agent := Agent, deadline := Deadline}}) ->
     Ref = make_ref(),
-    Money = maps:with([max_cost_micros, budget_approved, on_budget_end, policy, key_id], Header),
+    Money = maps:get(money, Header, #{}),
     Options = Money#{stream => maps:get(stream_text, Header, true), credit => ?CHUNK_CREDIT, limit_ms => left(Deadline),
                      task_id => TaskId, tenant => maps:get(tenant, Header, <<>>), agent_id => payer(Agent)},
     case agent_providers:chat(Ref, Request, in_attempt(Options, S#step.journal)) of

@@ -17,7 +17,7 @@ rustler::atoms! {
     versions, lock_hash, workers, restarts, isolation, unavailable_reason, rss_bytes, started_ms, worker_id, python_version, import_ms, features,
     config_json, entrypoint, project, storage_dir, engine_version, engine_tools, start_time_ms, seed, traceparent, task, tool_call_id, recorded,
     decision, occurrence, replay, framework_version, start_ms, end_ms, attempts, cancel_requested, waiting_for, number, started, template,
-    budget, want, needs, account, limit, spent, lent, resets_ms, changed, ledger, close, window_ms, max_cost_micros, on_budget_end, policy, budget_denied, budget_approved, wait, fail, cheaper_model, expire_ms,
+    budget, want, needs, account, limit, spent, lent, resets_ms, changed, ledger, close, window_ms, max_cost_micros, on_budget_end, policy, budget_denied, budget_approved, money, wait, fail, cheaper_model, expire_ms,
     max_tokens, store, journal, replayed, in_doubt, diverged, withdrawn, provider_calls_replayed, cache_hit, cache_hits, hedged, resumed, key_id, inputs, park, signal, signal_task,
     // values
     more, auto, native, hybrid, durable, ephemeral, queued, running, waiting, succeeded, failed, cancelled, timed_out, lost, fenced,

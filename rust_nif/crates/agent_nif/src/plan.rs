@@ -194,10 +194,8 @@ fn effect_term<'a>(env: Env<'a>, effect: Effect, plan: &Plan, payload: &Payload)
 /// The header of a step: its own wishes, under the task's id, money and rules.
 fn step_header(task: &TaskHeader, step: &pb::AgentTask, streams: bool) -> TaskHeader {
     let own = header(step, &task.task_id, &task.request_id, &task.tenant, task.create_ms);
-    let rules = pb::CallPolicy::decode(task.policy.as_slice()).unwrap_or_default();
-    let wishes = pb::CallPolicy::decode(own.policy.as_slice()).unwrap_or_default();
     TaskHeader {
-        policy: agent_providers::narrowed(rules, wishes).encode_to_vec(),
+        policy: step_policy(&task.policy, &own.policy),
         max_cost_micros: task.max_cost_micros,
         on_budget_end: task.on_budget_end,
         key_id: task.key_id.clone(),
@@ -207,6 +205,17 @@ fn step_header(task: &TaskHeader, step: &pb::AgentTask, streams: bool) -> TaskHe
         stream_text: streams && own.stream_text,
         ..own
     }
+}
+
+/// The task's rules, narrowed by a step's wishes.
+fn step_policy(rules: &[u8], wishes: &[u8]) -> Vec<u8> {
+    // A step without requirements of its own has the task's: rules narrowed by themselves are the same rules.
+    if rules == wishes {
+        return rules.to_vec();
+    }
+    let rules = pb::CallPolicy::decode(rules).unwrap_or_default();
+    let wishes = pb::CallPolicy::decode(wishes).unwrap_or_default();
+    agent_providers::narrowed(rules, wishes).encode_to_vec()
 }
 
 /// Under which the end of a run is kept.

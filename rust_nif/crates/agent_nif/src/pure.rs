@@ -31,6 +31,8 @@ pub(crate) struct Machine(Mutex<Agent>);
 #[rustler::resource_impl]
 impl Resource for Machine {}
 
+/// What Erlang knows of a task. At most 32 keys: with more of them it would be a hash map, which costs several times as much to make, to
+/// copy from process to process and to read.
 pub(crate) fn header_term<'a>(env: Env<'a>, h: &TaskHeader) -> Term<'a> {
     let method = match h.method {
         "native" => atoms::native(),
@@ -50,16 +52,19 @@ pub(crate) fn header_term<'a>(env: Env<'a>, h: &TaskHeader) -> Term<'a> {
         "cheaper_model" => atoms::cheaper_model(),
         _ => atoms::fail(),
     };
-    Map::new(env)
+    // As each of the task's model calls is given it.
+    let money = Map::new(env)
         .opt(atoms::max_cost_micros(), h.max_cost_micros)
         .put(atoms::on_budget_end(), on_budget_end)
         .opt(atoms::policy(), (!h.policy.is_empty()).then(|| Bin(&h.policy)))
         .put(atoms::budget_approved(), h.budget_approved)
+        .opt(atoms::key_id(), (!h.key_id.is_empty()).then_some(&h.key_id))
+        .end();
+    Map::new(env)
+        .put(atoms::money(), money)
         .put(atoms::budget_denied(), h.budget_denied)
         .put(atoms::task_id(), &h.task_id)
-        .put(atoms::request_id(), &h.request_id)
         .put(atoms::tenant(), &h.tenant)
-        .opt(atoms::key_id(), (!h.key_id.is_empty()).then_some(&h.key_id))
         .put(atoms::agent_id(), &h.agent_id)
         .put(atoms::agent_type(), &h.agent_type)
         .put(atoms::task_type(), &h.task_type)
@@ -82,8 +87,6 @@ pub(crate) fn header_term<'a>(env: Env<'a>, h: &TaskHeader) -> Term<'a> {
         .put(atoms::block_grace_ms(), h.block_grace_ms)
         .put(atoms::stream_text(), h.stream_text)
         .put(atoms::allow_replay(), h.allow_replay)
-        .put(atoms::parent_task_id(), &h.parent_task_id)
-        .put(atoms::retry_of(), &h.retry_of)
         .put(atoms::has_plan(), h.has_plan)
         .put(atoms::create_ms(), h.create_ms)
         .end()
