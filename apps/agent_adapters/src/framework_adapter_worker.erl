@@ -17,6 +17,7 @@
 -export([execute/3]).
 -export([cancel/3]).
 -export([kill/2]).
+-export([give_back/2]).
 -export([stop/1]).
 -export([bind/2]).
 
@@ -147,6 +148,11 @@ cancel(Pid, LeaseRef, GraceMs) ->
 kill(Pid, LeaseRef) ->
     gen_statem:cast(Pid, {kill, LeaseRef}).
 
+%% @doc Gives back a worker on which nothing was run: its lease crossed the cancel of it.
+-spec give_back(pid(), reference()) -> ok.
+give_back(Pid, LeaseRef) ->
+    gen_statem:cast(Pid, {give_back, LeaseRef}).
+
 %% @doc Manager only: orderly end of an idle worker.
 -spec stop(pid()) -> ok.
 stop(Pid) ->
@@ -246,6 +252,8 @@ handle_event(cast, {lease, Ref, Owner}, idle, W = #worker{lease = none, spec = #
     {keep_state, W#worker{lease = Lease}};
 handle_event(cast, {execute, Ref, Task}, idle, W = #worker{lease = #lease{ref = Ref}}) ->
     execute_task(Task, W);
+handle_event(cast, {give_back, Ref}, idle, W = #worker{lease = #lease{ref = Ref}}) ->
+    release(idle, W);
 handle_event(cast, {cancel, Ref, GraceMs}, State, W = #worker{lease = #lease{ref = Ref}}) ->
     cancel_task(GraceMs, State, W);
 handle_event(cast, {kill, Ref}, State, W = #worker{lease = #lease{ref = Ref}}) ->

@@ -167,6 +167,10 @@ waits(#run{attempt = A}) -> execution_attempt:leasing(A).
 
 %% One of the runs knows the message; there are at most 64.
 -spec deliver(term(), [#run{}], #driver{}) -> next().
+deliver({adapter, Ref, {leased, Pid, _}}, [], D) ->
+    %% For a run that has ended meanwhile: the worker would be ours until the end of the plan.
+    ok = framework_adapter_worker:give_back(Pid, Ref),
+    {noreply, D};
 deliver(_, [], D) ->
     {noreply, D};
 deliver(Message, [#run{attempt = undefined} | Rest], D) ->

@@ -9,7 +9,7 @@
          a_looping_agent_is_cancelled_with_proof/1, a_deaf_agent_is_killed_after_its_grace/1,
          max_attempt_duration_kills_and_tries_again/1, a_failure_of_the_agent_is_final/1,
          a_disabled_framework_is_refused_with_the_remedy/1, tasks_beyond_the_workers_wait_in_the_queue/1,
-         the_pool_answers_the_shell/1]).
+         a_lease_that_crossed_its_cancel_is_given_back/1, the_pool_answers_the_shell/1]).
 
 -import(engine_test_node, [submit/1, submit/2, task/1, until_ended/1, eventually/1, eventually/2]).
 
@@ -17,7 +17,7 @@ all() ->
     [a_function_runs_in_a_worker, a_killed_worker_is_followed_by_attempt_2, a_looping_agent_is_cancelled_with_proof,
      a_deaf_agent_is_killed_after_its_grace, max_attempt_duration_kills_and_tries_again,
      a_failure_of_the_agent_is_final, a_disabled_framework_is_refused_with_the_remedy,
-     tasks_beyond_the_workers_wait_in_the_queue, the_pool_answers_the_shell].
+     tasks_beyond_the_workers_wait_in_the_queue, a_lease_that_crossed_its_cancel_is_given_back, the_pool_answers_the_shell].
 
 %% Runs where the environment of plain Python agents was set up (`SINGULARITY_ENVS', as the test runner says).
 init_per_suite(Config) ->
@@ -140,6 +140,23 @@ tasks_beyond_the_workers_wait_in_the_queue(_) ->
     12 = length(Ids),
     [?assertMatch(#{state := succeeded, attempts := 1}, until_ended(Id)) || Id <- Ids],
     ?assert(length(framework_adapter_pool:workers()) =< 2).
+
+%% The driver of a plan, which lives on, has no run that knows the lease.
+a_lease_that_crossed_its_cancel_is_given_back(_) ->
+    {ok, Driver, _} = plan_driver:init(#{owner => self(), header => #{heartbeat_timeout_ms => 0}}),
+    {ok, Agent, _} = plan_route:resolve(#{tenant => <<"default">>, agent_id => <<"shout">>}, <<"custom:shout">>),
+    {ok, Ref} = framework_adapter_pool:lease(#{framework => <<"custom:shout">>, agent => Agent, tenant => <<"default">>,
+                                               task_id => <<"t">>, owner => self()}),
+    {leased, Worker, _} = Leased = leased(Ref),
+    {noreply, _} = plan_driver:handle_info({adapter, Ref, Leased}, Driver),
+    eventually(fun() -> [idle] =:= [State || #{state := State} <- framework_adapter_pool:workers()] end),
+    %% The next one is given the same worker, and nobody has ended for it.
+    {ok, Next} = framework_adapter_pool:lease(#{framework => <<"custom:shout">>, agent => Agent, tenant => <<"default">>,
+                                                task_id => <<"u">>, owner => self()}),
+    ?assertMatch({leased, Worker, _}, leased(Next)).
+
+leased(Ref) ->
+    receive {adapter, Ref, Said} -> Said after 20000 -> ct:fail(no_lease) end.
 
 the_pool_answers_the_shell(_) ->
     {ok, #{state := succeeded, output := <<"SAY IT">>}} =
