@@ -2,7 +2,7 @@
 -module(engine_test_node).
 
 -export([start/1, start/2, stop/0]).
--export([submit/1, submit/2, eventually/1, eventually/2, task/1, ended/1, until_ended/1]).
+-export([submit/1, eventually/1, eventually/2, task/1, ended/1, until_ended/1]).
 
 -define(APPS, [agent_execution, agent_adapters, agent_providers, agent_store, agent_native, agent_core]).
 
@@ -34,12 +34,9 @@ stop() ->
 
 %% @doc Submits; what is given goes into the task.
 submit(Map) ->
-    submit(Map, fun(Header) -> Header end).
-
-submit(Map, Change) ->
     Defaults = #{description => <<"what is said is said">>, agent_type => <<"assistant">>, tenant => <<"default">>},
     {ok, Header, Payload} = agent_native:task_encode(maps:merge(Defaults, Map)),
-    agent_engine:submit(Change(Header), Payload).
+    agent_engine:submit(Header, Payload).
 
 task(Id) ->
     {ok, Task} = agent_store:read({task, Id}),

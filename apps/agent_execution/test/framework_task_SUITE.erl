@@ -11,7 +11,7 @@
          a_disabled_framework_is_refused_with_the_remedy/1, tasks_beyond_the_workers_wait_in_the_queue/1,
          a_lease_that_crossed_its_cancel_is_given_back/1, the_pool_answers_the_shell/1]).
 
--import(engine_test_node, [submit/1, submit/2, task/1, until_ended/1, eventually/1, eventually/2]).
+-import(engine_test_node, [submit/1, task/1, until_ended/1, eventually/1, eventually/2]).
 
 all() ->
     [a_function_runs_in_a_worker, a_killed_worker_is_followed_by_attempt_2, a_looping_agent_is_cancelled_with_proof,
@@ -120,7 +120,7 @@ a_deaf_agent_is_killed_after_its_grace(_) ->
     end.
 
 max_attempt_duration_kills_and_tries_again(_) ->
-    {ok, Id} = submit(#{agent_id => <<"loop">>, agent_type => <<>>}, fun(H) -> H#{max_attempt_duration_ms => 700} end),
+    {ok, Id} = submit(#{agent_id => <<"loop">>, agent_type => <<>>, max_attempt_duration_ms => 700}),
     First = running_on(Id),
     eventually(fun() -> not alive(First) end),
     eventually(fun() -> case agent_store:read({attempts, Id}) of {ok, [#{outcome := <<"timed_out">>} | _]} -> true; _ -> false end end),

@@ -9,7 +9,7 @@
 -export([address/0]).
 
 %% native_subsystem
--export([start/2, stop/1, up/2, down/1, needs/0]).
+-export([start/2, stop/1, needs/0]).
 
 %% @doc Starts the watcher.
 -spec start_link() -> gen_statem:start_ret().
@@ -53,13 +53,3 @@ needs() ->
 -spec stop(reference()) -> ok | {error, native_down}.
 stop(Handle) ->
     agent_native:http_stop(Handle).
-
-%% @doc Nothing else waits for it.
--spec up(reference(), map()) -> ok.
-up(_, _) ->
-    ok.
-
-%% @doc Nothing else holds of it.
--spec down(native_subsystem:name()) -> ok.
-down(_) ->
-    ok.

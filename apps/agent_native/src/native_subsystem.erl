@@ -32,7 +32,7 @@
 -callback down(name()) -> ok.
 %% Watchers of subsystems whose handles it holds: it ends with any of them, and starts again with the new handle.
 -callback needs() -> [module()].
--optional_callbacks([needs/0]).
+-optional_callbacks([up/2, down/1, needs/0]).
 
 -record(sub, {
     name :: name(),
@@ -93,7 +93,7 @@ handle_event(internal, start, starting, S = #sub{module = Module}) ->
         {ok, Runtime} ->
             Ref = make_ref(),
             %% Watched before their handles are taken: one that ends meanwhile is heard of.
-            S1 = S#sub{runtime = monitor(process, native_runtime), needs = [monitor(process, M) || M <- needs(Module)]},
+            S1 = S#sub{runtime = monitor(process, native_runtime), needs = [monitor(process, M) || M <- optional(Module, needs, [], [])]},
             case Module:start(Runtime, Ref) of
                 {ok, Handle} -> {keep_state, S1#sub{ref = Ref, handle = Handle}};
                 {error, Error} -> retry(message(Error), S1)
@@ -104,7 +104,7 @@ handle_event(state_timeout, retry, starting, _) ->
 handle_event(info, {agent_native, Ref, ready, Info}, starting, S = #sub{ref = Ref, name = Name, module = Module, handle = Handle}) ->
     persistent_term:put({?MODULE, Name}, Handle),
     persistent_term:put({?MODULE, was_up, Name}, true),
-    ok = Module:up(Handle, Info),
+    ok = optional(Module, up, [Handle, Info], ok),
     ?LOG_NOTICE(#{msg => subsystem_up, subsystem => Name, info => Info}, #{domain => [agent, native]}),
     {next_state, up, S#sub{info = Info, backoff = ?BACKOFF_MIN_MS, why = <<>>}};
 handle_event(info, {agent_native, Ref, error, #{metadata := #{<<"boot">> := <<"refused">>}} = Error}, starting,
@@ -150,17 +150,18 @@ retry(Why, S = #sub{name = Name, backoff = Backoff, why = Before, runtime = Moni
                        needs = []},
      [{state_timeout, Backoff, retry}]}.
 
--spec needs(module()) -> [module()].
-needs(Module) ->
-    case erlang:function_exported(Module, needs, 0) of
-        true -> Module:needs();
-        false -> []
+%% What a callback module says, or what holds where it says nothing.
+-spec optional(module(), atom(), [term()], term()) -> term().
+optional(Module, Function, Args, Default) ->
+    case erlang:function_exported(Module, Function, length(Args)) of
+        true -> apply(Module, Function, Args);
+        false -> Default
     end.
 
 -spec withdraw(#sub{}) -> #sub{}.
 withdraw(S = #sub{name = Name, module = Module}) ->
     _ = persistent_term:erase({?MODULE, Name}),
-    ok = Module:down(Name),
+    ok = optional(Module, down, [Name], ok),
     S.
 
 -spec message(term()) -> binary().

@@ -3,7 +3,7 @@
 -behaviour(native_subsystem).
 
 -export([start_link/0]).
--export([start/2, stop/1, up/2, down/1]).
+-export([start/2, stop/1, up/2]).
 
 %% @doc Starts the watcher.
 -spec start_link() -> gen_statem:start_ret().
@@ -25,8 +25,3 @@ stop(Handle) ->
 up(Handle, _Info) ->
     budget_desk:attach(Handle),
     model_server:announce().
-
-%% @doc Nothing to withdraw.
--spec down(native_subsystem:name()) -> ok.
-down(_) ->
-    ok.

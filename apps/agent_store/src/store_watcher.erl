@@ -3,7 +3,7 @@
 -behaviour(native_subsystem).
 
 -export([start_link/0]).
--export([start/2, stop/1, up/2, down/1]).
+-export([start/2, stop/1, up/2]).
 
 %% @doc Starts the watcher.
 -spec start_link() -> gen_statem:start_ret().
@@ -24,8 +24,3 @@ stop(Handle) ->
 -spec up(reference(), map()) -> ok.
 up(_Handle, #{epoch := Epoch}) ->
     persistent_term:put({agent_store, epoch}, Epoch).
-
-%% @doc Nothing to withdraw.
--spec down(native_subsystem:name()) -> ok.
-down(_) ->
-    ok.

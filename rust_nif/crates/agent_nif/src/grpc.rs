@@ -194,18 +194,9 @@ fn grpc_start<'a>(
     let handle = ResourceArc::new(GrpcHandle { listener: Mutex::new(None), credit, runtime, owner: owner.clone() });
     let _ = handle.monitor(Some(env), &env.pid());
     let shared = Shared { engine: Arc::new(door), store, providers: providers.providers.clone(), auth: Arc::new(auth) };
-    let own = handle.clone();
-    runtime::spawn_guarded(&tokio, owner.clone(), async move {
-        let told = owner.clone();
-        match agent_grpc::serve(&server, shared, move |why| told.ended(&why)).await {
-            Ok(listener) => {
-                let address = listener.address;
-                *own.listener.lock() = Some(listener);
-                owner.ready(|env| Map::new(env).put(atoms::address(), address.to_string()).put(atoms::port(), address.port()).end());
-            }
-            Err(e) => owner.error(&e),
-        }
-    });
+    let (own, told) = (handle.clone(), owner.clone());
+    let serving = async move { agent_grpc::serve(&server, shared, move |why| told.ended(&why)).await };
+    runtime::spawn_listener(&tokio, owner, serving, |l| l.address, move |l| *own.listener.lock() = Some(l));
     (atoms::ok(), handle).encode(env)
 }
 

@@ -11,7 +11,7 @@ use rustler::{Atom, Binary, Encoder, Env, LocalPid, Resource, ResourceArc, Term}
 use crate::atoms;
 use crate::providers::ProvidersHandle;
 use crate::runtime::{self, Owner, Runtime};
-use crate::terms::{self, Map};
+use crate::terms;
 
 /// The subsystem.
 pub(crate) struct HttpHandle(Mutex<Option<Listener>>);
@@ -65,18 +65,9 @@ fn http_start<'a>(
     let handle = ResourceArc::new(HttpHandle(Mutex::new(None)));
     let _ = handle.monitor(Some(env), &env.pid());
     let door = Door { providers: providers.providers.clone(), auth: Arc::new(auth), origins: http.origins.clone().into() };
-    let own = handle.clone();
-    runtime::spawn_guarded(&tokio, owner.clone(), async move {
-        let told = owner.clone();
-        match agent_http::serve(&http, door, move |why| told.ended(&why)).await {
-            Ok(listener) => {
-                let address = listener.address;
-                *own.0.lock() = Some(listener);
-                owner.ready(|env| Map::new(env).put(atoms::address(), address.to_string()).put(atoms::port(), address.port()).end());
-            }
-            Err(e) => owner.error(&e),
-        }
-    });
+    let (own, told) = (handle.clone(), owner.clone());
+    let serving = async move { agent_http::serve(&http, door, move |why| told.ended(&why)).await };
+    runtime::spawn_listener(&tokio, owner, serving, |l| l.address, move |l| *own.0.lock() = Some(l));
     (atoms::ok(), handle).encode(env)
 }
 

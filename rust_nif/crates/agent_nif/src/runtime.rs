@@ -1,5 +1,6 @@
 //! The tokio runtime, and what every subsystem shares: its owner, its end.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -102,6 +103,26 @@ impl Owner {
 /// Runs a future; a panic in it ends the subsystem.
 pub(crate) fn spawn_guarded(handle: &tokio::runtime::Handle, owner: Owner, future: impl Future<Output = ()> + Send + 'static) {
     guard(handle, owner, handle.spawn(future));
+}
+
+/// Starts what listens: its owner hears where, or why not, and `keep` is given it.
+pub(crate) fn spawn_listener<L: Send + 'static>(
+    handle: &tokio::runtime::Handle,
+    owner: Owner,
+    serving: impl Future<Output = Result<L, AgentError>> + Send + 'static,
+    address: fn(&L) -> SocketAddr,
+    keep: impl FnOnce(L) + Send + 'static,
+) {
+    spawn_guarded(handle, owner.clone(), async move {
+        match serving.await {
+            Ok(listener) => {
+                let address = address(&listener);
+                keep(listener);
+                owner.ready(|env| terms::Map::new(env).put(atoms::address(), address.to_string()).put(atoms::port(), address.port()).end());
+            }
+            Err(e) => owner.error(&e),
+        }
+    });
 }
 
 /// A panic in a task that runs already ends the subsystem.
