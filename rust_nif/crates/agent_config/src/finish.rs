@@ -93,6 +93,7 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
     money::model_prices(root, &mut faults);
     let prices = money::list_prices(root, &mut faults);
     references(root, &mut faults);
+    memory(root, &mut faults);
     off_loopback(root, &tenants, &mut faults);
     http(root, &mut faults);
     let location = store_location(root, &mut faults);
@@ -102,10 +103,17 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
         return Err(faults);
     }
     let server = root.get("server").map(Node::json).unwrap_or_default();
+    let on = |section: &str, key: &str| root.get(section).and_then(|s| s.get(key)) != Some(&Node::Bool(false));
+    let switches = serde_json::json!({
+        "federation": on("native_capabilities", "provider_federation"),
+        "optimization": on("performance_enhancements", "provider_optimization"),
+        "direct": on("performance_enhancements", "rust_optimizations"),
+    });
     let native = serde_json::json!({
         "server": {"address": server["address"], "tls": server.get("tls"), "idle_timeout_ms": server["idle_timeout_ms"]},
         "http": {"address": server["http_address"], "origins": server["http_origins"]},
-        "store": {"location": location, "retention": retention},
+        "store": {"location": location, "retention": retention, "memory_off": !on("native_capabilities", "distributed_memory")},
+        "switches": switches,
         "providers": root.get("providers").map(Node::json),
         "models": root.get("models").map(Node::json),
         "prices": prices,
@@ -292,6 +300,19 @@ fn references(root: &Node, faults: &mut Vec<String>) {
     for (name, agent) in root.get("agents").map(Node::entries).unwrap_or_default() {
         if agent.get("framework").and_then(Node::str).is_some_and(|f| f.starts_with("custom:")) && agent.get("entrypoint").is_none() {
             faults.push(format!("[agents.{}] entrypoint is missing; a custom framework needs \"module:object\"", name.text()));
+        }
+    }
+}
+
+/// What is switched off is not asked for elsewhere in the file.
+fn memory(root: &Node, faults: &mut Vec<String>) {
+    if root.get("native_capabilities").and_then(|c| c.get("distributed_memory")) != Some(&Node::Bool(false)) {
+        return;
+    }
+    for (name, agent) in root.get("agents").map(Node::entries).unwrap_or_default() {
+        if agent.get("memory_namespace").is_some() {
+            let remedy = "remove it, or set distributed_memory = true in [native_capabilities]";
+            faults.push(format!("[agents.{}] memory_namespace needs the memory that is switched off; {remedy}", name.text()));
         }
     }
 }

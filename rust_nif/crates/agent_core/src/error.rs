@@ -58,6 +58,7 @@ reasons! {
     VersionConflict "version_conflict" "VERSION_CONFLICT" 10 false;
     CursorTooOld "cursor_too_old" "CURSOR_TOO_OLD" 11 false;
     CapabilityPending "capability_pending" "CAPABILITY_PENDING" 12 false;
+    CapabilityDisabled "capability_disabled" "CAPABILITY_DISABLED" 9 false;
     RateLimited "rate_limited" "RATE_LIMITED" 8 true;
     QueueFull "queue_full" "QUEUE_FULL" 8 true;
     Overloaded "overloaded" "OVERLOADED" 8 true;
@@ -165,6 +166,12 @@ impl AgentError {
     /// A method or feature of a later part.
     pub fn pending(capability: &str) -> Self {
         Self::new(Reason::CapabilityPending, format!("{capability} has not come yet")).with("capability", capability)
+    }
+
+    /// What the configuration has switched off, and the section that says so.
+    pub fn disabled(capability: &str, section: &str) -> Self {
+        Self::new(Reason::CapabilityDisabled, format!("{capability} is switched off; set {capability} = true in [{section}]"))
+            .with("capability", capability)
     }
 
     /// The structure that stands in `Task.error`.

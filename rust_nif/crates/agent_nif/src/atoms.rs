@@ -8,7 +8,7 @@ rustler::atoms! {
     tools, labels, max_steps, retry, max_attempts, initial_backoff_ms, max_backoff_ms, multiplier, non_retryable, max_duration_ms,
     max_attempt_duration_ms, ran_ms, max_queue_duration_ms, not_before_ms, heartbeat_timeout_ms, block_grace_ms, stream_text, allow_replay, parent_task_id,
     retry_of, has_plan, create_ms, fence, attempt, header, payload, lost_count, token, call, agent, grace_ms, name, run,
-    worker, host_pid, env_lock_hash, executor, unjournaled_tools, candidates, score, refused, state, result, metrics, attempt_outcome, cause, proof,
+    worker, host_pid, env_lock_hash, executor, unjournaled_tools, candidates, score, refused, rule, parts, explored, exploration, state, result, metrics, attempt_outcome, cause, proof,
     events, outcome, counts, queue_ms, execution_ms, input_tokens, output_tokens, cached_tokens, reasoning_tokens, provider_calls, tool_calls,
     memory_bytes, cpu_ms, cost_micros, input, output, cached, reasoning, usage, provider, finish_reason, latency_ms, response, text, stream, credit,
     check_task, deadline_ms, limit_ms, base_url, api_key, unavailable, dialect, in_flight, models, errors, id, arguments, content, is_error, level, source, step_id, status,

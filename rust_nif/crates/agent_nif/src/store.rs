@@ -69,6 +69,8 @@ struct StoreConfig {
     location: Location,
     #[serde(default)]
     retention: Retention,
+    #[serde(default)]
+    memory_off: bool,
 }
 
 #[rustler::nif]
@@ -86,6 +88,9 @@ fn store_start<'a>(env: Env<'a>, runtime: ResourceArc<Runtime>, reference: Term<
         let told = owner.clone();
         match TaskStore::open(&config.store.location, config.store.retention, Box::new(move |why| told.ended(&why))) {
             Ok(store) => {
+                if config.store.memory_off {
+                    store.refuse_memory();
+                }
                 let (epoch, schema, version) = (store.epoch(), store.schema(), store.database_version());
                 *opened.store.write() = Some(store);
                 owner.ready(|env| {
@@ -177,7 +182,7 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
             (atoms::created(), Map::new(env).put(atoms::fence(), fence).put(atoms::attempt(), attempt).end()).encode(env)
         }
         Written::Existing { id } => (atoms::existing(), id).encode(env),
-        Written::Claimed { fence, attempt, header, spec, lost, ran_ms, unjournaled, answers } => {
+        Written::Claimed { fence, attempt, header, spec, lost, ran_ms, unjournaled, answers, executor } => {
             let map = Map::new(env)
                 .put(atoms::fence(), fence)
                 .put(atoms::attempt(), attempt)
@@ -186,6 +191,7 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
                 .put(atoms::lost_count(), lost)
                 .put(atoms::ran_ms(), ran_ms)
                 .put(atoms::unjournaled_tools(), unjournaled)
+                .put(atoms::executor(), executor)
                 .end();
             (atoms::claimed(), map).encode(env)
         }
@@ -225,6 +231,15 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
             if context.memory_namespace.is_empty() {
                 context.memory_namespace = namespace;
             }
+        }
+        // Where agents share no memory, every name is below the agent's own. A task that is tried anew says its whole name already.
+        let own = text(at(3)?, atoms::namespace());
+        if let Some(context) = spec.context.as_mut()
+            && !own.is_empty()
+            && !context.memory_namespace.is_empty()
+            && !context.memory_namespace.starts_with(&format!("{own}/"))
+        {
+            context.memory_namespace = format!("{own}/{}", context.memory_namespace);
         }
         let route = get::<Term<'_>>(at(3)?, atoms::route()).filter(|t| t.is_map()).map(|t| Box::new(route_of(t)));
         WriteOp::Submit { header: Box::new(payload.header.clone()), spec, run, route }
@@ -351,9 +366,17 @@ pub(crate) fn route_of(m: Term<'_>) -> pb::Route {
                 executor: text(c, atoms::executor()),
                 score: get::<f64>(c, atoms::score()).or_else(|| get::<i32>(c, atoms::score()).map(f64::from)).unwrap_or(0.0),
                 refused: text(c, atoms::refused()),
+                rule: text(c, atoms::rule()),
+                parts: get::<(f64, f64, f64, f64, f64, f64)>(c, atoms::parts()).map(parts_of),
             })
             .collect(),
+        explored: get::<bool>(m, atoms::explored()).unwrap_or(false),
+        exploration: get::<f64>(m, atoms::exploration()).unwrap_or(0.0),
     }
+}
+
+fn parts_of((rule, success, latency, cost, queue, samples): (f64, f64, f64, f64, f64, f64)) -> pb::RouteParts {
+    pb::RouteParts { rule, success, latency, cost, queue, samples }
 }
 
 /// An encoded result; a malformed one is kept as an empty result rather than lost with the task.

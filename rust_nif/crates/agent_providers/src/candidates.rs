@@ -8,7 +8,7 @@ use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 
 use crate::choose::{self, Candidate, Terms, Weights};
-use crate::config::{EndpointConfig, ModelConfig};
+use crate::config::{EndpointConfig, ModelConfig, ProvidersConfig};
 use crate::health::{Health, Healths};
 use crate::money::Money;
 use crate::price::Prices;
@@ -109,7 +109,7 @@ fn unfit(limits: Option<&EndpointConfig>, size: Size) -> String {
 
 /// The endpoints of every alias.
 pub(crate) fn aliases(
-    models: &BTreeMap<String, ModelConfig>,
+    config: &ProvidersConfig,
     providers: &BTreeMap<String, Arc<Provider>>,
     healths: &Healths,
     money: &Money,
@@ -126,8 +126,17 @@ pub(crate) fn aliases(
             limits: Some(Arc::new(e.clone())),
         })
     };
-    let served = models.iter().filter(|(_, m)| !m.endpoints.is_empty());
-    served.map(|(alias, m)| (alias.clone(), m.endpoints.iter().filter_map(|e| endpoint(alias, e)).collect())).collect()
+    let served = config.models.iter().filter(|(_, m)| !m.endpoints.is_empty());
+    let all = |alias: &str, m: &ModelConfig| -> Vec<Found> {
+        let mut found: Vec<Found> = m.endpoints.iter().filter_map(|e| endpoint(alias, e)).collect();
+        if !config.switches.federation {
+            // What the agent names is one model: the first of the smallest priority, whatever becomes of it.
+            found.sort_by_key(|f| f.priority);
+            found.truncate(1);
+        }
+        found
+    };
+    served.map(|(alias, m)| (alias.clone(), all(alias, m))).collect()
 }
 
 /// What the record of a model is kept under: without the shape of an echo.
@@ -155,7 +164,8 @@ impl Providers {
             return vec![unknown(provider, model)];
         }
         let base = wanted.split('?').next().unwrap_or(wanted);
-        self.providers.values().filter(|p| p.serves(base)).map(|p| unknown(p, wanted)).collect()
+        let several = if self.switches.federation { usize::MAX } else { 1 };
+        self.providers.values().filter(|p| p.serves(base)).map(|p| unknown(p, wanted)).take(several).collect()
     }
 
     /// What the vision calls `get_available_providers`: every endpoint of a model with what speaks against it.
@@ -229,7 +239,10 @@ impl Providers {
         if choices.len() < 2 {
             return choices;
         }
-        let mut order = choose::order(&candidates, weights, || f64::from(chance::number()));
+        let mut order = match self.switches.optimization {
+            true => choose::order(&candidates, weights, || f64::from(chance::number())),
+            false => choose::as_written(&candidates),
+        };
         // One call at a time tries an endpoint that was given up: where it has recovered, it serves again at once.
         let first = order.first().map_or(0, |&i| candidates[i].priority);
         if let Some(place) = order.iter().position(|i| trials.contains(i) && candidates[*i].priority <= first) {

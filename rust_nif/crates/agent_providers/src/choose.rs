@@ -95,6 +95,13 @@ pub(crate) fn order(candidates: &[Candidate], w: Weights, mut chance: impl FnMut
     order
 }
 
+/// The candidates by priority, and in the order of the file: nothing is weighed.
+pub(crate) fn as_written(candidates: &[Candidate]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..candidates.len()).collect();
+    order.sort_by_key(|&i| candidates[i].priority);
+    order
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,6 +22,26 @@ pub struct ProvidersConfig {
     pub budgets: BTreeMap<String, Budget>,
     /// Answers that are kept for equal calls.
     pub cache: CacheConfig,
+    /// What may be switched off.
+    pub switches: Switches,
+}
+
+/// Parts of the engine's own that a configuration may switch off, all on by default.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default)]
+pub struct Switches {
+    /// `provider_federation`: an alias has all of its endpoints; off: the first one alone.
+    pub federation: bool,
+    /// `provider_optimization`: endpoints of one priority are weighed; off: they are asked in the order of the file.
+    pub optimization: bool,
+    /// `rust_optimizations`: calls read their own connections where that is possible; off: all go through the general client.
+    pub direct: bool,
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        Self { federation: true, optimization: true, direct: true }
+    }
 }
 
 /// What is kept for calls that ask for it.

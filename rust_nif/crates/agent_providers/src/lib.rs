@@ -118,6 +118,7 @@ pub struct Providers {
     providers: BTreeMap<String, Arc<Provider>>,
     models: BTreeMap<String, config::ModelConfig>,
     aliases: HashMap<String, Vec<candidates::Found>>,
+    switches: config::Switches,
     money: money::Money,
     healths: Healths,
     retries: Retries,
@@ -158,7 +159,7 @@ impl Providers {
     pub fn new(config: &ProvidersConfig) -> Result<Arc<Self>, AgentError> {
         let mut providers = BTreeMap::new();
         for (name, c) in &config.providers {
-            let client = Http::new(c);
+            let client = Http::new(c, config.switches.direct);
             let place = match (&c.base_url, c.dialect) {
                 _ if client.is_err() => Place::Nowhere(client.as_ref().err().cloned().unwrap_or_default()),
                 (_, Dialect::Echo) => Place::at("", Credentials::default()),
@@ -187,7 +188,8 @@ impl Providers {
         }
         let (money, healths) = (money::Money::new(config), Healths::new());
         Ok(Arc::new(Self {
-            aliases: candidates::aliases(&config.models, &providers, &healths, &money),
+            aliases: candidates::aliases(config, &providers, &healths, &money),
+            switches: config.switches,
             providers,
             models: config.models.clone(),
             money,

@@ -46,8 +46,8 @@ pub(crate) struct Shared {
 
 impl Http {
     /// The clients of a configuration; the error names the key that is wrong.
-    pub(crate) fn new(config: &ProviderConfig) -> Result<Self, String> {
-        let direct = match client::is_direct(config) {
+    pub(crate) fn new(config: &ProviderConfig, may_be_direct: bool) -> Result<Self, String> {
+        let direct = match may_be_direct && client::is_direct(config) {
             true => Some((Pool::new(config.timeouts.connect), client::every_headers(config)?)),
             false => None,
         };

@@ -24,6 +24,7 @@ mod sqlite;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use agent_core::hash::VERSION as HASH_VERSION;
@@ -155,6 +156,8 @@ pub struct TaskStore {
     sessions: Sessions,
     /// Forked tasks whose journal was not read yet: theirs is not empty in the first attempt.
     forks: Mutex<HashSet<String>>,
+    /// Whether memory is switched off.
+    forgets: AtomicBool,
 }
 
 /// Milliseconds since the epoch.
@@ -175,7 +178,14 @@ impl TaskStore {
     }
 
     fn with(hub: Arc<Hub>, durable: Box<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { hub, memory: Memory::new(), durable, sessions: Sessions::default(), forks: Mutex::default() })
+        Arc::new(Self {
+            hub,
+            memory: Memory::new(),
+            durable,
+            sessions: Sessions::default(),
+            forks: Mutex::default(),
+            forgets: AtomicBool::new(false),
+        })
     }
 
     /// Epoch of this boot.
@@ -208,8 +218,33 @@ impl TaskStore {
         self.durable.inject_panic();
     }
 
+    /// From now on memory is neither read nor written: the configuration has switched it off.
+    pub fn refuse_memory(&self) {
+        self.forgets.store(true, Ordering::Relaxed);
+    }
+
+    /// Errors: CAPABILITY_DISABLED.
+    fn remembers(&self) -> Result<(), AgentError> {
+        if self.forgets.load(Ordering::Relaxed) { Err(AgentError::disabled("distributed_memory", "native_capabilities")) } else { Ok(()) }
+    }
+
+    /// Whether an operation is one of memory, or of a task that goes on with a conversation.
+    fn needs_memory(op: &WriteOp) -> bool {
+        match op {
+            WriteOp::Memory { .. } => true,
+            WriteOp::Submit { spec, .. } => spec.context.as_ref().is_some_and(|context| !context.memory_namespace.is_empty()),
+            _ => false,
+        }
+    }
+
     /// Writes; `done` is called exactly once unless the answer is [`Enqueued::Busy`].
     pub fn write(&self, op: WriteOp, done: impl FnOnce(Result<Written, AgentError>) + Send + 'static) -> Enqueued {
+        if let Err(refused) = self.remembers()
+            && Self::needs_memory(&op)
+        {
+            done(Err(refused));
+            return Enqueued::Inline;
+        }
         if self.is_inline(&op) {
             done(self.write_inline(op));
             return Enqueued::Inline;
@@ -615,11 +650,13 @@ impl TaskStore {
 
     /// A value in the memory of agents. Errors: MEMORY_NOT_FOUND, also once it has expired.
     pub fn memory(&self, tenant: &str, namespace: &str, key: &str) -> Result<pb::MemoryItem, AgentError> {
+        self.remembers()?;
         self.durable.memory(tenant, namespace, key, now_ms())?.ok_or_else(|| no_value(key))
     }
 
     /// A page of values, by key, and the token of the next.
     pub fn memories(&self, tenant: &str, r: &pb::ListMemoriesRequest, size: usize) -> Result<(Vec<pb::MemoryItem>, String), AgentError> {
+        self.remembers()?;
         let found = self.durable.memories(tenant, r, one_more(size), now_ms())?;
         Ok(cut(found, size, |item| item.key.clone()))
     }
@@ -632,6 +669,7 @@ impl TaskStore {
         token: &str,
         size: usize,
     ) -> Result<(Vec<pb::MemoryItem>, String), AgentError> {
+        self.remembers()?;
         // A namespace has no control character.
         let (after, key) = token.split_once('\n').unwrap_or_default();
         let found = self.durable.memories_below(tenant, namespace, (after, key), one_more(size), now_ms())?;
@@ -656,6 +694,7 @@ impl TaskStore {
         r: &pb::ListMemoryVersionsRequest,
         size: usize,
     ) -> Result<(Vec<pb::MemoryItem>, String), AgentError> {
+        self.remembers()?;
         let before = number_token(&r.page_token)?.unwrap_or(i64::MAX);
         let found = self.durable.memory_versions(tenant, &r.namespace, &r.key, before, one_more(size))?;
         Ok(cut(found, size, |item| item.version.to_string()))
@@ -663,6 +702,7 @@ impl TaskStore {
 
     /// A page of a conversation, oldest first, and the token of the next.
     pub fn messages(&self, tenant: &str, r: &pb::ListMessagesRequest, size: usize) -> Result<(Vec<pb::Message>, String), AgentError> {
+        self.remembers()?;
         let after = number_token(&r.page_token)?.unwrap_or(0);
         let found = self.durable.messages(tenant, &r.namespace, &r.conversation_id, after, one_more(size))?;
         let (page, token) = cut(found, size, |(n, _)| n.to_string());

@@ -375,6 +375,8 @@ pub enum Written {
         ran_ms: i64,
         unjournaled: Vec<String>,
         answers: Vec<pb::InputAnswer>,
+        /// Where its earlier attempts ran; empty: it has not run yet.
+        executor: String,
     },
     Sequence(i64),
     Tool(Decision),

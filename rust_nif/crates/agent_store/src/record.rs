@@ -206,6 +206,7 @@ impl Record {
                 lost: self.lost,
                 ran_ms,
                 unjournaled: self.task.unjournaled_tools.clone(),
+                executor: self.task.route.as_ref().map_or_else(String::new, |route| route.executor.clone()),
                 answers: self.task.answers.iter().filter(|a| !questions::is_money(&a.input_id)).cloned().collect(),
             },
         ))
