@@ -131,7 +131,7 @@ fn plan(args: &[String]) -> Result<Option<pb::ExecutionPlan>, Failure> {
         input: if chain > 0 && i > 0 { format!("${{steps.s{}.output}}", i - 1) } else { String::new() },
         ..Default::default()
     };
-    Ok((chain + wide > 0).then(|| pb::ExecutionPlan { steps: (0..chain.max(wide)).map(step).collect(), output: String::new() }))
+    Ok((chain + wide > 0).then(|| pb::ExecutionPlan { steps: (0..chain.max(wide)).map(step).collect(), ..Default::default() }))
 }
 
 fn request(args: &[String]) -> Result<pb::ExecuteTaskRequest, Failure> {

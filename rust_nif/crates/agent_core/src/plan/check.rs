@@ -220,7 +220,7 @@ mod tests {
     }
 
     fn faults(steps: Vec<pb::PlanStep>) -> Vec<(String, String)> {
-        violations(&pb::ExecutionPlan { steps, output: String::new() })
+        violations(&pb::ExecutionPlan { steps, ..Default::default() })
     }
 
     #[test]

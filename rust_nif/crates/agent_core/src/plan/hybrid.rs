@@ -17,7 +17,7 @@ pub fn hybrid(framework: &str) -> pb::ExecutionPlan {
             step("draft", framework, &["prepare"], draft),
             step("answer", "native", &["prepare", "draft"], answer),
         ],
-        output: String::new(),
+        ..Default::default()
     }
 }
 

@@ -58,7 +58,7 @@ mod tests {
             needs: needs.iter().map(|n| (*n).into()).collect(),
             ..Default::default()
         };
-        let plan = pb::ExecutionPlan { steps: vec![step("a", &[]), step("b", &["a"]), step("c", &["b"])], output: String::new() };
+        let plan = pb::ExecutionPlan { steps: vec![step("a", &[]), step("b", &["a"]), step("c", &["b"])], ..Default::default() };
         let run =
             pb::PlanStepRun { step_id: "a".into(), state: pb::TaskState::Succeeded as i32, output: "é".repeat(300), ..Default::default() };
         let seen = progress(plan, vec![(Kept::Done, run)], pb::TaskState::Running);

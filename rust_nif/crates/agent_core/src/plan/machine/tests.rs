@@ -12,7 +12,7 @@ fn step(id: &str, needs: &[&str], input: &str) -> pb::PlanStep {
 }
 
 fn task(steps: Vec<pb::PlanStep>, max_parallel: i32) -> pb::AgentTask {
-    let plan = pb::ExecutionPlan { steps, output: String::new() };
+    let plan = pb::ExecutionPlan { steps, ..Default::default() };
     assert_eq!(violations(&plan), vec![]);
     pb::AgentTask {
         description: "the task".into(),
