@@ -12,7 +12,7 @@ import pytest
 
 import singularity_agents
 from singularity_agents import CapabilityPending, InvalidRequest, ProviderFailed, SingularityError, WrongState
-from singularity_agents.testing import Fail, Node, ScriptedModel, ToolCall
+from singularity_agents.testing import Billed, Fail, Node, ScriptedModel, ToolCall
 
 from .agents import asks, fails, remembers, uses_a_tool, waits
 
@@ -83,7 +83,7 @@ def test_over_http_it_is_an_openai_compatible_server() -> None:
             return str(answer.read().decode())
 
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-    with ScriptedModel("two words", "two words", Fail(503, "down")) as model:
+    with ScriptedModel("two words", "two words", Fail(503, "down"), Billed("dear", input_tokens=9000, output_tokens=7)) as model:
         assert json.loads(post(model.base_url, body))["choices"][0]["message"]["content"] == "two words"
         lines = [line for line in post(model.base_url, {**body, "stream": True}).splitlines() if line]
         pieces = [json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in lines[:3]]
@@ -93,7 +93,10 @@ def test_over_http_it_is_an_openai_compatible_server() -> None:
             post(model.base_url, body)
         assert error.value.code == 503
         error.value.close()
-    assert [asked.streams for asked in model.asked] == [False, True, False]
+        assert json.loads(post(model.base_url, body))["usage"] == {
+            "prompt_tokens": 9000, "completion_tokens": 7, "total_tokens": 9007,
+        }  # fmt: skip
+    assert [asked.streams for asked in model.asked] == [False, True, False, False]
     with pytest.raises(SingularityError, match="with block"):
         print(model.base_url)
 

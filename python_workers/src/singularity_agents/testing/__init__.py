@@ -11,7 +11,7 @@ Fixtures for pytest: `pytest_plugins = ["singularity_agents.testing.plugin"]`.
 
 from __future__ import annotations
 
-from ._model import Asked, Fail, ScriptedModel, ToolCall
+from ._model import Asked, Billed, Fail, ScriptedModel, ToolCall
 from ._node import Node
 
-__all__ = ["Asked", "Fail", "Node", "ScriptedModel", "ToolCall"]
+__all__ = ["Asked", "Billed", "Fail", "Node", "ScriptedModel", "ToolCall"]

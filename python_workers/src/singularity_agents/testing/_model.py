@@ -38,6 +38,15 @@ class Fail:
 
 
 @dataclass(frozen=True)
+class Billed:
+    """An answer for which the provider counts so many tokens, in a test of money or limits."""
+
+    answer: str | ToolCall | Sequence[ToolCall]
+    input_tokens: int = 1
+    output_tokens: int = 1
+
+
+@dataclass(frozen=True)
 class Asked:
     """One request that the model got."""
 
@@ -52,7 +61,7 @@ class Asked:
         return str(self.messages[-1].get("content") or "") if self.messages else ""
 
 
-Answer: TypeAlias = "str | ToolCall | Sequence[ToolCall] | Fail"
+Answer: TypeAlias = "str | ToolCall | Sequence[ToolCall] | Fail | Billed"
 Script: TypeAlias = "Answer | Callable[[Asked], Answer]"
 
 
@@ -65,9 +74,9 @@ class ScriptedModel:
 
     def __init__(self, *answers: Script) -> None:
         for answer in answers:
-            if not (isinstance(answer, (str, ToolCall, Fail, list, tuple)) or callable(answer)):
+            if not (isinstance(answer, (str, ToolCall, Fail, Billed, list, tuple)) or callable(answer)):
                 raise InvalidRequest(
-                    f"an answer is {type(answer).__name__}, must be text, ToolCall, a list of them, Fail or a function",
+                    f"an answer is {type(answer).__name__}, must be text, ToolCall, a list of them, Billed, Fail or a function",
                     reason="INVALID_FIELD",
                 )
         self._answers = list(answers)
@@ -108,6 +117,9 @@ class ScriptedModel:
         if isinstance(answer, Fail):
             raise ProviderFailed(answer.message, reason="PROVIDER_REJECTED", metadata={"status": str(answer.status)})
         response = pb.ChatResponse(model=request.model, provider="scripted", finish_reason=pb.FINISH_REASON_STOP)
+        if isinstance(answer, Billed):
+            response.usage.input_tokens, response.usage.output_tokens = answer.input_tokens, answer.output_tokens
+            answer = answer.answer
         response.message.role = common_pb2.ROLE_ASSISTANT
         if isinstance(answer, str):
             response.message.content.add(text=answer)
@@ -185,11 +197,16 @@ def _handler(model: ScriptedModel) -> type[http.server.BaseHTTPRequestHandler]:
 
 
 def _usage(answer: Answer) -> dict[str, int]:
-    words = len(answer.split()) if isinstance(answer, str) else 1
-    return {"prompt_tokens": 1, "completion_tokens": words, "total_tokens": 1 + words}
+    if isinstance(answer, Billed):
+        read, wrote = answer.input_tokens, answer.output_tokens
+    else:
+        read, wrote = 1, len(answer.split()) if isinstance(answer, str) else 1
+    return {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
 
 
 def _message(answer: Answer) -> tuple[dict[str, Any], str]:
+    if isinstance(answer, Billed):
+        answer = answer.answer
     if isinstance(answer, str):
         return {"role": "assistant", "content": answer}, "stop"
     assert not isinstance(answer, Fail)
