@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+import tempfile
 from dataclasses import dataclass, field
 
 from . import _linux
@@ -223,6 +224,8 @@ def _rights(spec: Spec, *, own_proc: bool) -> None:
     os.chdir(spec.dir)
     os.environ.clear()
     os.environ.update(spec.env, HOME=spec.dir, TMPDIR=spec.dir, SINGULARITY_WORKER_ID=spec.worker_id)
+    # Whoever asked for it in the zygote has fixed a folder for temporary files that this process may not write to.
+    tempfile.tempdir = None
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = spec.max_files if hard == resource.RLIM_INFINITY else min(spec.max_files, hard)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from crewai import Agent, Crew, Task
 from crewai.events.utils.console_formatter import set_suppress_console_output
 from crewai.tools import BaseTool
+from crewai.utilities import tool_result_artifacts
 
 from ..._errors import InvalidRequest
 from ...worker._engine import Engine, text_of
@@ -67,6 +69,8 @@ class CrewAIAdapter:
         own = os.path.abspath(setup.storage_dir or ".")  # noqa: ASYNC240
         # A crew locks files in the folder for temporary ones, of which a worker may write to its own alone.
         os.environ["CREWAI_STORAGE_DIR"] = os.environ["TMPDIR"] = tempfile.tempdir = own
+        # Results that are long for its model it keeps in files below /tmp, whatever TMPDIR says.
+        tool_result_artifacts._TOOL_RESULT_TEMP_DIR = Path(own)
         self._setup, self._engine = setup, engine
         _project.add_folder(setup.project)
         self._own = _tooling.own_tools(setup)
