@@ -29,6 +29,8 @@ BEHAVIOURS: Final = {
     "a person asked by its own means": "test_a_person_is_asked_by",
     "memory of the engine by a tool": "test_a_model_remembers_by_the_tool",
     "budget stop": "test_a_budget_that_is_spent",
+    "waits for money": "test_a_budget_that_is_spent_waits",
+    "long result of a tool": "test_a_long_result_of_a_tool",
     "usage is the engine's": "test_usage_is_counted",
     "telemetry silent": "test_telemetry_is_silent",
     "cancel in a model call": "test_cancel_in_a_model_call",

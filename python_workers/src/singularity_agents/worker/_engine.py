@@ -295,8 +295,8 @@ class Engine:
 
         The engine makes the task's events of the two; a tool that is `safe` has no bracket and sends its events itself.
 
-        Gives the text, whether it is an error, and what the tool raised. An error that `passes` is no result and goes on: a run that is
-        resumed begins the tool again.
+        Gives the text, whether it is an error, and what the tool raised. An error that `passes` is no result and goes on, and so does a
+        question that the tool asks: a run that is resumed begins the tool again.
         """
         bracket = self._bracket(name, arguments, replay, tool_call_id)
         if replay != "safe":
@@ -308,6 +308,11 @@ class Engine:
         error: BaseException | None = None
         try:
             content, failed = await body(), False
+        except InputNeeded:
+            # It was not cut: the whole run stops here on purpose, and nobody needs to decide whether the tool may run again.
+            if replay != "safe":
+                await self._calls.tell(f.Call.TOOL_END, bracket.withdraw())
+            raise
         except Exception as raised:
             if passes(raised):
                 if replay != "safe":
@@ -340,6 +345,10 @@ class Engine:
         error: BaseException | None = None
         try:
             content, failed = body(), False
+        except InputNeeded:
+            if replay != "safe":
+                self._tell_from_anywhere(f.Call.TOOL_END, bracket.withdraw())
+            raise
         except Exception as raised:
             if passes(raised):
                 if replay != "safe":
