@@ -323,6 +323,38 @@ def durable(node: LocalNode) -> None:
     journaled(folder / "data" / "singularity.db")
 
 
+#: Steps of the chain, and of the wide plan; a plan of as few steps is what the wide one is held against.
+CHAIN, WIDE, NARROW = 10, 1000, 10
+
+
+def plans(node: LocalNode) -> None:
+    """Plans of echo steps: a chain of them, and many side by side."""
+    chain = ("--agent", "echo", "--chain", str(CHAIN))
+    tool = "agent_bench load --agent echo"
+    sync = fsync_ms(node.log.parent)
+    many = median(lambda: load(node.address, *chain, "--durable", "--in-flight", "32", "--seconds", str(SECONDS))["per_second"])
+    command = f"{tool} --durable --chain {CHAIN} --in-flight 32"
+    record("plan_steps", many * CHAIN, "/s", wanted="must 6,000/s (600 plans/s), aim 10,000/s", command=command)
+    for name, kind, spent, wanted in (
+        ("plan_step_c1_durable", ("--durable",), sync, "must 1 ms beyond the fsync"),
+        ("plan_step_c1_ephemeral", (), 0.0, "must 0.2 ms"),
+    ):
+        alone = median(lambda kind=kind: load(node.address, *chain, *kind, "--in-flight", "1", "--seconds", "3")["p50_us"] / 1000)  # type: ignore[misc]
+        record(name, alone / CHAIN - spent, "ms", wanted=wanted, command=f"{tool} {' '.join(kind)} --chain {CHAIN} --in-flight 1")
+    # As many steps under way in both: what differs is the size of the plan.
+    wide = ("--agent", "echo", "--parallel", "64", "--wide")
+    few = median(lambda: load(node.address, *wide, str(NARROW), "--in-flight", "6", "--seconds", str(SECONDS))["per_second"])
+    large = median(lambda: load(node.address, *wide, str(WIDE), "--in-flight", "1", "--seconds", str(SECONDS))["ok"] / SECONDS)
+    record(
+        "plan_wide",
+        1e6 / (large * WIDE),
+        "us",
+        baseline=1e6 / (few * NARROW),
+        wanted=f"a step of {WIDE}: must 1.2 x one of {NARROW}",
+        command=f"{tool} --wide {WIDE} --parallel 64 --in-flight 1, against --wide {NARROW} --in-flight 6",
+    )
+
+
 def journaled(file: Path) -> None:
     """Every native task left the row of its call and its whole list of events."""
     with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as db:
@@ -473,6 +505,7 @@ def main() -> int:
         workers(node)
         losses(node)
         durable(node)
+        plans(node)
         langchain(node)
     bench_providers.measure(record, OUT)
     respawn()

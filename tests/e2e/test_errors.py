@@ -33,6 +33,8 @@ PROVIDER = {
 #: Reasons that another test makes happen: its file, and a word of it.
 ELSEWHERE = {
     "ATTEMPT_FENCED": ("rust_nif/crates/agent_store/src/tests.rs", "Reason::AttemptFenced"),
+    "BUNDLE_INVALID": ("tests/e2e/test_bundles.py", "BUNDLE_INVALID"),
+    "REPLAY_MISSING": ("tests/e2e/test_bundles.py", "REPLAY_MISSING"),
     "DISK_LOW": ("rust_nif/crates/agent_store/src/sqlite/mod.rs", "errors_of_the_disk_have_their_own_reasons"),
     "STORE_CORRUPT": ("rust_nif/crates/agent_store/src/tests.rs", "Reason::StoreCorrupt"),
     "STORE_UNAVAILABLE": ("apps/agent_execution/test/native_panic_SUITE.erl", "reason := store_unavailable"),

@@ -108,7 +108,8 @@ malformed_bracket() ->
 %% The first attempt finds nothing recorded, so only a tool that must not run twice leaves its mark before it runs.
 -spec begin_tool(map(), #call{}, map(), calls()) -> {[note()], calls()}.
 begin_tool(#{replay := Replay} = Tool, Call, #{fence := Fence, attempt := N, task_id := Id} = Ctx, C)
-  when Replay =:= once; Replay =:= journaled, N > 1; Replay =:= journaled, map_get(life, Ctx) > 1 ->
+  when Replay =:= once; Replay =:= journaled, N > 1; Replay =:= journaled, map_get(life, Ctx) > 1;
+       Replay =:= journaled, map_get(replay, Ctx) ->
     commit(#commit{op = {tool_begin, Id, Fence, scoped(Tool, Ctx)}, call = Call, then = {begin_tool, Tool}}, C);
 begin_tool(Tool, Call, _, C) ->
     decided(run, Tool, Call, C).

@@ -76,7 +76,7 @@
     fence = 0 :: non_neg_integer(),
     %% For the journal; none for an ephemeral task.
     attempt = none :: none | pos_integer(),
-    %% Which step of a plan it is; empty for a whole task.
+    %% Which step of a plan it is, and whether its record alone answers it; empty for a whole task.
     scope = #{} :: map(),
     %% What the task may spend, and what happens then.
     money = #{} :: map(),
@@ -505,7 +505,7 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
     Manager ! {worker, Id, {busy, TaskId}},
     Journaled = case Header of #{durability := ephemeral} -> none; #{} -> Attempt end,
     W1 = W#worker{lease = Lease#lease{task_id = TaskId, task = Payload, fence = Fence, attempt = Journaled, gate = open,
-                                 scope = maps:with([scope, life], Task),
+                                 scope = maps:merge(maps:with([scope, life], Task), maps:with([replay], Header)),
                                  money = maps:get(money, Header, #{}),
                                  block_grace_ms = block_grace(Header, W#worker.spec), term_ms = ?TERM_GRACE_MS},
                   out = Out1, tasks = W#worker.tasks + 1, log = [],

@@ -70,7 +70,8 @@ run(#{owner := Owner, payload := Payload, agent := Agent, header := Header} = Sp
 
 -spec journal(spec()) -> engine_tools:attempt().
 journal(#{header := #{durability := ephemeral}}) -> none;
-journal(Spec) -> maps:with([task_id, fence, attempt, scope, life], Spec).
+journal(#{header := Header} = Spec) ->
+    maps:merge(maps:with([task_id, fence, attempt, scope, life], Spec), maps:with([replay], Header)).
 
 -spec model(map(), map()) -> binary().
 model(Agent, Header) ->

@@ -19,7 +19,8 @@
 run(#{task_id := Id, fence := Fence, attempt := N} = Attempt, <<"now">> = Name, Arguments, Occurrence) ->
     Scope = maps:with([scope, life], Attempt),
     Call = Scope#{name => Name, arguments => Arguments, occurrence => Occurrence, replay => journaled},
-    case (N > 1 orelse maps:get(life, Scope, 1) > 1) andalso agent_store:write({tool_begin, Id, Fence, Call}, ?JOURNAL_TIMEOUT_MS) of
+    Again = N > 1 orelse maps:get(life, Scope, 1) > 1 orelse maps:get(replay, Attempt, false),
+    case Again andalso agent_store:write({tool_begin, Id, Fence, Call}, ?JOURNAL_TIMEOUT_MS) of
         {ok, {recorded, #{content := Content, is_error := IsError}}} ->
             {Content, IsError};
         _ ->

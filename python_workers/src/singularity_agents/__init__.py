@@ -22,6 +22,7 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):
 if TYPE_CHECKING:
     from ._agent import agent
     from ._async_client import AsyncClient, AsyncTaskHandle
+    from ._bundle import Bundle
     from ._client import Client, TaskHandle
     from ._errors import (
         Aborted,
@@ -57,6 +58,7 @@ __all__ = [
     "AsyncClient",
     "AsyncTaskHandle",
     "Attempt",
+    "Bundle",
     "Cancellation",
     "CapabilityPending",
     "ChatResult",
@@ -99,6 +101,7 @@ _HOMES = {
     "AsyncClient": "_async_client",
     "AsyncTaskHandle": "_async_client",
     "Attempt": "_models",
+    "Bundle": "_bundle",
     "Cancellation": "_models",
     "CapabilityPending": "_errors",
     "ChatResult": "_models",

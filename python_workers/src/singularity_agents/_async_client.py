@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
@@ -16,9 +17,12 @@ from typing_extensions import Self, Unpack
 from . import _calls as calls
 from . import _models as m
 from ._async_resources import AsyncAgents, AsyncFrameworks, AsyncMemory, AsyncProviders, AsyncSchedules
+from ._bundle import Bundle
 from ._durations import DurationLike, seconds
 from ._errors import SingularityError, Unavailable
 from ._otel import task_span
+from ._proto.singularity.agents.v1 import task_pb2 as ta
+from ._proto.singularity.agents.v1 import task_service_pb2 as ts
 from ._reading import Reading
 from ._spec import TaskOptions, TaskSpec
 from ._transport import (
@@ -254,6 +258,24 @@ class AsyncClient:
         Without a `task` it is the same one. The first question that differs goes to the model.
         """
         return AsyncTaskHandle(self, await self.run(calls.fork(task_id, after, task, options, request_id)))
+
+    async def bundle(self, task_id: str) -> Bundle:
+        """Everything that an ended durable task was made of; `write` it to a file."""
+        return Bundle([part async for part in self.stream(calls.bundle(task_id))])
+
+    async def replay(
+        self, bundle: Bundle | str | os.PathLike[str], *, request_id: str | None = None, timeout: DurationLike | None = None
+    ) -> AsyncTaskHandle:
+        """A new task from a bundle or its file: it is answered from the record alone, no provider is called and no tool runs."""
+        given = bundle if isinstance(bundle, Bundle) else Bundle.read(bundle)
+        call = calls.replay(request_id)
+        method = self._channel.stream_unary(call.path, ts.ReplayTaskRequest.SerializeToString, ta.Task.FromString)
+        limit = self._timeout if timeout is None else seconds(timeout)
+        try:
+            answer = await method(given.requests(call.request_id or ""), timeout=limit, metadata=self._target.metadata)
+        except grpc.RpcError as failure:
+            raise error_of(failure, self._target, call.request_id, call.task_id) from None
+        return AsyncTaskHandle(self, call.read(answer))
 
     async def signal(
         self,

@@ -233,6 +233,23 @@ def signal(
     return Call(path, request, ta.Task, _task, request_id=request_id, task_id=task_id)
 
 
+def bundle(task_id: str) -> Call[ts.TaskBundlePart]:
+    """GetTaskBundle; a stream."""
+
+    def read(answer: ts.TaskBundlePart) -> ts.TaskBundlePart:
+        return answer
+
+    request = ts.GetTaskBundleRequest(task_id=task_id)
+    return Call(_path("TaskService", "GetTaskBundle"), request, ts.TaskBundlePart, read, task_id=task_id)
+
+
+def replay(request_id: str | None) -> Call[m.Task]:
+    """ReplayTask; its requests are a stream, of which this is the first without its part."""
+    request_id = request_id or new_request_id()
+    request = ts.ReplayTaskRequest(request_id=request_id)
+    return Call(_path("TaskService", "ReplayTask"), request, ta.Task, _task, waits=True, request_id=request_id)
+
+
 def delete_task(task_id: str) -> Call[str]:
     """DeleteTask."""
     request = ts.DeleteTaskRequest(task_id=task_id)

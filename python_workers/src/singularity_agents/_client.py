@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -13,9 +14,12 @@ from typing_extensions import Self, Unpack
 
 from . import _calls as calls
 from . import _models as m
+from ._bundle import Bundle
 from ._durations import DurationLike, seconds
 from ._errors import SingularityError, Unavailable
 from ._otel import task_span
+from ._proto.singularity.agents.v1 import task_pb2 as ta
+from ._proto.singularity.agents.v1 import task_service_pb2 as ts
 from ._reading import Reading
 from ._resources import Agents, Frameworks, Memory, Providers, Schedules
 from ._spec import TaskOptions, TaskSpec
@@ -250,6 +254,24 @@ class Client:
         Without a `task` it is the same one. The first question that differs goes to the model.
         """
         return TaskHandle(self, self.run(calls.fork(task_id, after, task, options, request_id)))
+
+    def bundle(self, task_id: str) -> Bundle:
+        """Everything that an ended durable task was made of; `write` it to a file."""
+        return Bundle(list(self.stream(calls.bundle(task_id))))
+
+    def replay(
+        self, bundle: Bundle | str | os.PathLike[str], *, request_id: str | None = None, timeout: DurationLike | None = None
+    ) -> TaskHandle:
+        """A new task from a bundle or its file: it is answered from the record alone, no provider is called and no tool runs."""
+        given = bundle if isinstance(bundle, Bundle) else Bundle.read(bundle)
+        call = calls.replay(request_id)
+        method = self._channel.stream_unary(call.path, ts.ReplayTaskRequest.SerializeToString, ta.Task.FromString)
+        limit = self._timeout if timeout is None else seconds(timeout)
+        try:
+            answer = method(given.requests(call.request_id or ""), timeout=limit, metadata=self._target.metadata)
+        except grpc.RpcError as failure:
+            raise error_of(failure, self._target, call.request_id, call.task_id) from None
+        return TaskHandle(self, call.read(answer))
 
     def signal(
         self,

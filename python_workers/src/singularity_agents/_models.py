@@ -233,6 +233,8 @@ class Task(Value):
     answers: list[InputAnswer] = []
     #: Name of the key it was submitted with, whose budget pays for it.
     key_id: str = ""
+    #: The task of the bundle that this one was run from; empty: it is no replay.
+    replay_of: str = ""
 
     @property
     def ended(self) -> bool:

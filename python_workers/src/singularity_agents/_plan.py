@@ -79,33 +79,33 @@ def dot(plan: Mapping[str, Any]) -> str:
 def tree(plan: Mapping[str, Any]) -> list[str]:
     """A plan for a terminal: a line for each step, behind those that it needs, with what became of it."""
     steps = plan.get("steps", [])
-    depths = _depths(plan)
-    width = max((len(str(step["id"])) + 2 * depth for step, depth in zip(steps, depths, strict=True)), default=0)
-    order = sorted(range(len(steps)), key=lambda number: (depths[number], number))
+    deep = depths(plan)
+    width = max((len(str(step["id"])) + 2 * depth for step, depth in zip(steps, deep, strict=True)), default=0)
+    order = sorted(range(len(steps)), key=lambda number: (deep[number], number))
     return [
-        f"{'  ' * depths[n]}{steps[n]['id']}".ljust(width) + f"   {_label(steps[n])}   {_figures(steps[n])}".rstrip()
-        for n in order
+        f"{'  ' * deep[n]}{steps[n]['id']}".ljust(width) + f"   {_label(steps[n])}   {_figures(steps[n])}".rstrip() for n in order
     ]
 
 
-def _depths(plan: Mapping[str, Any]) -> list[int]:
+def depths(plan: Mapping[str, Any]) -> list[int]:
+    """How many steps stand before each step of a plan, along its longest way."""
     steps = plan.get("steps", [])
     number = {step["id"]: n for n, step in enumerate(steps)}
     open_needs = [sum(need in number for need in step.get("needs", [])) for step in steps]
     after: dict[int, list[int]] = {}
     for before, behind in _edges(plan):
         after.setdefault(before, []).append(behind)
-    depths = [0] * len(steps)
+    deep = [0] * len(steps)
     # What is in a circle stays at the left edge: only a file that was not checked has one.
     free = [n for n, waits in enumerate(open_needs) if waits == 0]
     while free:
         done = free.pop()
         for n in after.get(done, []):
-            depths[n] = max(depths[n], depths[done] + 1)
+            deep[n] = max(deep[n], deep[done] + 1)
             open_needs[n] -= 1
             if open_needs[n] == 0:
                 free.append(n)
-    return depths
+    return deep
 
 
 def _edges(plan: Mapping[str, Any]) -> list[tuple[int, int]]:

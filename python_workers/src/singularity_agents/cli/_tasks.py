@@ -21,6 +21,7 @@ from .._plan import read_plan
 from .._spec import TaskOptions, TaskSpec
 from ._draw import show_task
 from ._io import Io, ago, money, one_line, paint, short
+from ._live import draw, wanted
 from ._main import INTERRUPTED, OK, REFUSED, TASK_FAILED, Context, duration, exit_code, pair
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def add(commands: _SubParsersAction[Parser], shared: Parser) -> None:
     run = commands.add_parser("run", parents=[shared], help="submit a task, show it live, print its result")
     run.description = 'example: singularity run "What is 17 * 23?" --agent researcher'
     task_arguments(run)
+    run.add_argument("--replay", type=Path, metavar="BUNDLE", help="the task of a bundle, from its record: no model is called")
     run.add_argument("--timeout", type=duration, metavar="TIME", help="how long to wait (default: until the end)")
     run.set_defaults(run=run_task)
 
@@ -59,6 +61,7 @@ def add(commands: _SubParsersAction[Parser], shared: Parser) -> None:
     get.add_argument(
         "--plan", nargs="?", const="tree", choices=["tree", "mermaid", "dot", "json"], help="its steps (default: a tree)"
     )
+    get.add_argument("--bundle", type=Path, metavar="FILE", help="write everything it was made of, for run --replay")
     get.set_defaults(run=get_task)
 
     listing = commands.add_parser("list", parents=[shared], help="list tasks")
@@ -175,9 +178,20 @@ def _node_for(ctx: Context) -> Iterator[Client]:
 
 def run_task(ctx: Context) -> int:
     """`run`: submit, follow, print."""
+    if ctx.args.replay:
+        return replay_task(ctx)
     with _node_for(ctx) as client:
         _note_names(ctx, client)
         handle = client.submit(task_of(ctx.args), request_id=ctx.args.request_id)
+        return follow(ctx, client, handle, ctx.args.timeout)
+
+
+def replay_task(ctx: Context) -> int:
+    """`run --replay`."""
+    if ctx.args.text or ctx.args.plan or _options(ctx.args):
+        raise ValueError("--replay runs the task of its bundle: it takes no TEXT and no option of a task")
+    with ctx.client() as client:
+        handle = client.replay(ctx.args.replay, request_id=ctx.args.request_id)
         return follow(ctx, client, handle, ctx.args.timeout)
 
 
@@ -205,7 +219,9 @@ def follow(ctx: Context, client: Client, handle: TaskHandle, timeout: float | No
     progress = Progress(io, short(handle.id))
     io.say(f"task {short(handle.id)}", "dim")
     try:
-        if timeout is None:
+        if timeout is None and wanted(io, handle.task):
+            task = draw(io, client, handle)
+        elif timeout is None:
             for event in handle.watch(include_text=io.live):
                 progress.show(event)
             task = handle.get()
@@ -331,6 +347,14 @@ def watch_task(ctx: Context) -> int:
 def get_task(ctx: Context) -> int:
     """`get`."""
     with ctx.client() as client:
+        if ctx.args.bundle:
+            bundle = client.bundle(ctx.args.task)
+            bundle.write(ctx.args.bundle)
+            ctx.io.value(
+                {"bundle": str(ctx.args.bundle), "task_id": bundle.task.id, "entries": len(bundle.journal)},
+                f"{ctx.args.bundle}: task {short(bundle.task.id)}, {len(bundle.journal)} recorded answers",
+            )
+            return OK
         task = client.get(ctx.args.task)
         attempts = list(client.attempts(task.id)) if ctx.args.attempts else []
     if ctx.args.plan:
@@ -368,6 +392,8 @@ def _details(task: m.Task) -> str:
         rows.append(("retry of", short(task.retry_of)))
     if task.fork_of:
         rows.append(("fork of", short(task.fork_of)))
+    if task.replay_of:
+        rows.append(("replay of", short(task.replay_of)))
     if task.error:
         rows.append(("error", f"{task.error.reason}: {task.error.message}"))
     if proof := task.cancellation_proof:

@@ -67,6 +67,16 @@ macro_rules! bare_service {
                 Err(Status::unimplemented("bare"))
             }
 
+            type GetTaskBundleStream = tokio_stream::Empty<Result<pb::TaskBundlePart, Status>>;
+
+            async fn get_task_bundle(&self, _: Request<pb::GetTaskBundleRequest>) -> Result<Response<Self::GetTaskBundleStream>, Status> {
+                Err(Status::unimplemented("bare"))
+            }
+
+            async fn replay_task(&self, _: Request<tonic::Streaming<pb::ReplayTaskRequest>>) -> Result<Response<pb::Task>, Status> {
+                Err(Status::unimplemented("bare"))
+            }
+
             $(async fn $name(&self, _: Request<pb::$request>) -> Result<Response<pb::$response>, Status> { Err(Status::unimplemented("bare")) })*
         }
     };

@@ -87,6 +87,8 @@ reasons! {
     IterationLimit "iteration_limit" "ITERATION_LIMIT" 10 false;
     OutputSchemaMismatch "output_schema_mismatch" "OUTPUT_SCHEMA_MISMATCH" 10 false;
     ReplayNotAllowed "replay_not_allowed" "REPLAY_NOT_ALLOWED" 9 false;
+    ReplayMissing "replay_missing" "REPLAY_MISSING" 9 false;
+    BundleInvalid "bundle_invalid" "BUNDLE_INVALID" 3 false;
     ProviderRateLimited "provider_rate_limited" "PROVIDER_RATE_LIMITED" 8 true;
     ProviderOverloaded "provider_overloaded" "PROVIDER_OVERLOADED" 14 true;
     ProviderUnavailable "provider_unavailable" "PROVIDER_UNAVAILABLE" 14 true;

@@ -1,6 +1,7 @@
 //! What Erlang needs to know of a task to decide about it: a small header beside the opaque payload.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use agent_proto::agents::v1 as pb;
 
@@ -22,6 +23,19 @@ pub mod defaults {
     pub const MULTIPLIER: f64 = 2.0;
     /// Priority, 9 first.
     pub const PRIORITY: i32 = 4;
+}
+
+/// What a task that is run from a bundle begins with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Record {
+    /// The task of the bundle.
+    pub of: String,
+    /// Answers of models and results of tools.
+    pub entries: Vec<pb::JournalEntry>,
+    /// What people and clients answered.
+    pub answers: Vec<pb::InputAnswer>,
+    /// What its memory namespace held.
+    pub remembered: Vec<pb::Message>,
 }
 
 /// The header of a task. Times are ms, 0 is "none" (for `max_duration_ms` too).
@@ -66,6 +80,10 @@ pub struct TaskHeader {
     pub fork_of: String,
     /// The last event of it that counts; 0: all.
     pub fork_after: i64,
+    /// It is answered by a record alone, see [`Record`].
+    pub replayed: bool,
+    /// That record, at its submit.
+    pub record: Option<Arc<Record>>,
     pub has_plan: bool,
     /// What the task may spend, in micro-dollars; 0: no limit; none: the tenant's default.
     pub max_cost_micros: Option<i64>,
@@ -194,6 +212,8 @@ pub fn header(task: &pb::AgentTask, task_id: &str, request_id: &str, tenant: &st
         retry_of: String::new(),
         fork_of: String::new(),
         fork_after: 0,
+        replayed: false,
+        record: None,
         has_plan: task.plan.is_some(),
         max_cost_micros: req.max_cost_micros,
         on_budget_end: match req.on_budget_end() {

@@ -6,6 +6,7 @@ mod agents;
 mod auth;
 mod budgets;
 mod bulk;
+mod bundle;
 mod conn;
 mod engine;
 mod frameworks;

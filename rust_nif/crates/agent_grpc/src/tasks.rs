@@ -320,6 +320,26 @@ impl pb::task_service_server::TaskService for Tasks {
         }
     }
 
+    type GetTaskBundleStream = Pin<Box<dyn futures::Stream<Item = Result<pb::TaskBundlePart, Status>> + Send>>;
+
+    async fn get_task_bundle(&self, request: Request<pb::GetTaskBundleRequest>) -> Reply<Self::GetTaskBundleStream> {
+        let open = Connection::open(&request);
+        let tenant = self.0.tenant(&request)?;
+        let id = request.into_inner().task_id;
+        let owner = tenant.clone();
+        let task = self.0.read(move |store| store.get(&owner, &id)).await?;
+        let parts = crate::bundle::parts(&self.0, tenant, task).await?;
+        let stream = futures::stream::unfold((parts, open), |(mut parts, open)| async { parts.recv().await.map(|p| (p, (parts, open))) });
+        ok(Box::pin(stream) as Self::GetTaskBundleStream)
+    }
+
+    async fn replay_task(&self, request: Request<tonic::Streaming<pb::ReplayTaskRequest>>) -> Reply<pb::Task> {
+        let _open = Connection::open(&request);
+        let by = self.0.caller(&request)?;
+        let id = crate::bundle::replay(&self.0, &by, request.into_inner()).await?;
+        ok(self.get(&by.tenant, &id)?)
+    }
+
     async fn signal_task(&self, request: Request<pb::SignalTaskRequest>) -> Reply<pb::Task> {
         let tenant = self.0.tenant(&request)?;
         let signal = request.into_inner();

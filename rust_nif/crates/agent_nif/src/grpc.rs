@@ -113,12 +113,9 @@ fn body_terms(env: Env<'_>, body: EngineBody) -> (Atom, Term<'_>, Term<'_>) {
     let named = |name: String| Map::new(env).put(atoms::framework(), name).end();
     match body {
         EngineBody::Submit { header, spec } => {
+            let answers = header.record.as_ref().map(|record| record.answers.clone()).unwrap_or_default();
             let term = header_term(env, &header);
-            (
-                atoms::submit_task(),
-                term,
-                ResourceArc::new(Payload { header: *header, task: Arc::from(spec), answers: Vec::new() }).encode(env),
-            )
+            (atoms::submit_task(), term, ResourceArc::new(Payload { header: *header, task: Arc::from(spec), answers }).encode(env))
         }
         EngineBody::Check { header, spec } => {
             let term = header_term(env, &header);

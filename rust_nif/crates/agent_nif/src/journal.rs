@@ -10,7 +10,7 @@ use std::time::Duration;
 use agent_core::{AgentError, hash};
 use agent_proto::agents::v1 as pb;
 use agent_proto::worker::v1 as w;
-use agent_store::journal::{Change, Decision, Key, Kind, Lookup, Question, Replay, Scope, Session};
+use agent_store::journal::{Change, Decision, Key, Kind, Lookup, Question, Replay, Scope, Session, missing};
 use agent_store::{TaskStore, WriteOp};
 use prost::Message;
 use rustler::{Atom, Encoder, Env, Resource, ResourceArc, Term};
@@ -53,6 +53,8 @@ pub(crate) struct Live {
 pub(crate) enum Asked<R> {
     Recorded(R),
     Live(Live),
+    /// The task is run from its record alone, which does not hold it.
+    Missing,
 }
 
 impl Journal {
@@ -107,6 +109,11 @@ impl Journal {
         }
     }
 
+    /// Why a call is not made that the record of a replay does not hold.
+    pub(crate) fn missing(&self) -> AgentError {
+        missing(self.question.0, &self.scope.name)
+    }
+
     /// Whether a call may begin now.
     pub(crate) fn may_begin(&self) -> bool {
         self.store.gate_is_open()
@@ -140,6 +147,7 @@ fn asked<R: Message + Default>(lookup: Lookup) -> Asked<R> {
     match lookup {
         // Bytes that we wrote; if they cannot be read the call is made again.
         Lookup::Recorded(answer) => Asked::Recorded(R::decode(answer.as_slice()).unwrap_or_default()),
+        Lookup::Missing => Asked::Missing,
         Lookup::Live { key, in_doubt, diverged } => Asked::Live(Live { key, in_doubt, diverged }),
     }
 }

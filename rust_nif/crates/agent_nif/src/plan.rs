@@ -202,6 +202,7 @@ fn step_header(task: &TaskHeader, step: &pb::AgentTask, streams: bool) -> TaskHe
         budget_approved: task.budget_approved,
         budget_denied: task.budget_denied,
         ephemeral: task.ephemeral,
+        replayed: task.replayed,
         stream_text: streams && own.stream_text,
         ..own
     }

@@ -120,6 +120,7 @@ fn chat<'a>(env: Env<'a>, handle: ResourceArc<ProvidersHandle>, reference: Term<
     let journal = Journal::of(options, || journal::chat(&request));
     // Whether nothing is recorded can be said at once in a task's first attempt, and once its entries were read in a later one.
     let mut asked = journal.as_ref().and_then(Journal::ask_now::<pb::ChatResponse>);
+    let inline = inline && !matches!(asked, Some(Asked::Missing));
     if inline && !streams && journal.as_ref().is_none_or(|journal| asked.is_some() && journal.may_begin()) {
         let (response, note) = match asked.take() {
             Some(Asked::Recorded(response)) => (Some(response), Note::Replayed),
@@ -188,10 +189,13 @@ async fn journaled<R: Message + Default>(
         (Some(journal), None) => Some(journal.ask().await?),
         (_, asked) => asked,
     };
+    if let (Some(journal), Some(Asked::Missing)) = (&journal, &asked) {
+        return Err(journal.missing());
+    }
     let live = match asked {
         Some(Asked::Recorded(answer)) => return Ok((answer, Note::Replayed)),
         Some(Asked::Live(live)) => Some(live),
-        None => None,
+        Some(Asked::Missing) | None => None,
     };
     let Some((journal, live)) = journal.zip(live) else { return Ok((call.await?, Note::None)) };
     journal.gate().await;

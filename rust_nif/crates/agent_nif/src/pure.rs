@@ -89,6 +89,7 @@ pub(crate) fn header_term<'a>(env: Env<'a>, h: &TaskHeader) -> Term<'a> {
         .put(atoms::allow_replay(), h.allow_replay)
         .put(atoms::has_plan(), h.has_plan)
         .put(atoms::create_ms(), h.create_ms)
+        .opt(atoms::replay(), h.replayed.then_some(true))
         .end()
 }
 

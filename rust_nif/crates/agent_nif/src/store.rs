@@ -226,7 +226,7 @@ fn op_of(term: Term<'_>) -> NifResult<WriteOp> {
         let mut spec = Box::new((*payload.task).clone());
         // The agent's namespace serves a task that names none; an ephemeral one remembers nothing.
         let namespace = text(at(3)?, atoms::memory_namespace());
-        if !namespace.is_empty() && !payload.header.ephemeral {
+        if !namespace.is_empty() && !payload.header.ephemeral && !payload.header.replayed {
             let context = spec.context.get_or_insert_default();
             if context.memory_namespace.is_empty() {
                 context.memory_namespace = namespace;

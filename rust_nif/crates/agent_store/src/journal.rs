@@ -8,7 +8,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use agent_core::{AgentError, Reason};
+use agent_proto::agents::v1 as pb;
+use agent_proto::worker::v1 as w;
 use parking_lot::Mutex;
+use prost::Message;
 use sha2::{Digest, Sha256};
 
 /// Version of the canonical forms behind the hashes; stored beside every entry, so that a newer program can tell them apart.
@@ -17,6 +21,8 @@ pub const VERSION: u32 = 1;
 /// What was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
+    /// Nothing: that this entry stands says that the record is whole, so a question without an entry is refused.
+    Sealed = 0,
     /// A model.
     Chat = 1,
     /// An embedding model.
@@ -35,6 +41,7 @@ impl Kind {
     /// By its number.
     pub(crate) fn of(number: i64) -> Self {
         match number {
+            0 => Kind::Sealed,
             1 => Kind::Chat,
             2 => Kind::Embed,
             4 => Kind::Step,
@@ -134,6 +141,60 @@ pub enum Lookup {
         /// The run took another way than the one recorded; said once.
         diverged: bool,
     },
+    /// Not recorded, and the record is all there is: it must not be asked.
+    Missing,
+}
+
+/// What a replay says to a question that its record does not answer.
+pub fn missing(kind: Kind, step: &str) -> AgentError {
+    let what = match kind {
+        Kind::Tool => "tool",
+        Kind::Embed => "embedding call",
+        _ => "model call",
+    };
+    let place = if step.is_empty() { String::new() } else { format!(" of step {step}") };
+    let error = AgentError::new(Reason::ReplayMissing, format!("a {what}{place} is not in the record, and a replay asks nobody else"));
+    let error = error.with("kind", what.split(' ').next().unwrap_or_default());
+    if step.is_empty() { error } else { error.with("step", step) }
+}
+
+/// An entry of a bundle as it is stored.
+pub fn entry_of(entry: &pb::JournalEntry) -> Result<(Key, Vec<u8>), AgentError> {
+    use pb::JournalKind as K;
+    use pb::journal_entry::Answer;
+    let bad = |why: &str| AgentError::new(Reason::BundleInvalid, format!("an entry of its journal {why}")).with("part", "journal");
+    let (kind, answer) = match (entry.kind(), &entry.answer) {
+        (K::Chat, Some(Answer::Chat(r))) => (Kind::Chat, r.encode_to_vec()),
+        (K::Embed, Some(Answer::Embed(r))) => (Kind::Embed, r.encode_to_vec()),
+        (K::Tool, Some(Answer::Tool(r))) => (Kind::Tool, w::ToolReply { content: r.content.clone(), is_error: r.is_error }.encode_to_vec()),
+        (K::Step, Some(Answer::Step(r))) => (Kind::Step, r.encode_to_vec()),
+        (K::StepFailed, Some(Answer::Step(r))) => (Kind::StepFailed, r.encode_to_vec()),
+        (K::StepUndone, Some(Answer::Step(r))) => (Kind::StepUndone, r.encode_to_vec()),
+        _ => return Err(bad("has no answer of its kind")),
+    };
+    let hash = entry.hash.as_slice().try_into().map_err(|_| bad("has no hash of 32 bytes"))?;
+    let occurrence = u32::try_from(entry.occurrence).map_err(|_| bad("has a number below 0"))?;
+    Ok((Key { question: (kind, hash), occurrence }, answer))
+}
+
+/// A stored entry for a bundle; none for what cannot be read.
+pub(crate) fn entry_for(key: &Key, answer: &[u8]) -> Option<pb::JournalEntry> {
+    use pb::JournalKind as K;
+    use pb::journal_entry::Answer;
+    let (kind, answer) = match key.question.0 {
+        Kind::Sealed => return None,
+        Kind::Chat => (K::Chat, Answer::Chat(pb::ChatResponse::decode(answer).ok()?)),
+        Kind::Embed => (K::Embed, Answer::Embed(pb::EmbedResponse::decode(answer).ok()?)),
+        Kind::Tool => {
+            let reply = w::ToolReply::decode(answer).ok()?;
+            (K::Tool, Answer::Tool(pb::ToolAnswer { content: reply.content, is_error: reply.is_error }))
+        }
+        Kind::Step => (K::Step, Answer::Step(pb::PlanStepRun::decode(answer).ok()?)),
+        Kind::StepFailed => (K::StepFailed, Answer::Step(pb::PlanStepRun::decode(answer).ok()?)),
+        Kind::StepUndone => (K::StepUndone, Answer::Step(pb::PlanStepRun::decode(answer).ok()?)),
+    };
+    let occurrence = i32::try_from(key.occurrence).ok()?;
+    Some(pb::JournalEntry { kind: kind as i32, hash: key.question.1.to_vec(), occurrence, answer: Some(answer) })
 }
 
 #[derive(Debug, Default)]
@@ -152,6 +213,7 @@ struct Inner {
 #[derive(Debug)]
 pub struct Session {
     fence: i64,
+    sealed: bool,
     inner: Mutex<Inner>,
 }
 
@@ -159,7 +221,8 @@ impl Session {
     /// A session over the entries of earlier attempts.
     pub fn new(fence: i64, entries: Vec<Entry>) -> Self {
         let unused = entries.iter().filter(|(key, answer)| key.question.0.is_call() && answer.is_some()).count();
-        Self { fence, inner: Mutex::new(Inner { recorded: entries.into_iter().collect(), unused, ..Inner::default() }) }
+        let sealed = entries.iter().any(|(key, _)| key.question.0 == Kind::Sealed);
+        Self { fence, sealed, inner: Mutex::new(Inner { recorded: entries.into_iter().collect(), unused, ..Inner::default() }) }
     }
 
     /// The session of a later try of a plan's step, if it is open.
@@ -185,6 +248,7 @@ impl Session {
                 inner.hits += 1;
                 Lookup::Recorded(answer)
             }
+            _ if self.sealed => Lookup::Missing,
             Some(None) => Lookup::Live { key, in_doubt: true, diverged: false },
             // Answers are left that this run did not ask for before it asked for something new.
             None => {
@@ -267,6 +331,30 @@ mod tests {
         let s = Session::new(2, vec![(key(1, 0), Some(vec![1])), (key(2, 0), Some(vec![2]))]);
         assert_eq!(s.ask(question(2), true), Lookup::Recorded(vec![2]));
         assert_eq!(s.ask(question(1), true), Lookup::Recorded(vec![1]));
+    }
+
+    #[test]
+    fn a_sealed_record_answers_what_it_holds_and_refuses_the_rest() {
+        let seal = Key { question: (Kind::Sealed, [0; 32]), occurrence: 0 };
+        let s = Session::new(1, vec![(seal, Some(Vec::new())), (key(1, 0), Some(vec![1])), (key(2, 0), None)]);
+        assert_eq!(s.ask(question(1), true), Lookup::Recorded(vec![1]));
+        assert_eq!(s.ask(question(1), true), Lookup::Missing);
+        assert_eq!(s.ask(question(2), true), Lookup::Missing);
+    }
+
+    #[test]
+    fn an_entry_of_a_bundle_is_the_stored_one_and_a_damaged_one_is_refused() {
+        let stored = pb::ChatResponse { model: "m".into(), ..Default::default() }.encode_to_vec();
+        let given = entry_for(&key(7, 2), &stored).unwrap();
+        assert_eq!(entry_of(&given).unwrap(), (key(7, 2), stored));
+        for bad in [
+            pb::JournalEntry { hash: vec![1], ..given.clone() },
+            pb::JournalEntry { occurrence: -1, ..given.clone() },
+            pb::JournalEntry { kind: pb::JournalKind::Tool as i32, ..given.clone() },
+            pb::JournalEntry { answer: None, ..given },
+        ] {
+            assert_eq!(entry_of(&bad).unwrap_err().reason, Reason::BundleInvalid);
+        }
     }
 
     #[test]

@@ -155,7 +155,7 @@ pub struct TaskStore {
     durable: Box<dyn Store>,
     sessions: Sessions,
     /// Forked tasks whose journal was not read yet: theirs is not empty in the first attempt.
-    forks: Mutex<HashSet<String>>,
+    forks: Arc<Mutex<HashSet<String>>>,
     /// Whether memory is switched off.
     forgets: AtomicBool,
 }
@@ -183,7 +183,7 @@ impl TaskStore {
             memory: Memory::new(),
             durable,
             sessions: Sessions::default(),
-            forks: Mutex::default(),
+            forks: Arc::default(),
             forgets: AtomicBool::new(false),
         })
     }
@@ -253,10 +253,20 @@ impl TaskStore {
             self.sessions.close(id);
         }
         if let WriteOp::Submit { header, .. } = &op
-            && !header.fork_of.is_empty()
+            && begins_with_answers(header)
         {
             self.forks.lock().insert(header.task_id.clone());
         }
+        // One that was queued when the node ended is known by its claim.
+        let forks = matches!(op, WriteOp::Claim { .. }).then(|| self.forks.clone());
+        let done = move |result: Result<Written, AgentError>| {
+            if let (Some(forks), Ok(Written::Claimed { header, .. })) = (&forks, &result)
+                && begins_with_answers(header)
+            {
+                forks.lock().insert(header.task_id.clone());
+            }
+            done(result);
+        };
         if self.durable.write(op, Box::new(done)) { Enqueued::Queued } else { Enqueued::Busy }
     }
 
@@ -381,6 +391,14 @@ impl TaskStore {
         }
         let entries = self.durable.step_runs(id)?;
         Ok(entries.into_iter().filter_map(|(key, answer)| plan_run(key.question.0, &answer?)).collect())
+    }
+
+    /// The journal of a task as a bundle holds it: what has an answer, in a fixed order.
+    pub fn recorded(&self, id: &str) -> Result<Vec<pb::JournalEntry>, AgentError> {
+        let mut all = self.durable.journal(id)?;
+        all.extend(self.durable.step_runs(id)?);
+        all.sort_by_key(|(key, _)| (key.question.0 as i64, key.question.1, key.occurrence));
+        Ok(all.iter().filter_map(|(key, answer)| journal::entry_for(key, answer.as_ref()?)).collect())
     }
 
     /// Whether a task lives in memory alone.
@@ -718,6 +736,11 @@ impl TaskStore {
     pub fn agents(&self) -> Result<Vec<(String, String, Vec<u8>)>, AgentError> {
         self.durable.agents()
     }
+}
+
+/// Whether the journal of a task is not empty in its first attempt.
+fn begins_with_answers(header: &TaskHeader) -> bool {
+    header.replayed || !header.fork_of.is_empty()
 }
 
 /// What is asked of the disk to know whether there is a next page.

@@ -328,7 +328,10 @@ impl WriteOp {
     pub fn size(&self) -> usize {
         let events = |all: &[pb::task_event::Event]| all.iter().map(pb::task_event::Event::encoded_len).sum::<usize>();
         match self {
-            WriteOp::Submit { spec, .. } => prost::Message::encoded_len(spec.as_ref()),
+            WriteOp::Submit { spec, header, .. } => {
+                let recorded = header.record.as_ref().map_or(0, |r| r.entries.iter().map(prost::Message::encoded_len).sum::<usize>());
+                prost::Message::encoded_len(spec.as_ref()) + recorded
+            }
             WriteOp::Events { events: all, .. } | WriteOp::Requeue { events: all, .. } => events(all),
             WriteOp::Finish { finish, .. } => {
                 let journal: usize = finish.journal.iter().map(|(_, answer)| answer.len()).sum();

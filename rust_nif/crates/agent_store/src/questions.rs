@@ -20,7 +20,7 @@ pub fn money_id(fence: i64) -> String {
 }
 
 /// Whether it is the name of such a question.
-pub(crate) fn is_money(input_id: &str) -> bool {
+pub fn is_money(input_id: &str) -> bool {
     input_id.starts_with("budget:")
 }
 

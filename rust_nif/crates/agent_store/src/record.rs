@@ -80,6 +80,7 @@ impl Record {
             spec: Some(spec),
             retry_of: header.retry_of.clone(),
             fork_of: header.fork_of.clone(),
+            replay_of: header.record.as_ref().map(|r| r.of.clone()).unwrap_or_default(),
             parent_task_id: header.parent_task_id.clone(),
             key_id: header.key_id.clone(),
             create_time: Some(timestamp(now_ms)),
@@ -114,6 +115,8 @@ impl Record {
         let created = self.task.create_time.as_ref().map_or(0, agent_core::header::timestamp_ms);
         let mut h = header(&spec, &self.task.id, &self.task.request_id, &self.tenant, created);
         h.retry_of.clone_from(&self.task.retry_of);
+        h.fork_of.clone_from(&self.task.fork_of);
+        h.replayed = !self.task.replay_of.is_empty();
         h.key_id.clone_from(&self.task.key_id);
         // Each approval adds what the task was given at first.
         let (approved, denied) = questions::money(&self.task.answers);

@@ -10,7 +10,7 @@ use super::{Param, all, journal, ledger, memory, schedules, tasks};
 use crate::blob::{Address, BLOB_BYTES};
 use crate::durable::{deleted_request, existing, not_found};
 use crate::hub::End;
-use crate::journal::{Change, Key};
+use crate::journal::{Change, Key, entry_of};
 use crate::op::{WriteOp, Written};
 use crate::record::{Record, is_terminal};
 
@@ -81,9 +81,22 @@ impl Thread {
                 self.unsealed |= large.is_some();
                 let (mut record, events, written) = Record::submitted(&header, *spec, run, route, epoch, now);
                 record.parts.spec = large;
+                let recorded = header.record.as_ref().map(|known| known.entries.iter().map(entry_of).collect::<Result<Vec<_>, _>>());
+                let recorded = recorded.transpose()?;
+                if let Some(known) = &header.record {
+                    record.task.answers.clone_from(&known.answers);
+                    record.task.remembered.clone_from(&known.remembered);
+                }
                 tasks::insert(&mut *self.db, &mut record, &events)?;
                 if !header.fork_of.is_empty() {
                     journal::copy(&mut *self.db, &header.fork_of, &header.task_id, header.fork_after)?;
+                }
+                for (key, answer) in recorded.into_iter().flatten() {
+                    let blob = self.put_bytes(&header.tenant, &answer, now)?;
+                    journal::change(&mut *self.db, &header.task_id, (0, 0), &key, &Change::Answer(answer), blob.as_ref())?;
+                }
+                if header.replayed {
+                    journal::seal(&mut *self.db, &header.task_id)?;
                 }
                 let id = header.task_id;
                 // What waits for its time may wait long, and there may be a million of it.
@@ -230,8 +243,15 @@ impl Thread {
             return Ok(None);
         }
         let tenant = self.cached(id)?.tenant.clone();
+        self.put_bytes(&tenant, answer, now)
+    }
+
+    fn put_bytes(&mut self, tenant: &str, answer: &[u8], now: i64) -> Result<Option<Address>, AgentError> {
+        if answer.len() <= BLOB_BYTES {
+            return Ok(None);
+        }
         self.unsealed = true;
-        self.blobs.put(&mut *self.db, &tenant, answer, now)
+        self.blobs.put(&mut *self.db, tenant, answer, now)
     }
 
     fn put_answers(&mut self, id: &str, answers: Vec<(Key, Vec<u8>)>, now: i64) -> Result<Vec<Placed>, AgentError> {
@@ -243,6 +263,9 @@ impl Thread {
     fn remember(&mut self, id: &str) -> Result<(), AgentError> {
         let record = self.cached(id)?;
         let namespace = record.task.spec.as_ref().map(namespace).unwrap_or_default().to_owned();
+        if !record.task.replay_of.is_empty() {
+            return Ok(()); // its record says what was remembered
+        }
         if record.task.attempts == 0 && !namespace.is_empty() {
             let tenant = record.tenant.clone();
             let window = memory::window(&mut *self.db, &tenant, &namespace, CONVERSATION, REMEMBERED_MESSAGES, REMEMBERED_BYTES)?;
@@ -257,7 +280,9 @@ impl Thread {
             self.whole(id)?;
         }
         let record = self.cached(id)?;
-        Ok(record.task.spec.as_ref().filter(|spec| !namespace(spec).is_empty()).map(|spec| {
+        // A replay is no conversation.
+        let lives = record.task.replay_of.is_empty();
+        Ok(record.task.spec.as_ref().filter(|spec| lives && !namespace(spec).is_empty()).map(|spec| {
             let turn = vec![text_message(pb::Role::User, spec.description.clone()), text_message(pb::Role::Assistant, said)];
             (record.tenant.clone(), namespace(spec).to_owned(), turn)
         }))

@@ -5,7 +5,7 @@ use agent_core::AgentError;
 use super::blobs::Blobs;
 use super::{Db, Param, all, one};
 use crate::blob::Address;
-use crate::journal::{Change, Decision, Entry, Key, Kind, Replay, VERSION};
+use crate::journal::{Change, Decision, Entry, Key, Kind, Replay, VERSION, missing};
 
 /// The entries of a task: ends of steps of its plan, or all others.
 pub(super) fn entries(db: &mut dyn Db, blobs: &Blobs, task: &str, steps: bool) -> Result<Vec<Entry>, AgentError> {
@@ -91,8 +91,20 @@ pub(super) fn tool_begin(
         Some((earlier, None, None)) if replay == Replay::Once && (earlier != fence || again) => return Ok(Decision::InDoubt),
         _ => {}
     }
+    if one(db, SEALED, &name(task, &SEAL), |r| r.int(0))?.is_some() {
+        return Err(missing(key.question.0, ""));
+    }
     change(db, task, (fence, sequence), key, &Change::Intent, None)?;
     Ok(Decision::Run)
+}
+
+/// Names the entry that says that the record of a task is all that may answer it.
+const SEAL: Key = Key { question: (Kind::Sealed, [0; 32]), occurrence: 0 };
+const SEALED: &str = "SELECT fence FROM journal WHERE task_id = ?1 AND kind = ?2 AND hash = ?3 AND occurrence = ?4";
+
+/// From now on a question of the task that is not recorded is refused.
+pub(super) fn seal(db: &mut dyn Db, task: &str) -> Result<(), AgentError> {
+    change(db, task, (0, 0), &SEAL, &Change::Answer(Vec::new()), None)
 }
 
 /// Gives a new task the answers that another one had when it had written this event; 0: all of them. Steps that failed run again; once one
@@ -101,7 +113,7 @@ pub(super) fn copy(db: &mut dyn Db, from: &str, to: &str, until_sequence: i64) -
     let until = if until_sequence == 0 { i64::MAX } else { until_sequence };
     let sql = "INSERT INTO journal SELECT ?2, kind, hash, occurrence, hash_version, 0, answer, 0, blob FROM journal
         WHERE task_id = ?1 AND answer IS NOT NULL AND sequence <= ?3
-        AND (kind < 3 OR (kind < 5 AND NOT EXISTS (SELECT 1 FROM journal WHERE task_id = ?1 AND kind = 6)))";
+        AND kind > 0 AND (kind < 3 OR (kind < 5 AND NOT EXISTS (SELECT 1 FROM journal WHERE task_id = ?1 AND kind = 6)))";
     db.execute(sql, &[from.into(), to.into(), until.into()]).map(|_| ())
 }
 
