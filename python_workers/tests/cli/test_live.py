@@ -75,6 +75,9 @@ def test_three_hundred_steps_fit_any_screen_and_what_matters_is_shown(width: int
     names = [f"step-with-a-long-name-{n}" for n in range(300)]
     states = ["SUCCEEDED"] * 150 + ["FAILED"] + ["RUNNING"] * 2 + ["QUEUED"] * 147
     seen = view(*(step(name, state) for name, state in zip(names, states, strict=True)))
+    for name, state in zip(names, states, strict=True):
+        if state == "RUNNING":
+            seen.take(started(name))
     lines = seen.lines(width, height, NOW, spin=0)
     assert len(lines) <= max(3, height) and all(len(line) <= width for line in lines)
     assert any("✗" in line for line in lines) and "…" in lines[-1]
@@ -82,6 +85,7 @@ def test_three_hundred_steps_fit_any_screen_and_what_matters_is_shown(width: int
 
 def test_an_ephemeral_plan_is_known_by_its_events_alone() -> None:
     seen = view(step("a"), step("b"))
+    assert seen.state(step("b", "RUNNING")) == "queued"
     for event in (started("a"), Event(kind="step_finished", data={"name": "a", "status": "succeeded"}), started("b")):
         assert seen.take(event)
     assert [seen.state(s) for s in (step("a"), step("b"))] == ["succeeded", "running"]

@@ -60,8 +60,10 @@ class PlanView:
         kept = str(step.get("state", "")).removeprefix("TASK_STATE_").lower()
         if kept in ("succeeded", "failed", "timed_out"):
             return kept
-        said = self._events.get(str(step["id"]), ("", None))[0]
-        return "running" if said == "running" and self.task.ended else said or ("" if self.task.ended else kept)
+        if self.task.ended:
+            return ""
+        # Ready is not running: a step may wait for its turn.
+        return self._events.get(str(step["id"]), ("queued", None))[0]
 
     def lines(self, width: int, height: int, now: datetime, spin: int | None = None) -> list[str]:
         """The picture, at most `height` lines of at most `width` columns; without `spin` nothing turns."""
@@ -115,8 +117,8 @@ class PlanView:
         usage = [run.get("usage", {}) for run in runs]
         if tokens := sum(int(u.get("input_tokens", 0)) + int(u.get("output_tokens", 0)) for u in usage):
             parts.append(f"{tokens} tok")
-        if costs := [int(run["cost_micros"]) for run in runs if "cost_micros" in run]:
-            parts.append(f"${sum(costs) / 1e6:.6f}")
+        if cost := sum(int(run.get("cost_micros", 0)) for run in runs):
+            parts.append(f"${cost / 1e6:.6f}")
         if tries := max((int(run.get("attempts", 1)) for run in runs), default=1) - 1:
             parts.append(f"{tries + 1} tries")
         parts += [str(run["error"].get("reason", "")) for run in runs if run.get("error")][:1]
@@ -162,7 +164,7 @@ def _cut(text: str, width: int) -> str:
 
 def wanted(io: Io, task: m.Task) -> bool:
     """Whether somebody looks who can see a tree."""
-    return bool(io.live and not io.quiet and task.plan and sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
+    return bool(io.live and not io.quiet and task.spec.get("plan") and sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def draw(io: Io, client: Client, handle: TaskHandle) -> m.Task:
