@@ -63,7 +63,7 @@ def environment() -> dict[str, str]:
     """Their own programs first; no key of ours."""
     return {
         "PATH": f"{HOME / 'venv' / 'bin'}:{os.environ['PATH']}", "HOME": os.environ.get("HOME", str(HOME)), "OPENAI_API_KEY": "any",
-        **{name: os.environ[name] for name in os.environ if name.lower().startswith(("npm_config", "uv_", "pip_", "ssl_"))},
+        **{name: os.environ[name] for name in os.environ if name.lower().startswith(("npm_config", "node_extra_ca", "uv_", "pip_", "ssl_"))},
     }  # fmt: skip
 
 

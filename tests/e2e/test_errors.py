@@ -132,7 +132,7 @@ def stale(client: Client) -> None:
 
 HAPPENS: dict[str, Callable[[Client], str]] = {
     "AGENT_NOT_FOUND": refused(lambda c: c.submit("x", agent="nobody")),
-    "CAPABILITY_PENDING": refused(lambda c: c.submit("x", stream_policy="restart")),
+    "CAPABILITY_PENDING": refused(lambda c: c.submit("x", plan={"steps": [{"id": "a", "executor": "workflow"}]})),
     "FILTER_INVALID": refused(lambda c: list(c.list(filter="no such thing"))),
     "INVALID_FIELD": refused(lambda c: c.submit("")),
     "MODEL_NOT_FOUND": provider("missing"),

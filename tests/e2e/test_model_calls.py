@@ -27,6 +27,19 @@ LATE = 30.0
 ENOUGH = 20
 
 
+#: An agent in a worker that asks the engine's model once.
+ASKER = f'[agents.asker]\nframework = "custom:e2e"\nproject = "{HERE}"\nentrypoint = "e2e_agents:asks"\n'
+MODELS = """
+[models.alike]
+endpoints = [
+  { provider = "one", name = "x", context_tokens = 8000, family = "alike", capabilities = ["tools", "prefill", "images"] },
+  { provider = "two", name = "y", context_tokens = 32000, family = "alike" },
+]
+[models.mixed]
+endpoints = [{ provider = "one", name = "x", family = "one", context_tokens = 8000 }, { provider = "two", name = "y", family = "two" }]
+"""
+
+
 class Upstream:
     """A provider whose answer is its name; late, or broken off behind some text, where the test says so."""
 
@@ -57,6 +70,13 @@ class Upstream:
                     message = {"role": "assistant", "content": text}
                     whole = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage}
                     answer, kind = json.dumps(whole), "application/json"
+                    if upstream.breaks_off_behind is not None:
+                        self.send_response(200)
+                        self.send_header("content-length", str(len(answer)))
+                        self.end_headers()
+                        self.wfile.write(answer[: len(answer) // 2].encode())
+                        self.close_connection = True
+                        return
                 self.answer(200, answer.encode(), kind)
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -108,9 +128,7 @@ def test_an_equal_call_of_another_task_is_answered_again_free_and_marked(
 ) -> None:
     """Of a native task and of one in a worker."""
     who: dict[str, Any] = {"agent_type": "assistant"} if agent == "assistant" else {"agent": "asker"}
-    here = 'framework = "custom:e2e"\nproject = "%s"\nentrypoint = "e2e_agents:asks"\n'
-
-    with Client(node(f"[agents.asker]\n{here % HERE}").address, max_retries=0) as client:
+    with Client(node(ASKER).address, max_retries=0) as client:
 
         def ask(**options: Any) -> tuple[Any, list[dict[str, Any]]]:
             task = client.submit("the same question", model="m", **who, **options)
@@ -155,6 +173,28 @@ def test_an_answer_that_breaks_off_is_gone_on_with_where_the_task_allows_it(
         with pytest.raises(SingularityError) as broken:
             client.execute("tell", **options)
         assert broken.value.reason == "PROVIDER_STREAM_CUT"
+
+
+@pytest.mark.parametrize("agent", ["assistant", "own"])
+def test_an_answer_that_breaks_off_begins_anew_where_the_task_allows_it(
+    node: Callable[..., KillableNode], pair: tuple[Upstream, Upstream], agent: str
+) -> None:
+    pair[0].breaks_off_behind = "and so the first "
+    who: dict[str, Any] = {"agent_type": "assistant"} if agent == "assistant" else {"agent": "asker"}
+    with Client(node(ASKER).address, max_retries=0) as client:
+        task = client.submit("tell", stream_policy="restart", model="m", max_attempts=1, **who)
+        assert task.result("60s").output == "two"
+        # Nothing was shown that would have to be taken back.
+        assert [event.data["text"] for event in client.watch(task.id) if event.kind == "text_delta"] == []
+        assert [call["provider"] for call in calls_of(client, task.id)] == ["two"]
+
+
+def test_the_list_of_models_says_what_the_configuration_says(node: Callable[..., KillableNode], pair: Any) -> None:
+    with Client(node(MODELS).address, max_retries=0) as client:
+        listed = {model.name: model for model in client.providers.models()}
+        assert (listed["alike"].context, listed["alike"].family) == (32000, "alike")
+        assert listed["alike"].capabilities == ["images", "json_schema", "prefill", "streaming", "tools"]
+        assert (listed["mixed"].context, listed["mixed"].family) == (8000, "")
 
 
 def test_a_task_that_wants_quality_is_served_by_who_has_it(

@@ -236,9 +236,7 @@ def test_time_in_which_nothing_runs_is_not_counted_as_duration(client: Client) -
 
 @pytest.mark.parametrize(
     ("field", "options"),
-    [
-        ("task.execution_hints.stream_policy", {"stream_policy": "restart"}),
-    ],
+    [("task.plan.steps", {"plan": {"steps": [{"id": "a", "executor": "workflow"}]}})],
 )
 def test_a_wish_that_cannot_be_kept_is_refused(client: Client, field: str, options: Any) -> None:
     with pytest.raises(CapabilityPending) as error:

@@ -442,6 +442,8 @@ class Model(Value):
     capabilities: list[str] = []
     prices: dict[str, int] = {}
     price_source: str = ""
+    max_output: int = 0
+    family: str = ""
 
 
 class ProviderCandidate(Value):

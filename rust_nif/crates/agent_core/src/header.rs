@@ -206,7 +206,8 @@ pub fn header(task: &pb::AgentTask, task_id: &str, request_id: &str, tenant: &st
         not_before_ms: hints.not_before.as_ref().map_or(0, timestamp_ms),
         heartbeat_timeout_ms: ms(&hints.heartbeat_timeout, 0),
         block_grace_ms: ms(&hints.block_grace, 0),
-        stream_text: hints.stream_text.unwrap_or(true),
+        // What nobody was shown has not to be taken back where a call begins anew.
+        stream_text: hints.stream_text.unwrap_or(true) && hints.stream_policy() != pb::StreamPolicy::Restart,
         allow_replay: hints.allow_replay,
         parent_task_id: task.parent_task_id.clone(),
         retry_of: String::new(),

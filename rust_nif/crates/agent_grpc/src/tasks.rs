@@ -103,14 +103,8 @@ fn signal_violations(signal: &pb::SignalTaskRequest) -> Vec<pb::FieldViolation> 
 /// A field whose meaning the engine cannot keep yet: refused, since a wish that is silently dropped (this provider never, no more
 /// than so much) is worse than none.
 fn pending(task: &pb::AgentTask) -> Option<(&'static str, &'static str)> {
-    let h = task.execution_hints.as_ref();
-    let asks = |yes: Option<bool>| yes.unwrap_or(false);
-    [
-        (task.plan.as_ref().is_some_and(|p| p.steps.iter().any(|s| s.executor == "workflow")), "workflow", "task.plan.steps"),
-        (asks(h.map(|h| h.stream_policy() == pb::StreamPolicy::Restart)), "stream_restart", "task.execution_hints.stream_policy"),
-    ]
-    .into_iter()
-    .find_map(|(asked, capability, field)| asked.then_some((capability, field)))
+    let workflow = task.plan.as_ref().is_some_and(|p| p.steps.iter().any(|s| s.executor == "workflow"));
+    workflow.then_some(("workflow", "task.plan.steps"))
 }
 
 impl Tasks {

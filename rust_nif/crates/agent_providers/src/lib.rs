@@ -403,8 +403,7 @@ impl Providers {
                 price_source,
                 name: name.clone(),
                 endpoints: m.endpoints.iter().map(|e| format!("{}/{}", e.provider, e.name)).collect(),
-                capabilities: vec!["tools".into(), "json_schema".into(), "streaming".into()],
-                ..Default::default()
+                ..described(m)
             }
         });
         let listed = self.providers.values().flat_map(|p| {
@@ -421,6 +420,22 @@ impl Providers {
             })
         });
         aliases.chain(listed).collect()
+    }
+}
+
+/// What the configuration says of an alias: the largest context, what any endpoint can do, and the family that all of them share.
+fn described(model: &config::ModelConfig) -> pb::Model {
+    // Images are asked of an endpoint that says nothing, and not promised of it.
+    let can = |e: &config::EndpointConfig| e.capabilities.clone().unwrap_or_else(|| vec!["tools".into(), "json_schema".into()]);
+    let mut capabilities: Vec<String> = model.endpoints.iter().flat_map(can).chain(["streaming".to_owned()]).collect();
+    capabilities.sort_unstable();
+    capabilities.dedup();
+    let family = model.endpoints.first().map(|e| e.family.clone()).unwrap_or_default();
+    pb::Model {
+        context: model.endpoints.iter().map(|e| e.context_tokens).max().unwrap_or(0),
+        family: if model.endpoints.iter().all(|e| e.family == family) { family } else { String::new() },
+        capabilities,
+        ..Default::default()
     }
 }
 
