@@ -29,6 +29,8 @@ OUT = ROOT / "_build" / "bench"
 UV = ROOT / "_build" / "venvs" / "uv" / "bin" / "uv"
 #: A gateway in Python takes its time to start.
 START_WITHIN_S = 120
+#: Variables that installers need: where their registries are, and which authorities vouch for them.
+HANDED_ON = ("npm_config", "node_extra_ca", "uv_", "pip_", "ssl_")
 #: What is measured: options of the client, and the columns of its answer.
 MEASURES: dict[str, tuple[str, ...]] = {
     "1 in flight": ("--in-flight", "1"),
@@ -63,7 +65,7 @@ def environment() -> dict[str, str]:
     """Their own programs first; no key of ours."""
     return {
         "PATH": f"{HOME / 'venv' / 'bin'}:{os.environ['PATH']}", "HOME": os.environ.get("HOME", str(HOME)), "OPENAI_API_KEY": "any",
-        **{name: os.environ[name] for name in os.environ if name.lower().startswith(("npm_config", "node_extra_ca", "uv_", "pip_", "ssl_"))},
+        **{name: value for name, value in os.environ.items() if name.lower().startswith(HANDED_ON)},
     }  # fmt: skip
 
 
