@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import stat
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CountingModel, KillableNode, config, openai_provider
+from conftest import CountingModel, KillableNode, config, eventually, openai_provider
 
 from singularity_agents import AsyncClient, Bundle, Client, SingularityError, Task, TaskFailed
 
@@ -77,8 +78,6 @@ def edited(
         members = {info.filename: archive.read(info) for info in archive.infolist()}
     members[name] = change(members[name])
     if manifest is not None:
-        import hashlib
-
         said = json.loads(members["manifest.json"])
         said["files"] = {
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -173,6 +172,19 @@ def test_a_replay_that_is_cut_by_a_kill_goes_on_from_the_record(node: KillableNo
     with Client(other.address, max_retries=0) as client:
         task = client.wait(task_id, timeout="60s")
     assert task.output == "a1 a2 a3 a4 done 1done 2", task.error
+
+
+def test_what_people_answered_is_answered_again(node: KillableNode, other: KillableNode, tmp_path: Path) -> None:
+    with Client(node.address, max_retries=0) as client:
+        handle = client.submit("x", agent="asks_people", model="counted")
+        for answer in ({"input": "Ana"}, {"approve": True}):
+            asked = eventually(lambda: client.get(handle.id).pending_inputs, within_s=60)
+            client.signal(handle.id, input_id=asked[0].input_id, **answer)
+            eventually(lambda asked=asked: client.get(handle.id).pending_inputs != asked)
+        first = handle.wait("60s")
+    assert first.output == "a1 Ana pays, done 1", first.error
+    again = replayed(other, bundle_of(node, first, tmp_path / "asked.zip"))
+    assert again.output == first.output and again.attempts == 1, again.error
 
 
 def test_the_bundle_of_a_failed_task_fails_as_it_did(node: KillableNode, other: KillableNode, tmp_path: Path) -> None:
