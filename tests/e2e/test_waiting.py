@@ -27,7 +27,7 @@ def node(killable: Callable[[str], KillableNode], model: ScriptedModel) -> Killa
 
 def asks(client: Client, task_id: str, *input_ids: str) -> None:
     """Waits until the task asks just this."""
-    eventually(lambda: sorted(i.input_id for i in client.get(task_id).pending_inputs) == sorted(input_ids))
+    eventually(lambda: sorted(i.input_id for i in client.get(task_id).pending_inputs) == sorted(input_ids), within_s=60)
     assert client.get(task_id).state == "WAITING"
 
 

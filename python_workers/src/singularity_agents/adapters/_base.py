@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import decimal
+import enum
 import json
+import pathlib
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from ..worker._engine import Engine
 from ..worker._wire import agents, tasks, to_struct, to_value, worker
+
+#: Values whose text says all that they are.
+_AS_TEXT: Final = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID, pathlib.PurePath)
 
 
 class Setup(NamedTuple):
@@ -80,6 +89,29 @@ class Adapter(Protocol):
         """What the framework gave as the engine's result. Pure."""
 
 
+def _data(given: Any) -> Any:
+    """What an agent gave, as JSON says it. Raises TypeError for what would be no more than the name of an object."""
+    if hasattr(given, "model_dump"):
+        return given.model_dump(mode="json")
+    return json.loads(json.dumps(given, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, _AS_TEXT):
+        return str(value)
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    raise TypeError(
+        f"the result holds an object of the class {type(value).__name__}, which is no data: give text, or what JSON can say"
+    )
+
+
 def result_of(outcome: Any) -> tasks.AgentResult:
     """The engine's result of what an agent gave: text, JSON-like data, an :class:`Outcome`, or the message itself."""
     if isinstance(outcome, str):
@@ -87,7 +119,7 @@ def result_of(outcome: Any) -> tasks.AgentResult:
     if isinstance(outcome, tasks.AgentResult):
         return outcome
     if not isinstance(outcome, Outcome):
-        outcome = Outcome(structured=outcome)
+        outcome = Outcome(structured=_data(outcome))
     result = tasks.AgentResult(
         status=tasks.RESULT_STATUS_PARTIAL if outcome.limit_reached else tasks.RESULT_STATUS_COMPLETED,
         output=outcome.text,

@@ -1,0 +1,78 @@
+"""Agents of the end-to-end tests whose code is bad, each in its way."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import enum
+import itertools
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+from singularity_agents import agent
+
+#: Children of `multiplies`: some times more than a worker may have, and no more than a machine without limits bears.
+CHILDREN = 400
+#: Bytes that `talks` prints.
+TALK = 100_000_000
+
+
+@agent("computes_in_c")
+def computes_in_c(task: Any, engine: Any) -> str:
+    """Never comes back from one call, and never gives the interpreter's lock."""
+    return str(sum(itertools.repeat(0)))
+
+
+@agent("multiplies")
+def multiplies(task: Any, engine: Any) -> str:
+    """Starts children, each in a session of its own, and waits for none."""
+    for _ in range(CHILDREN):
+        subprocess.Popen(["sleep", "984"], start_new_session=True)
+    return "all are there"
+
+
+@agent("closes_its_channel")
+async def closes_its_channel(task: Any, engine: Any) -> str:
+    os.close(3)
+    os.close(4)
+    await asyncio.sleep(3600)
+    return "never"
+
+
+@agent("exits")
+async def exits(task: Any, engine: Any) -> str:
+    os._exit(0)
+
+
+@agent("talks")
+def talks(task: Any, engine: Any) -> str:
+    line = "x" * 9_999
+    for _ in range(TALK // 10_000):
+        print(line)
+    return "said it"
+
+
+@agent("gives_an_object")
+async def gives_an_object(task: Any, engine: Any) -> Any:
+    return {"lock": asyncio.Lock()}
+
+
+class Mood(enum.Enum):
+    """Of the day."""
+
+    GOOD = "good"
+
+
+@dataclass
+class Day:
+    """What is data, though JSON has no word for it."""
+
+    date: datetime.date
+    mood: Mood
+
+
+@agent("gives_a_day")
+async def gives_a_day(task: Any, engine: Any) -> Any:
+    return [Day(datetime.date(2026, 1, 2), Mood.GOOD)]
