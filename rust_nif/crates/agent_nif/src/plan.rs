@@ -178,8 +178,8 @@ fn effect_term<'a>(env: Env<'a>, effect: Effect, plan: &Plan, payload: &Payload)
             let map = Map::new(env).put(atoms::executor(), e.executor).put(atoms::status(), e.status).end();
             (atoms::emit(), (atoms::step_finished(), e.name, map)).encode(env)
         }
-        Effect::Note { level, step, message } => {
-            let map = Map::new(env).put(atoms::level(), level).put(atoms::source(), step).put(atoms::message(), message).end();
+        Effect::TakenOver { step, message } => {
+            let map = Map::new(env).put(atoms::level(), "warning").put(atoms::source(), step).put(atoms::message(), message).end();
             (atoms::emit(), (atoms::log(), map)).encode(env)
         }
         Effect::Again => atoms::again().encode(env),

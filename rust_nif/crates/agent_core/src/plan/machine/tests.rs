@@ -81,7 +81,7 @@ impl<'a> World<'a> {
                         queue.push_back(Event::Ended { run, end: RunEnd::Stopped, report: Report::default() });
                     }
                     Effect::Again => queue.push_back(Event::Go),
-                    Effect::Started(_) | Effect::Finished(_) | Effect::Note { .. } => {}
+                    Effect::Started(_) | Effect::Finished(_) | Effect::TakenOver { .. } => {}
                     Effect::Finish(end) => return End::Finished(end),
                     Effect::Park(_) => return End::Parked,
                 }
