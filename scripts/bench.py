@@ -494,6 +494,22 @@ def idle(node: LocalNode) -> None:
     record("idle_rss", rss_mib(beam_below(node)), "MiB", wanted="beam.smp: must 150 MiB, aim 100 MiB")
 
 
+def route_decision() -> None:
+    """Who runs a task, of 20 executors with a history: header in, route out. The release's own beams, in a virtual machine of their own."""
+    release = ROOT / "_build" / "prod" / "rel" / "singularityd"
+    runs = []
+    for _ in range(RUNS):
+        done = subprocess.run(
+            ["escript", str(ROOT / "scripts" / "bench_route.escript"), str(release)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        runs.append(json.loads(done.stdout)["p50_us"])
+    record("route_decision", statistics.median(runs), "us", wanted="of 20 executors, median: must 20, aim 5")
+
+
 def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}; medians of {RUNS} runs")
@@ -509,6 +525,7 @@ def main() -> int:
         plans(node)
         langchain(node)
     bench_providers.measure(record, OUT)
+    route_decision()
     respawn()
     on_postgres()
     recovery()

@@ -354,9 +354,10 @@ take_starts(Env, #manager{starts = Starts}) ->
     {maps:get(Env, Starts, []), maps:remove(Env, Starts)}.
 
 -spec zygote(binary(), #zygote{}, #manager{}) -> #manager{}.
-zygote(Env, Z = #zygote{state = State, restarts = R, reason = Reason, os_pid = OsPid, info = Info}, M) ->
+zygote(Env, Z = #zygote{state = State, failures = N, restarts = R, reason = Reason, os_pid = OsPid, info = Info}, M) ->
     true = ets:insert(framework_adapter_pool:table(),
-                      {{zygote, Env}, #{state => State, restarts => R, reason => Reason, os_pid => OsPid, info => Info}}),
+                      {{zygote, Env}, #{state => State, failing => N >= ?ZYGOTE_FAILURES, restarts => R, reason => Reason, os_pid => OsPid,
+                                        info => Info}}),
     M#manager{zygotes = (M#manager.zygotes)#{Env => Z}}.
 
 %% ---- owners

@@ -12,6 +12,7 @@
 -export([workers/0]).
 -export([frameworks/0]).
 -export([framework/1]).
+-export([usable/1]).
 -export([restart_workers/1]).
 -export([attach/1]).
 -export([table/0]).
@@ -55,6 +56,35 @@ framework(Name) ->
         false -> framework_adapter_env:available(Name);
         true -> {ok, describe(Name, Env)}
     end.
+
+%% @doc Whether a task could be given to a framework now, from the tables alone: its environment is there, and its workers start, or
+%% another machine has attached one.
+-spec usable(binary()) -> ok | {error, agent_error:t()}.
+usable(Name) ->
+    Env = framework_adapter_env:environment(Name),
+    case seen(fun() -> ets:lookup(?MODULE, {zygote, Env}) end) of
+        [{_, #{state := down, failing := true, reason := Reason}}] ->
+            case has_remote(Env) of
+                true -> ok;
+                false -> {error, agent_error:new(framework_unavailable, <<"its workers do not start: ", Reason/binary>>,
+                                                 #{<<"framework">> => Name})}
+            end;
+        _ ->
+            case framework_adapter_env:available(Name) of
+                ok -> ok;
+                {error, Error} -> case has_remote(Env) of true -> ok; false -> {error, Error} end
+            end
+    end.
+
+-spec has_remote(binary()) -> boolean().
+has_remote(Env) ->
+    lists:any(fun(#{framework := F} = W) -> framework_adapter_env:environment(F) =:= Env andalso maps:get(host, W, <<>>) =/= <<>> end,
+              seen(fun workers/0)).
+
+%% While the pool is being started again its table is not there, and nothing is known.
+-spec seen(fun(() -> [Row])) -> [Row].
+seen(Read) ->
+    try Read() catch error:badarg -> [] end.
 
 %% @doc Ends the workers of a framework as they become idle.
 -spec restart_workers(binary()) -> {ok, non_neg_integer()}.

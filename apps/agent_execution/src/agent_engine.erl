@@ -171,10 +171,10 @@ route(Header) ->
 %% @doc The same for a known agent.
 -spec route(Header :: map(), Agent :: map()) -> {ok, execution_router:route()} | {error, agent_error:t()}.
 route(Header, Agent) ->
-    Keys = [method, framework, fallback_frameworks, task_type, tools],
-    Request = (maps:merge(#{method => auto}, maps:with(Keys, Header)))#{
-        agent_framework => maps:get(framework, Agent, <<"auto">>), agent_tools => maps:get(tools, Agent, [])},
-    execution_router:route(Request, execution_world:get(), execution_world:config()).
+    %% The header has what the router reads, by the same names.
+    Request = Header#{method => maps:get(method, Header, auto), agent_framework => maps:get(framework, Agent, <<"auto">>),
+                      agent_tools => maps:get(tools, Agent, [])},
+    execution_router:route(Request, execution_world:get(maps:get(task_type, Header, <<"general">>)), execution_world:config()).
 
 %% @doc Agent and route of a task. A plan is driven natively; each of its steps has its own route.
 -spec resolve(Header :: map()) -> {ok, Agent :: map(), execution_router:route()} | {error, agent_error:t()}.

@@ -2,7 +2,7 @@
 %%
 %% `tasks': a row per live task (`execution_row.hrl'), written by its coordinator. `slots': counters of running and
 %% queued tasks by class and tenant, see {@link run_queue}. `agents': definitions, written by {@link agent_registry}.
-%% `performance': counters, written by whoever measures.
+%% `performance' and `history': counters, written by whoever measures.
 -module(engine_tables).
 -behaviour(gen_server).
 
@@ -12,6 +12,7 @@
 -export([slots/0]).
 -export([agents/0]).
 -export([performance/0]).
+-export([history/0]).
 
 %% gen_server
 -export([init/1, handle_call/3, handle_cast/2, format_status/1]).
@@ -37,6 +38,10 @@ agents() -> engine_agents.
 -spec performance() -> atom().
 performance() -> engine_performance.
 
+%% @doc Name of the table of {@link execution_history}.
+-spec history() -> atom().
+history() -> engine_history.
+
 -spec init([]) -> {ok, none}.
 init([]) ->
     Table = fun(Name, Options) -> Name = ets:new(Name, [named_table, public, {read_concurrency, true} | Options]) end,
@@ -44,6 +49,7 @@ init([]) ->
     _ = Table(slots(), [{write_concurrency, true}]),
     _ = Table(agents(), []),
     _ = Table(performance(), [{write_concurrency, true}]),
+    _ = Table(history(), [ordered_set]),
     {ok, none}.
 
 -spec handle_call(term(), gen_server:from(), none) -> {reply, {error, unknown_call}, none}.

@@ -109,8 +109,7 @@ submit(#{header := Header, payload := Payload, agent := Agent, route := #{execut
             case ets:insert_new(engine_tables:tasks(), Row) of
                 true ->
                     Task = #task{header = Header, payload = Payload, agent = Agent, route = Route, row = Row},
-                    Options = #{run => Slot =/= none, memory_namespace => maps:get(memory_namespace, Agent, <<>>),
-                                route => explained(Route, Header)},
+                    Options = (execution_namespace:of_agent(Agent))#{run => Slot =/= none, route => explained(Route, Header)},
                     submitted(agent_store:write({submit, Header, Payload, Options}), From, Task);
                 false ->
                     %% The id is under way already: ids are made by the engine, so this is one submit sent twice.
@@ -202,7 +201,7 @@ unclaimed(State, Error, Cause, Item) ->
 -spec claimed(map(), #task{}) -> ok.
 claimed(#{fence := Fence, attempt := Attempt, lost_count := Used} = Claimed, T = #task{header = Header, row = Row}) ->
     Resolved = case refused(Claimed, Header) of
-                   none -> agent_engine:resolve(Header);
+                   none -> agent_engine:resolve(Header#{recorded => maps:get(executor, Claimed, <<>>)});
                    Refused -> {error, Refused}
                end,
     case Resolved of
@@ -582,9 +581,17 @@ unrecorded(_, Pending, T = #task{row = Row}) ->
 -spec finished(map(), #task{}) -> gen_statem:event_handler_result(atom()).
 finished(#{state := State} = End, T = #task{row = #row{executor = Executor}}) ->
     performance_monitor:task_ended(Executor, State, ran_ms(T)),
+    ok = learn(Executor, End, T),
     Proof = case maps:get(proof, End, undefined) of undefined -> execution_core:no_proof_needed(); P -> P end,
     lists:foreach(fun(From) -> reply(From, {ok, Proof}) end, T#task.waiters),
     stop(T#task{waiters = []}).
+
+%% What the router learns of the end. A plan's steps are learned of one by one.
+-spec learn(binary(), map(), #task{}) -> ok.
+learn(_, _, #task{header = #{has_plan := true}}) ->
+    ok;
+learn(Executor, End, T = #task{header = Header, meter = Meter}) ->
+    execution_learned:ended(Header, Executor, End, #{ms => ran_ms(T), cost => maps:get(cost_micros, Meter, unknown)}).
 
 -spec requeued(non_neg_integer(), #task{}) -> gen_statem:event_handler_result(atom()).
 requeued(NotBefore, T = #task{row = Row}) ->

@@ -1,39 +1,73 @@
-%% @doc What the router looks at: configuration (read once) and the state of the executors (read from tables, kept for a
-%% moment, since whether an environment is installed is a question to the file system).
+%% @doc What the router looks at: configuration (read once), the state of the executors, and what history and load take from each.
+%%
+%% All of it is read from tables and kept for a moment: whether an environment is installed is a question to the file system, and
+%% what was seen of late does not change in a quarter of a second. No process is asked.
 -module(execution_world).
 
--export([get/0]).
+-export([get/1]).
+-export([forget/0]).
 -export([config/0]).
 -export([reload/0]).
 
-%% How long a look at the executors is good for, in ms.
--define(FRESH_MS, 2000).
+%% How long a look at the environments is good for, in ms.
+-define(ENVIRONMENTS_MS, 2000).
+%% How long a look at history and load is, in ms.
+-define(FRESH_MS, 250).
+%% Ends from which on the history counts, unless configured.
+-define(SAMPLES, 5).
 -define(CONFIG, {?MODULE, config}).
+%% Types that the engine itself gives to tasks.
+-define(USUAL, [<<"general">>, <<"coding">>, <<"planning">>, <<"research">>, <<"collaborative">>, <<"conversation">>]).
 
-%% @doc State of the executors.
--spec get() -> execution_router:world().
-get() ->
+%% @doc The candidates of a task type, as the executors are now.
+-spec get(TaskType :: binary()) -> execution_router:known().
+get(Type) ->
     Now = erlang:monotonic_time(millisecond),
-    case ets:lookup(engine_tables:slots(), world) of
-        [{world, At, World}] when Now - At < ?FRESH_MS ->
+    case kept({world, Type}, Now, ?FRESH_MS) of
+        {ok, World} ->
             World;
-        _ ->
-            World = look(),
-            true = ets:insert(engine_tables:slots(), {world, Now, World}),
-            World
+        none ->
+            Known = execution_router:prepare(Type, look(execution_history:of_type(Type), Now), config()),
+            %% Types are text of clients: only those that something is known of, or that are usual, have a row of their own.
+            case lists:member(Type, ?USUAL) orelse execution_history:knows(Type) of
+                true -> keep({world, Type}, Now, Known);
+                false -> Known
+            end
     end.
 
--spec look() -> execution_router:world().
-look() ->
-    Frameworks = [{F, state(F)} || F <- framework_adapter_env:known()],
-    (maps:from_list(Frameworks))#{stats => performance_monitor:stats()}.
+-spec look(#{binary() => execution_history:row()}, integer()) -> execution_router:world().
+look(History, Now) ->
+    Environments = case kept(environments, Now, ?ENVIRONMENTS_MS) of
+                       {ok, Known} -> Known;
+                       none -> keep(environments, Now, maps:from_list([{F, state(F)} || F <- framework_adapter_env:known()]))
+                   end,
+    Minimum = agent_config:get([agent_execution, history_samples], ?SAMPLES),
+    Environments#{parts => execution_score:parts(History, run_queue:loads(), Minimum)}.
 
 -spec state(binary()) -> ok | {unavailable, binary()}.
 state(Framework) ->
-    case framework_adapter_env:available(Framework) of
+    case framework_adapter_pool:usable(Framework) of
         ok -> ok;
         {error, #{message := Message}} -> {unavailable, Message}
     end.
+
+-spec kept(term(), integer(), pos_integer()) -> {ok, term()} | none.
+kept(Key, Now, Fresh) ->
+    case ets:lookup(engine_tables:slots(), Key) of
+        [{_, At, Seen}] when Now - At < Fresh -> {ok, Seen};
+        _ -> none
+    end.
+
+-spec keep(term(), integer(), Seen) -> Seen.
+keep(Key, Now, Seen) ->
+    true = ets:insert(engine_tables:slots(), {Key, Now, Seen}),
+    Seen.
+
+%% @doc Looks anew at the next task; types that are asked for no more take no room.
+-spec forget() -> ok.
+forget() ->
+    true = ets:match_delete(engine_tables:slots(), {{world, '_'}, '_', '_'}),
+    ok.
 
 %% @doc The router's configuration.
 -spec config() -> execution_router:config().

@@ -1,6 +1,6 @@
 %% @doc Counts how tasks end and how long they take, by executor and by provider: counters that whoever measures
-%% updates by itself. The router and the views read them; this process only makes the counters, and halves them every
-%% minute so that they speak of late.
+%% updates by itself. Views read them; this process only makes the counters, and halves them every minute so that they speak of
+%% late. It fades the router's {@link execution_history} as well, more slowly, and keeps that in a file.
 -module(performance_monitor).
 -behaviour(gen_server).
 
@@ -8,15 +8,16 @@
 -export([start_link/0]).
 -export([task_ended/3]).
 -export([provider_called/2]).
--export([stats/0]).
 -export([summary/0]).
 
 %% gen_server
--export([init/1, handle_call/3, handle_cast/2, handle_info/2, format_status/1]).
+-export([init/1, handle_continue/2, handle_call/3, handle_cast/2, handle_info/2, terminate/2, format_status/1]).
 
 %% Buckets of the histogram: bucket N holds latencies below 2^N ms.
 -define(BUCKETS, 24).
 -define(DECAY_MS, 60000).
+%% After so long an end weighs half as much for the router, in ms, unless configured.
+-define(HALF_LIFE_MS, 3600000).
 %% Kinds of keys are executors (configured names) and providers: far fewer than this.
 -define(MAX_KEYS, 1000).
 
@@ -34,12 +35,6 @@ task_ended(Executor, State, Ms) ->
 -spec provider_called(Provider :: binary(), Ms :: non_neg_integer()) -> ok.
 provider_called(Provider, Ms) ->
     record({provider, Provider}, true, Ms).
-
-%% @doc Ends of late by executor, for the router.
--spec stats() -> #{binary() => #{ok := non_neg_integer(), failed := non_neg_integer()}}.
-stats() ->
-    maps:from_list([{Name, #{ok => max(0, counters:get(Ref, 1)), failed => max(0, counters:get(Ref, 2))}}
-                    || {{executor, Name}, Ref} <- ets:tab2list(engine_tables:performance())]).
 
 %% @doc For people: each executor and provider with ends and median and 99th percentile (upper bounds, in ms).
 -spec summary() -> [map()].
@@ -76,10 +71,17 @@ percentile(_, _, []) -> 0;
 percentile(Left, N, [Count | _]) when Count >= Left -> case N of 0 -> 0; _ -> 1 bsl N end;
 percentile(Left, N, [Count | Rest]) -> percentile(Left - Count, N + 1, Rest).
 
--spec init([]) -> {ok, none}.
+-spec init([]) -> {ok, none, {continue, load}}.
 init([]) ->
+    %% So that a stop of the node keeps the history.
+    _ = process_flag(trap_exit, true),
     _ = erlang:send_after(?DECAY_MS, self(), decay),
-    {ok, none}.
+    {ok, none, {continue, load}}.
+
+-spec handle_continue(load, none) -> {noreply, none}.
+handle_continue(load, State) ->
+    ok = execution_history_file:load(),
+    {noreply, State}.
 
 -spec handle_call(term(), gen_server:from(), none) -> {reply, {error, unknown_call}, none}.
 handle_call(_, _From, State) ->
@@ -100,9 +102,17 @@ handle_info(decay, State) ->
     lists:foreach(fun({_, Ref}) ->
                       [counters:sub(Ref, N, counters:get(Ref, N) div 2) || N <- lists:seq(1, 3 + ?BUCKETS)]
                   end, ets:tab2list(engine_tables:performance())),
+    HalfLife = agent_config:get([agent_execution, history_half_life_ms], ?HALF_LIFE_MS),
+    ok = execution_history:fade(math:pow(0.5, ?DECAY_MS / max(1, HalfLife))),
+    ok = execution_world:forget(),
+    ok = execution_history_file:save(),
     {noreply, State};
 handle_info(_, State) ->
     {noreply, State}.
+
+-spec terminate(term(), none) -> ok.
+terminate(_, _) ->
+    execution_history_file:save().
 
 -spec format_status(gen_server:format_status()) -> gen_server:format_status().
 format_status(Status) ->

@@ -318,9 +318,19 @@ ended(End, Run = #run{key = {Step, Index} = Key, life = Life, meter = Meter, sta
     ok = cancel_timer(Run#run.retry),
     Ms = erlang:monotonic_time(millisecond) - Run#run.start_tick,
     _ = [performance_monitor:task_ended(Run#run.executor, State, Ms) || State <- monitored(End)],
+    ok = learn(End, Run, #{ms => Ms, cost => maps:get(cost_micros, Meter, unknown)}),
     Report = Meter#{executor => Run#run.executor, attempts => Life - Run#run.first_life, start_ms => Start, end_ms => Start + Ms,
                     unjournaled_tools => not may_run_again(Run)},
     step({ended, Step, Index, End, Report}, D#driver{runs = maps:remove(Key, Runs), lives = Lives#{Key => max(1, Life)}}).
+
+%% What the router learns of the end of a run.
+-spec learn(term(), #run{}, #{ms := non_neg_integer(), cost := non_neg_integer() | unknown}) -> ok.
+learn({succeeded, _}, #run{executor = Executor, wish = #{header := Header}}, Used) ->
+    execution_learned:ended(Header, Executor, #{state => succeeded}, Used);
+learn({failed, Error}, #run{executor = Executor, wish = #{header := Header}}, Used) ->
+    execution_learned:ended(Header, Executor, #{state => failed, error => Error}, Used);
+learn(_, _, _) ->
+    ok.
 
 -spec may_run_again(#run{}) -> boolean().
 may_run_again(#run{tools = []}) -> true;

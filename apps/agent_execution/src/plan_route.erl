@@ -45,7 +45,8 @@ faults(All, false) ->
 %% @doc Agent and route of a step, by its header and the executor that it names. A step may name an agent by its type.
 -spec resolve(Header :: map(), Executor :: binary()) -> {ok, Agent :: map(), execution_router:route()} | {error, agent_error:t()}.
 resolve(Header, Executor) ->
-    Step = maps:merge(Header#{has_plan => false, fallback_frameworks => []}, asked(Executor)),
+    %% Nothing is drawn for a step: a plan that goes on after a crash is to find it where it was.
+    Step = maps:merge(maps:remove(task_id, Header#{has_plan => false, fallback_frameworks => []}), asked(Executor)),
     case {agent_engine:resolve(Step), Step} of
         {{error, #{reason := agent_not_found}}, #{agent_id := Id}} when Id =/= <<>> ->
             agent_engine:resolve(Step#{agent_id => <<>>, agent_type => Id});

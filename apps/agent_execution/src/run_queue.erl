@@ -18,6 +18,7 @@
 -export([enqueue/1]).
 -export([remove/1]).
 -export([counts/0]).
+-export([loads/0]).
 -export([recount/0]).
 -export([listen/0]).
 
@@ -143,6 +144,16 @@ counts() ->
     Running = ets:select(engine_tables:slots(), [{{{running, '$1'}, '$2'}, [{'>', '$2', 0}], [{{'$1', '$2'}}]}]),
     #{running => maps:from_list(Running), queued => count(queued)}.
 
+%% @doc Running and waiting tasks against slots, by class; a class without any of both is not there.
+-spec loads() -> #{Class :: binary() => float()}.
+loads() ->
+    Counts = ets:select(engine_tables:slots(), [{{{'$1', '$2'}, '$3'}, [{'>', '$3', 0}], [{{'$1', '$2', '$3'}}]}]),
+    lists:foldl(fun({Kind, Class, N}, Acc) when Kind =:= running; Kind =:= queued ->
+                        maps:update_with(Class, fun(L) -> L + N / limit(Class) end, N / limit(Class), Acc);
+                   (_, Acc) ->
+                        Acc
+                end, #{}, Counts).
+
 %% @doc Sets the counters from the rows of the table: what a killed process held is free again. The recovery calls it
 %% when it has found the same difference twice.
 -spec recount() -> ok.
@@ -165,6 +176,7 @@ handle_continue(rebuild, S) ->
     ok = subscribe(),
     Items = ets:select(engine_tables:tasks(), [{#row{item = '$1', _ = '_'}, [{is_map, '$1'}], ['$1']}]),
     true = ets:insert(engine_tables:slots(), {queued, 0}),
+    true = ets:match_delete(engine_tables:slots(), {{queued, '_'}, '_'}),
     {noreply, pump(lists:foldl(fun wait_for/2, S, Items))}.
 
 %% The poll of the store tells us what is due; where the store's application is away, it asks for nobody.
@@ -251,7 +263,7 @@ wait_for(#{task_id := Id} = Item, S = #state{timers = Timers, queues = Queues}) 
                 true ->
                     S;
                 false ->
-                    _ = add(queued, 1),
+                    ok = waits(Class, 1),
                     expiry(Item, Now, S#state{queues = Queues#{Class => run_queue_core:push(Item, Queue)}})
             end
     end.
@@ -317,13 +329,13 @@ take_out(TaskId, S = #state{timers = Timers}) ->
 take_out(TaskId, Class, Tenant, Item, S = #state{queues = Queues, parked = Parked}) ->
     case run_queue_core:remove(TaskId, maps:get(Class, Queues, run_queue_core:new())) of
         {_, Queue} ->
-            _ = add(queued, -1),
+            ok = waits(Class, -1),
             {ok, Item, forget_expiry(TaskId, S#state{queues = Queues#{Class => Queue}})};
         error ->
             Mine = maps:get(Tenant, Parked, []),
             case lists:partition(fun(#{task_id := T}) -> T =:= TaskId end, Mine) of
                 {[_], Rest} ->
-                    _ = add(queued, -1),
+                    ok = waits(Class, -1),
                     {ok, Item, forget_expiry(TaskId, S#state{parked = Parked#{Tenant => Rest}})};
                 {[], _} ->
                     error
@@ -371,7 +383,7 @@ start(#{task_id := Id, tenant := Tenant, class := Class} = Item, S = #state{park
         wait ->
             S#state{parked = maps:update_with(Tenant, fun(L) -> L ++ [Item] end, [Item], Parked)};
         ok ->
-            _ = add(queued, -1),
+            ok = waits(Class, -1),
             case execution_coordinator_sup:start_coordinator({claim, Item}) of
                 {ok, _} -> ok;
                 {error, _} -> release(Class, Tenant, 0)
@@ -401,7 +413,7 @@ charge(Class, Tenant, RanMs, S = #state{queues = Queues}) ->
 -spec recount_slots(#state{}) -> #state{}.
 recount_slots(S) ->
     Held = ets:select(engine_tables:tasks(), [{#row{slot = '$1', tenant = '$2', _ = '_'}, [{is_binary, '$1'}], [{{'$1', '$2'}}]}]),
-    Keys = ets:select(engine_tables:slots(), [{{'$1', '_'}, [{is_tuple, '$1'}], ['$1']}]),
+    Keys = ets:select(engine_tables:slots(), [{{'$1', '_'}, [{is_tuple, '$1'}, {'=/=', {element, 1, '$1'}, queued}], ['$1']}]),
     Fold = fun({Class, Tenant}, Acc) ->
                Inc = fun(Key, M) -> maps:update_with(Key, fun(N) -> N + 1 end, 1, M) end,
                Acc1 = Inc({running, Class}, Acc),
@@ -418,6 +430,13 @@ add(Key, N) when N < 0 ->
     ets:update_counter(engine_tables:slots(), Key, {2, N, 0, 0}, {Key, 0});
 add(Key, N) ->
     ets:update_counter(engine_tables:slots(), Key, {2, N}, {Key, 0}).
+
+%% One more that waits, or one less: of all, and of its class.
+-spec waits(binary(), 1 | -1) -> ok.
+waits(Class, N) ->
+    _ = add(queued, N),
+    _ = add({queued, Class}, N),
+    ok.
 
 -spec count(term()) -> non_neg_integer().
 count(Key) ->

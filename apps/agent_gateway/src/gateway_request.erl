@@ -44,7 +44,8 @@ answer(Method, _Tenant, Header, Payload) when Method =:= submit_task; Method =:=
         {error, Error} -> {error, Error}
     end;
 answer(check_task, _, Header, Payload) ->
-    case agent_engine:check(Header, Payload) of
+    %% Without an id nothing is drawn: whoever asks is told what most of such tasks get.
+    case agent_engine:check(maps:remove(task_id, Header), Payload) of
         {ok, _, Route} -> {route, Route};
         {error, Error} -> {error, Error}
     end;

@@ -162,12 +162,25 @@ class CancellationProof(Value):
     duration: Duration | None = None
 
 
+class RouteParts(Value):
+    """What a candidate's score is made of: points of its rule, and what is taken from them. `samples`: ends that history speaks of."""
+
+    rule: float = 0.0
+    success: float = 0.0
+    latency: float = 0.0
+    cost: float = 0.0
+    queue: float = 0.0
+    samples: float = 0.0
+
+
 class RouteCandidate(Value):
-    """An executor that was looked at; `refused` says why not."""
+    """An executor that was looked at; `refused` says why not, `rule` what speaks for it."""
 
     executor: str = ""
     score: float = 0.0
     refused: str = ""
+    rule: str = ""
+    parts: RouteParts | None = None
 
 
 class Route(Value):
@@ -176,6 +189,10 @@ class Route(Value):
     executor: str = ""
     reason: str = ""
     candidates: list[RouteCandidate] = []
+    #: It was tried in place of the best candidate, to learn about it.
+    explored: bool = False
+    #: Share of such tasks that are tried elsewhere; `check` never draws.
+    exploration: float = 0.0
 
 
 class InputRequested(Value):

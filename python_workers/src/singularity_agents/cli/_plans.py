@@ -15,6 +15,7 @@ from ._tasks import task_arguments, task_of
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
+    from .._models import RouteParts
     from ._main import Parser
 
 
@@ -56,9 +57,19 @@ def explain_route(ctx: Context) -> int:
         ctx.io.value(route)
         return OK
     ctx.io.line(f"{route.executor}: {route.reason}")
-    rows = [[c.executor, f"{c.score:.1f}", c.refused or "could run it"] for c in route.candidates]
-    ctx.io.line(table(["EXECUTOR", "SCORE", "WHY NOT"], rows))
+    rows = [[c.executor, f"{c.score:.1f}", *_parts(c.parts), c.rule, c.refused or "could run it"] for c in route.candidates]
+    ctx.io.line(table(["EXECUTOR", "SCORE", "RULE", "SUCCESS", "SPEED", "COST", "QUEUE", "SEEN", "BECAUSE", "WHY NOT"], rows))
+    if route.exploration:
+        ctx.io.line(f"{route.exploration:.0%} of such tasks are tried on another one of the same rule, to learn how it does")
     return OK
+
+
+def _parts(parts: RouteParts | None) -> list[str]:
+    """The parts of a score, short; a dash for what takes nothing."""
+    if parts is None:
+        return ["-"] * 6
+    taken = [f"{value:.1f}" if value <= -0.05 else "-" for value in (parts.success, parts.latency, parts.cost, parts.queue)]
+    return [f"{parts.rule:.0f}", *taken, f"{parts.samples:.0f}" if parts.samples >= 0.5 else "-"]
 
 
 def show_file(ctx: Context) -> int:

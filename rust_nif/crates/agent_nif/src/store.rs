@@ -147,6 +147,10 @@ pub(crate) fn write_with<'a, T: 'static>(
             Err(e) => terms::error_tuple(env, &e),
         };
     }
+    // A thread of the virtual machine sends no message from outside: what is known at once is the value of the call.
+    if let Err(e) = store.permits(&op) {
+        return terms::error_tuple(env, &e);
+    }
     // Held by the closure; when the store drops it unheard, the guard says that the outcome is not known.
     let cell = Arc::new(parking_lot::Mutex::new(Some(Final::new(env.pid(), reference, Reason::CommitAmbiguous))));
     let own = cell.clone();

@@ -228,20 +228,21 @@ impl TaskStore {
         if self.forgets.load(Ordering::Relaxed) { Err(AgentError::disabled("distributed_memory", "native_capabilities")) } else { Ok(()) }
     }
 
-    /// Whether an operation is one of memory, or of a task that goes on with a conversation.
-    fn needs_memory(op: &WriteOp) -> bool {
+    /// Whether an operation may be written at all. Errors: CAPABILITY_DISABLED, of memory that is switched off, and of a task that goes on with a
+    /// conversation then.
+    pub fn permits(&self, op: &WriteOp) -> Result<(), AgentError> {
         match op {
-            WriteOp::Memory { .. } => true,
-            WriteOp::Submit { spec, .. } => spec.context.as_ref().is_some_and(|context| !context.memory_namespace.is_empty()),
-            _ => false,
+            WriteOp::Memory { .. } => self.remembers(),
+            WriteOp::Submit { spec, .. } if spec.context.as_ref().is_some_and(|context| !context.memory_namespace.is_empty()) => {
+                self.remembers()
+            }
+            _ => Ok(()),
         }
     }
 
     /// Writes; `done` is called exactly once unless the answer is [`Enqueued::Busy`].
     pub fn write(&self, op: WriteOp, done: impl FnOnce(Result<Written, AgentError>) + Send + 'static) -> Enqueued {
-        if let Err(refused) = self.remembers()
-            && Self::needs_memory(&op)
-        {
+        if let Err(refused) = self.permits(&op) {
             done(Err(refused));
             return Enqueued::Inline;
         }
