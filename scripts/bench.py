@@ -43,6 +43,9 @@ WAKES = 2000
 #: LangChain tasks in a block, and pairs of blocks.
 BLOCK, PAIRS = 500, 5
 
+#: Native tasks, as many at once as the other rows have.
+NATIVE = ("--agent", "echo", "--in-flight", "64", "--seconds", str(SECONDS))
+
 CONFIG = f"""
 [providers.echo]
 dialect = "echo"
@@ -56,6 +59,9 @@ framework = "langchain"
 project = "{ROOT}/examples/demo"
 tools = ["agents:multiply"]
 instructions = "You are a helpful assistant. Answer briefly."
+[agents.repeated]
+framework = "langchain"
+tools = []
 [agents.trivial]
 framework = "custom:bench"
 project = "{ROOT}/examples/hello"
@@ -190,6 +196,24 @@ def workers(node: LocalNode) -> None:
     assert cancel["unproved"] == 0, f"{cancel['unproved']} cancels without proof"
     record("cancel_now_p50", cancel["p50_ms"], "ms")
     record("cancel_now", cancel["p99_ms"], "ms", wanted="p99: must 50 ms, aim 15 ms")
+
+
+def repeated(node: LocalNode) -> None:
+    """Equal LangChain tasks, answered from the cache of whole tasks; all but the first."""
+    options = ("--cached", "--agent", "repeated", "--in-flight", "64", "--seconds", str(SECONDS))
+    load(node.address, "--cached", "--agent", "repeated", "--in-flight", "1", "--seconds", "1")
+    record("cached_repeat", median(lambda: load(node.address, *options)["per_second"]), "/s", wanted="must 10,000/s")
+    pairs = [
+        (load(node.address, "--durable", *options)["per_second"], load(node.address, "--durable", *NATIVE)["per_second"])
+        for _ in range(RUNS)
+    ]
+    record(
+        "cached_repeat_durable",
+        statistics.median(p[0] for p in pairs),
+        "/s",
+        baseline=statistics.median(p[1] for p in pairs),
+        wanted="must 0.9 of durable_native beside it",
+    )
 
 
 def losses(node: LocalNode) -> None:
@@ -520,6 +544,7 @@ def main() -> int:
         idle(node)
         grpc(node)
         workers(node)
+        repeated(node)
         losses(node)
         durable(node)
         plans(node)

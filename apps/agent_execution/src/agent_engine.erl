@@ -53,7 +53,10 @@ check(Header, Payload) ->
 -spec start(map(), term(), map(), map()) -> {ok, binary()} | {error, agent_error:t()}.
 start(Header, Payload, Agent, Route) ->
     Ref = make_ref(),
-    Start = {submit, #{header => Header, payload => Payload, agent => Agent, route => Route, from => {self(), Ref}}},
+    #{executor := Executor} = Route,
+    Cached = framework_execution_cache:look(Payload, Agent, Executor, maps:get(tenant, Header)),
+    Start = {submit, #{header => Header, payload => Payload, agent => Agent, route => Route, cached => Cached,
+                       from => {self(), Ref}}},
     case execution_coordinator_sup:start_coordinator(Start) of
         {ok, Pid} ->
             Mon = monitor(process, Pid),

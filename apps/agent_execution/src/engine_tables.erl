@@ -13,6 +13,7 @@
 -export([agents/0]).
 -export([performance/0]).
 -export([history/0]).
+-export([executions/0]).
 
 %% gen_server
 -export([init/1, handle_call/3, handle_cast/2, format_status/1]).
@@ -42,6 +43,10 @@ performance() -> engine_performance.
 -spec history() -> atom().
 history() -> engine_history.
 
+%% @doc Name of the table of whole answers, see {@link framework_execution_cache}.
+-spec executions() -> atom().
+executions() -> engine_executions.
+
 -spec init([]) -> {ok, none}.
 init([]) ->
     Table = fun(Name, Options) -> Name = ets:new(Name, [named_table, public, {read_concurrency, true} | Options]) end,
@@ -50,6 +55,7 @@ init([]) ->
     _ = Table(agents(), []),
     _ = Table(performance(), [{write_concurrency, true}]),
     _ = Table(history(), [ordered_set]),
+    _ = Table(executions(), []),
     {ok, none}.
 
 -spec handle_call(term(), gen_server:from(), none) -> {reply, {error, unknown_call}, none}.

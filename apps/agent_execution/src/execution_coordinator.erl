@@ -37,7 +37,8 @@
 %% A short task ends without a garbage collection: with the default heap there were three.
 -define(HEAP_WORDS, 2500).
 
--type start() :: {submit, #{header := map(), payload := term(), agent := map(), route := map(), from := {pid(), reference()}}}
+-type start() :: {submit, #{header := map(), payload := term(), agent := map(), route := map(),
+                            cached := framework_execution_cache:ticket(), from := {pid(), reference()}}}
                | {claim, run_queue:item()}
                | {expire, run_queue:item()}
                | {lost, #{task_id := binary(), fence := pos_integer(), cause := binary(), tenant => binary(),
@@ -51,6 +52,8 @@
     %% The submit has recorded it.
     route_known = false :: boolean(),
     row :: #row{},
+    %% What the cache of whole answers said of it.
+    cached = none :: framework_execution_cache:ticket(),
     core :: execution_core:core() | undefined,
     batch = execution_events:new() :: execution_events:batch(),
     %% Text of this attempt so far.
@@ -93,12 +96,14 @@ entry({lost, Lost}) -> lost(Lost).
 %% ---- submit
 
 -spec submit(map()) -> ok.
-submit(#{header := Header, payload := Payload, agent := Agent, route := #{executor := Class} = Route, from := From}) ->
+submit(#{header := Header, payload := Payload, agent := Agent, route := #{executor := Executor} = Route, cached := Cached,
+         from := From}) ->
     #{task_id := Id, tenant := Tenant} = Header,
+    Class = class(Executor, Cached),
     Now = now_ms(),
     Later = maps:get(not_before_ms, Header, 0) > Now,
     Slot = case Later orelse run_queue:acquire(Class, Tenant) of ok -> Class; _ -> none end,
-    Row = #row{task_id = Id, pid = self(), state = submitting, tenant = Tenant, executor = Class,
+    Row = #row{task_id = Id, pid = self(), state = submitting, tenant = Tenant, executor = Executor,
                agent_id = maps:get(id, Agent, <<>>), agent_type = maps:get(agent_type, Agent, <<>>),
                since_ms = Now, create_ms = maps:get(create_ms, Header, Now), slot = Slot},
     %% What waits for its time is a row of the store and takes no room.
@@ -108,7 +113,7 @@ submit(#{header := Header, payload := Payload, agent := Agent, route := #{execut
         _ ->
             case ets:insert_new(engine_tables:tasks(), Row) of
                 true ->
-                    Task = #task{header = Header, payload = Payload, agent = Agent, route = Route, row = Row},
+                    Task = #task{header = Header, payload = Payload, agent = Agent, route = Route, cached = Cached, row = Row},
                     Options = (execution_namespace:of_agent(Agent))#{run => Slot =/= none, route => explained(Route, Header)},
                     submitted(agent_store:write({submit, Header, Payload, Options}), From, Task);
                 false ->
@@ -117,6 +122,11 @@ submit(#{header := Header, payload := Payload, agent := Agent, route := #{execut
                     reply(From, {ok, Id})
             end
     end.
+
+%% A task whose answer is at hand needs no worker.
+-spec class(binary(), framework_execution_cache:ticket()) -> binary().
+class(_, {hit, _}) -> <<"native">>;
+class(Executor, _) -> Executor.
 
 -spec submitted({ok, term()} | {error, agent_error:t()} | {unknown, term()}, {pid(), reference()}, #task{}) -> ok.
 submitted({ok, {created, #{attempt := Attempt, fence := Fence}}}, From, T = #task{row = #row{task_id = Id}}) when Attempt > 0 ->
@@ -209,7 +219,8 @@ claimed(#{fence := Fence, attempt := Attempt, lost_count := Used} = Claimed, T =
             run_queue:swap(Row#row.slot, Executor, Row#row.tenant),
             Row1 = Row#row{executor = Executor, slot = Executor, agent_id = maps:get(id, Agent, <<>>),
                            agent_type = maps:get(agent_type, Agent, <<>>)},
-            run(Attempt, Fence, Used, T#task{agent = Agent, route = Route, row = Row1});
+            Cached = framework_execution_cache:look(T#task.payload, Agent, Executor, Row#row.tenant),
+            run(Attempt, Fence, Used, T#task{agent = Agent, route = Route, row = Row1, cached = Cached});
         {error, #{reason := Reason} = Error} ->
             _ = agent_store:write({finish, Row#row.task_id, Fence,
                                    #{state => failed, error => Error, executor => <<>>, result => undefined,
@@ -325,6 +336,12 @@ init(_) ->
     ignore.
 
 -spec handle_event(gen_statem:event_type(), term(), atom(), #task{}) -> gen_statem:event_handler_result(atom()).
+handle_event(internal, start, _, T = #task{cached = {hit, Result}}) ->
+    Meter = (execution_meter:new())#{cache_hit => true},
+    decide({result, succeeded, #{result => Result}},
+           noted(<<"the answer of an equal task is given again; no worker and no model was asked">>, T#task{meter = Meter}));
+handle_event(internal, start, _, T = #task{cached = {effects, Tool}}) ->
+    decide(start, noted(not_cached(Tool), T));
 handle_event(internal, start, _, T) ->
     decide(start, T);
 %% the native step
@@ -350,7 +367,7 @@ handle_event(info, {adapter, Ref, {usage, Usage}}, _, T = #task{ref = Ref}) ->
     usage(Usage, alive(T));
 handle_event(info, {adapter, Ref, {result, Status, Props}}, _, T = #task{ref = Ref}) ->
     unjournaled(Props, T),
-    decide({result, Status, Props}, memory(maps:get(rss_bytes, Props, 0), T));
+    decide({result, Status, Props}, memory(maps:get(rss_bytes, Props, 0), unseen_tools(Props, T)));
 handle_event(info, {adapter, Ref, {lost, Lost}}, _, T = #task{ref = Ref, meter = Meter}) ->
     T1 = memory(maps:get(peak_rss, Lost, 0), T#task{meter = Meter#{cpu_ms => maps:get(cpu_ms, Lost, 0)}}),
     decide({lost, Lost}, T1);
@@ -489,8 +506,26 @@ flush(T = #task{batch = Batch, row = #row{task_id = Id, fence = Fence}}) ->
     T#task{batch = Batch1}.
 
 -spec count_tool(tuple(), #task{}) -> #task{}.
-count_tool({tool_call, _}, T = #task{meter = M}) -> T#task{meter = execution_meter:tool(M)};
+count_tool({tool_call, Call}, T = #task{meter = M, cached = Cached}) ->
+    T#task{meter = execution_meter:tool(M), cached = framework_execution_cache:tool(maps:get(name, Call, <<>>), Cached)};
 count_tool(_, T) -> T.
+
+%% Nobody saw what these tools did.
+-spec unseen_tools(map(), #task{}) -> #task{}.
+unseen_tools(#{unjournaled_tools := [Tool | _]}, T = #task{cached = Cached}) ->
+    T#task{cached = framework_execution_cache:tool(Tool, Cached)};
+unseen_tools(_, T) ->
+    T.
+
+%% A line of the cache among the task's events.
+-spec noted(binary(), #task{}) -> #task{}.
+noted(Message, T = #task{batch = Batch}) ->
+    {_, Batch1} = execution_events:add({log, #{level => info, source => <<"task_cache">>, message => Message}}, Batch),
+    T#task{batch = Batch1}.
+
+-spec not_cached(binary()) -> binary().
+not_cached(Tool) ->
+    <<"the answer is not cached: the tool ", Tool/binary, " may have an effect; declare it replay SAFE if it has none">>.
 
 -spec usage(map(), #task{}) -> gen_statem:event_handler_result(atom()).
 usage(Props, T = #task{meter = M}) ->
@@ -579,18 +614,26 @@ unrecorded(_, Pending, T = #task{row = Row}) ->
      [{state_timeout, ?RECORD_RETRY_MS, record}]}.
 
 -spec finished(map(), #task{}) -> gen_statem:event_handler_result(atom()).
-finished(#{state := State} = End, T = #task{row = #row{executor = Executor}}) ->
-    performance_monitor:task_ended(Executor, State, ran_ms(T)),
-    ok = learn(Executor, End, T),
+finished(#{state := State} = End, T = #task{cached = Cached}) ->
+    ok = learn(End, T),
+    ok = case State of succeeded -> framework_execution_cache:keep(maps:get(result, End, undefined), Cached); _ -> ok end,
     Proof = case maps:get(proof, End, undefined) of undefined -> execution_core:no_proof_needed(); P -> P end,
     lists:foreach(fun(From) -> reply(From, {ok, Proof}) end, T#task.waiters),
     stop(T#task{waiters = []}).
 
-%% What the router learns of the end. A plan's steps are learned of one by one.
--spec learn(binary(), map(), #task{}) -> ok.
-learn(_, _, #task{header = #{has_plan := true}}) ->
+%% What is learned of the executor by the end. An answer that is given again says nothing of it.
+-spec learn(map(), #task{}) -> ok.
+learn(_, #task{cached = {hit, _}}) ->
     ok;
-learn(Executor, End, T = #task{header = Header, meter = Meter}) ->
+learn(#{state := State} = End, T = #task{row = #row{executor = Executor}}) ->
+    performance_monitor:task_ended(Executor, State, ran_ms(T)),
+    routed(Executor, End, T).
+
+%% What the router learns. A plan's steps are learned of one by one.
+-spec routed(binary(), map(), #task{}) -> ok.
+routed(_, _, #task{header = #{has_plan := true}}) ->
+    ok;
+routed(Executor, End, T = #task{header = Header, meter = Meter}) ->
     execution_learned:ended(Header, Executor, End, #{ms => ran_ms(T), cost => maps:get(cost_micros, Meter, unknown)}).
 
 -spec requeued(non_neg_integer(), #task{}) -> gen_statem:event_handler_result(atom()).

@@ -13,7 +13,7 @@
 -export([http_start/4, http_stop/1]).
 -export([grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2]).
 -export([remote_own/2, remote_want/2, remote_send/2, remote_close/1]).
--export([agent_new/3, agent_step/2, tool_call/2, task_encode/1]).
+-export([agent_new/3, agent_step/2, tool_call/2, task_encode/1, task_cache_key/3]).
 -export([plan_open/4, plan_step/2, plan_executors/1]).
 -export([wire_encode/2, wire_decode/2, agent_encode/1, agent_decode/1, uuid7/0]).
 
@@ -24,7 +24,7 @@
        chat/4, embed/4, credit/3, cancel/2, set_endpoint/3, budget_attach/1, budget_grant/3, budget_answer/4, budget_sums/3, budget_take/3,
        http_start/4, http_stop/1, grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2,
        remote_own/2, remote_want/2, remote_send/2, remote_close/1, agent_new/3,
-       agent_step/2, plan_open/4, plan_step/2, plan_executors/1, tool_call/2, task_encode/1,
+       agent_step/2, plan_open/4, plan_step/2, plan_executors/1, tool_call/2, task_encode/1, task_cache_key/3,
        wire_encode/2, wire_decode/2, agent_encode/1,
        agent_decode/1, uuid7/0]).
 -on_load(load/0).
@@ -188,6 +188,11 @@ tool_call(Name, Arguments) -> down({Name, Arguments}).
 %% @doc A task from the shell, validated like a request.
 -spec task_encode(map()) -> {ok, map(), payload()} | {error, agent_error:t() | native_down}.
 task_encode(Map) -> down(Map).
+%% @doc What the whole-task cache may do with a task: whether an answer may be given again, its key, and the tools whose use does not
+%% forbid to keep one; or the name of a tool that may have an effect.
+-spec task_cache_key(payload(), AgentTools :: [binary()], Around :: [binary()]) ->
+    undefined | {ok, Read :: boolean(), Key :: binary(), Tools :: [binary()]} | {error, Tool :: binary() | native_down}.
+task_cache_key(Payload, AgentTools, Around) -> down({Payload, AgentTools, Around}).
 %% @doc Payload of a worker frame.
 -spec wire_encode(atom(), map()) -> binary().
 wire_encode(Kind, Map) -> down({Kind, Map}).

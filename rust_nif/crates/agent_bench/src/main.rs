@@ -149,6 +149,7 @@ fn request(args: &[String]) -> Result<pb::ExecuteTaskRequest, Failure> {
     let hints = pb::ExecutionHints {
         durability: if args.iter().any(|a| a == "--durable") { pb::Durability::Durable } else { pb::Durability::Ephemeral } as i32,
         stream_text: Some(false),
+        cache: if args.iter().any(|a| a == "--cached") { pb::CacheMode::Use } else { pb::CacheMode::Unspecified } as i32,
         max_parallel: option(args, "--parallel", "0").parse()?,
         ..Default::default()
     };

@@ -202,6 +202,7 @@ pub(crate) const ROOT: &[Field] = &[
     ),
     d("prices", Kind::Table(&[f("file", Kind::Text)]), "{}"),
     d("model_cache", Kind::Table(&[d("ttl", Kind::Duration, "\"1h\""), d("max_bytes", Kind::Size, "\"64MiB\"")]), "{}"),
+    d("task_cache", Kind::Table(&[d("ttl", Kind::Duration, "\"1h\""), d("max_bytes", Kind::Size, "\"64MiB\"")]), "{}"),
     d("agents", Kind::Named(&Kind::Table(AGENT)), "{}"),
     d(
         "workers",

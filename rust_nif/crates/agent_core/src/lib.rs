@@ -8,6 +8,7 @@ pub mod header;
 pub mod json;
 pub mod memory;
 pub mod plan;
+pub mod task_key;
 pub mod tools;
 pub mod validate;
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use agent_core::agent::{Agent, Effect, Event, Options};
 use agent_core::header::{TaskHeader, duration, header};
+use agent_core::task_key::{Cacheable, cacheable};
 use agent_core::validate::validate_task;
 use agent_core::{AgentError, tools};
 use agent_proto::agents::v1 as pb;
@@ -141,6 +142,22 @@ fn task_encode<'a>(env: Env<'a>, map: Term<'a>) -> Term<'a> {
     let h = header(&task, &id, &id, &tenant, now);
     let term = header_term(env, &h);
     (atoms::ok(), term, ResourceArc::new(Payload { header: h, task: Arc::new(task), answers: Vec::new() })).encode(env)
+}
+
+/// What the whole-task cache may do with a task on a framework: `{ok, Read, Key, Tools}`, `{error, Tool}` or `undefined`.
+#[rustler::nif]
+fn task_cache_key<'a>(env: Env<'a>, payload: ResourceArc<Payload>, agent_tools: Vec<Term<'a>>, around: Vec<Binary<'a>>) -> Term<'a> {
+    if payload.header.replayed || !payload.answers.is_empty() {
+        // A replay is answered by its record; what people have said in between is no part of the task.
+        return atoms::undefined().encode(env);
+    }
+    let agent_tools: Vec<String> = agent_tools.into_iter().filter_map(terms::string).collect();
+    let around: Vec<&[u8]> = around.iter().map(Binary::as_slice).collect();
+    match cacheable(&payload.task, &agent_tools, &around) {
+        Cacheable::No => atoms::undefined().encode(env),
+        Cacheable::Effects(tool) => (atoms::error(), tool).encode(env),
+        Cacheable::Yes { read, key, tools } => (atoms::ok(), read, Bin(&key), tools).encode(env),
+    }
 }
 
 /// Sets up the native agent for a task.

@@ -406,7 +406,8 @@ fn finish_of(m: Term<'_>) -> Finish {
             },
             provider_calls: small(atoms::provider_calls()),
             provider_calls_replayed: small(atoms::provider_calls_replayed()),
-            cache_hit: num(atoms::cache_hits()) > 0 && num(atoms::cache_hits()) == num(atoms::provider_calls()),
+            cache_hit: mt.and_then(|t| get(t, atoms::cache_hit())).unwrap_or(false)
+                || num(atoms::cache_hits()) > 0 && num(atoms::cache_hits()) == num(atoms::provider_calls()),
             tool_calls: small(atoms::tool_calls()),
             memory_bytes: opt(atoms::memory_bytes()),
             cpu_ms: opt(atoms::cpu_ms()),
