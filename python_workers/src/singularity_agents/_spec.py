@@ -62,6 +62,7 @@ class TaskOptions(TypedDict, total=False):
     on_budget_end: OnBudgetEnd
     # hints
     method: Method
+    planning: Literal["off", "model"]
     fallback_frameworks: Sequence[str]
     process: Literal["sequential", "hierarchical"]
     priority: int
@@ -187,6 +188,7 @@ _HINTS = (
 _HINT_DURATIONS = ("heartbeat_timeout", "block_grace")
 _HINT_ENUMS = (
     ("method", task_pb2.ExecutionMethod, "EXECUTION_METHOD_"),
+    ("planning", task_pb2.PlanningMode, "PLANNING_MODE_"),
     ("process", task_pb2.CrewProcess, "CREW_PROCESS_"),
     ("durability", task_pb2.Durability, "DURABILITY_"),
     ("cache", task_pb2.CacheMode, "CACHE_MODE_"),

@@ -107,6 +107,9 @@ def task_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say a task."""
     parser.add_argument("text", metavar="TEXT", nargs="?", help='the task in words; "-" reads it from stdin')
     parser.add_argument("--plan", type=Path, metavar="FILE", help="its steps, TOML or JSON; TEXT is then ${task.input}")
+    parser.add_argument(
+        "--decompose", action="store_true", help="the native agent makes the steps, and puts the results together"
+    )
     who = parser.add_argument_group("who does it")
     who.add_argument("--agent", metavar="ID", help="a configured or created agent")
     who.add_argument("--agent-type", metavar="TYPE", help="researcher, coder, planner, assistant or a configured type")
@@ -134,6 +137,8 @@ def _options(args: argparse.Namespace) -> TaskOptions:
     options: dict[str, Any] = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.ephemeral:
         options["durability"] = "ephemeral"
+    if args.decompose:
+        options["planning"] = "model"
     if args.label:
         options["labels"] = dict(args.label)
     return cast("TaskOptions", options)

@@ -124,6 +124,9 @@ pub fn validate_task(task: &pb::AgentTask, now_ms: i64) -> Vec<pb::FieldViolatio
     if let Some(hints) = &task.execution_hints {
         check_hints(&mut c, hints, now_ms);
     }
+    if plan::propose::asked(task) {
+        check_planning(&mut c, task);
+    }
     if let Some(plan) = &task.plan {
         check_plan(&mut c, plan);
     } else if task.execution_hints.as_ref().is_some_and(|h| h.method() == pb::ExecutionMethod::Hybrid)
@@ -134,9 +137,22 @@ pub fn validate_task(task: &pb::AgentTask, now_ms: i64) -> Vec<pb::FieldViolatio
     c.0
 }
 
+/// A model makes plans for tasks that leave one to make.
+fn check_planning(c: &mut Check, task: &pb::AgentTask) {
+    if task.plan.is_some() {
+        c.fail("task.execution_hints.planning", "the task brings a plan of its own; leave out one of the two");
+    }
+    if task.execution_hints.as_ref().is_some_and(|h| h.method() == pb::ExecutionMethod::Framework) {
+        c.fail("task.execution_hints.planning", "the native agent makes plans; use method AUTO, NATIVE or HYBRID");
+    }
+}
+
 /// Steps beyond the first faults are not listed: an answer has to fit in the trailers of a call.
 fn check_plan(c: &mut Check, plan: &pb::ExecutionPlan) {
     let mut own = Check(Vec::new());
+    if plan.planning.is_some() {
+        own.fail("task.plan.planning", "is said by the engine; leave it out");
+    }
     for (field, description) in plan::violations(plan) {
         own.fail(field, description);
     }
@@ -311,6 +327,7 @@ fn check_requirements(c: &mut Check, req: &pb::TaskRequirements) {
 fn check_hints(c: &mut Check, hints: &pb::ExecutionHints, now_ms: i64) {
     let at = |name: &str| format!("task.execution_hints.{name}");
     c.known_enum::<pb::ExecutionMethod>(&at("method"), hints.method);
+    c.known_enum::<pb::PlanningMode>(&at("planning"), hints.planning);
     c.known_enum::<pb::Durability>(&at("durability"), hints.durability);
     c.known_enum::<pb::CacheMode>(&at("cache"), hints.cache);
     c.known_enum::<pb::StreamPolicy>(&at("stream_policy"), hints.stream_policy);

@@ -52,7 +52,9 @@ pub(crate) fn prepare(
     if let Some((capability, field)) = pending(&task) {
         return Err(AgentError::pending(capability).with("field", field));
     }
-    if task.plan.is_none() && task.execution_hints.as_ref().is_some_and(|h| h.method() == pb::ExecutionMethod::Hybrid) {
+    if plan::propose::asked(&task) {
+        task.plan = Some(plan::propose::proposal(&task));
+    } else if task.plan.is_none() && task.execution_hints.as_ref().is_some_and(|h| h.method() == pb::ExecutionMethod::Hybrid) {
         task.plan = Some(plan::hybrid(&task.preferred_framework));
     }
     let id = uuid::Uuid::now_v7().to_string();
@@ -214,11 +216,11 @@ impl pb::task_service_server::TaskService for Tasks {
     async fn get_task(&self, request: Request<pb::GetTaskRequest>) -> Reply<pb::Task> {
         let tenant = self.0.tenant(&request)?;
         let mut task = self.get(&tenant, &request.get_ref().task_id)?;
-        if let Some(plan) = task.spec.as_ref().and_then(|s| s.plan.clone()) {
+        if let Some(spec) = task.spec.clone().filter(|s| s.plan.is_some()) {
             let store = self.0.store.clone();
             let id = task.id.clone();
             let runs = tokio::task::spawn_blocking(move || store.plan_runs(&id)).await.map_err(|_| unexpected())?;
-            task.plan = Some(plan::progress(plan, runs.map_err(|e| to_status(&e))?, task.state()));
+            task.plan = Some(plan::progress(&spec, runs.map_err(|e| to_status(&e))?, task.state()));
         }
         ok(task)
     }

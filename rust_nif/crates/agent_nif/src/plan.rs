@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use agent_core::header::{TaskHeader, header};
 use agent_core::plan::machine::{Effect, Event, Kept, Plan, Report, RunEnd, RunId};
+use agent_core::plan::propose;
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use agent_proto::worker::v1 as w;
@@ -95,6 +96,11 @@ fn plan_executors<'a>(env: Env<'a>, payload: ResourceArc<Payload>) -> Term<'a> {
             }
         }
     }
+    if propose::asked(&payload.task) {
+        // Where a model may place the steps that are not made yet.
+        let places = propose::executors(&payload.task).into_iter().filter(|&executor| seen.insert((executor, "")));
+        out.extend(places.map(|executor| ("task.preferred_framework", executor, "").encode(env)));
+    }
     out.encode(env)
 }
 
@@ -178,7 +184,7 @@ fn effect_term<'a>(env: Env<'a>, effect: Effect, plan: &Plan, payload: &Payload)
             let map = Map::new(env).put(atoms::executor(), e.executor).put(atoms::status(), e.status).end();
             (atoms::emit(), (atoms::step_finished(), e.name, map)).encode(env)
         }
-        Effect::TakenOver { step, message } => {
+        Effect::Warning { step, message } => {
             let map = Map::new(env).put(atoms::level(), "warning").put(atoms::source(), step).put(atoms::message(), message).end();
             (atoms::emit(), (atoms::log(), map)).encode(env)
         }

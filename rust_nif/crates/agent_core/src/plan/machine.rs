@@ -16,6 +16,7 @@ use agent_proto::agents::v1 as pb;
 use serde_json::Value;
 
 use super::condition;
+use super::propose;
 use super::template::{self, Reference};
 use crate::header::{defaults, duration_ms, timestamp};
 use crate::{AgentError, Reason, json};
@@ -130,11 +131,11 @@ pub enum Effect {
     Started(pb::StepStarted),
     /// Tell watchers: a step ended.
     Finished(pb::StepFinished),
-    /// Tell watchers: another executor takes over.
-    TakenOver {
+    /// Tell watchers: another executor takes over, or a model's plan cannot be used.
+    Warning {
         /// The step.
         step: String,
-        /// Which executor, and why.
+        /// What happens, and why.
         message: String,
     },
     /// Call again with [`Event::Go`]; nothing else happens by itself.
@@ -230,7 +231,11 @@ impl Plan {
                 undoes[u as usize] = true;
             }
         }
-        let last = (0..).zip(&undoes).filter(|(_, u)| !**u).map(|(i, _)| i).last();
+        let last = if propose::asked(&task) {
+            index.get(propose::ANSWER).copied()
+        } else {
+            (0..).zip(&undoes).filter(|(_, u)| !**u).map(|(i, _)| i).last()
+        };
         let wanted = task.execution_hints.as_ref().map_or(0, |h| h.max_parallel);
         let max_parallel = usize::try_from(if wanted > 0 { wanted } else { defaults::MAX_PARALLEL }).unwrap_or(1);
         let ready = (0..).zip(&steps).filter(|&(i, s): &(u32, &Step)| s.open_needs == 0 && !undoes[i as usize]).map(|(i, _)| i).collect();
@@ -262,6 +267,11 @@ impl Plan {
 
     /// What earlier attempts have kept; before the first event.
     pub fn restore(&mut self, kept: impl IntoIterator<Item = (Kept, pb::PlanStepRun)>) {
+        let kept: Vec<_> = kept.into_iter().collect();
+        if propose::asked(&self.task) {
+            let grown = propose::grown(&self.task, self.plan.clone(), &kept);
+            self.append(grown.steps.into_iter().skip(self.steps.len()).collect());
+        }
         for (kind, record) in kept {
             if let Some(&step) = self.index.get(&record.step_id) {
                 self.order = self.order.max(record.order);
@@ -275,6 +285,33 @@ impl Plan {
             self.failure = Some(self.failure_of(run, &record));
             self.phase = Phase::Failing;
             self.ready.clear();
+        }
+    }
+
+    /// Steps behind those that are there; nothing that they need has ended.
+    fn append(&mut self, more: Vec<pb::PlanStep>) {
+        let place = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let from = self.steps.len();
+        self.index.extend(more.iter().enumerate().map(|(n, step)| (step.id.clone(), place(from + n))));
+        self.plan.steps.extend(more);
+        self.dependents.resize(self.plan.steps.len(), Vec::new());
+        self.undoes.resize(self.plan.steps.len(), false);
+        for (i, step) in self.plan.steps.iter().enumerate().skip(from) {
+            let needs: BTreeSet<u32> = step.needs.iter().filter_map(|n| self.index.get(n)).copied().collect();
+            needs.iter().for_each(|&n| self.dependents[n as usize].push(place(i)));
+            self.steps.push(Step { open_needs: needs.len(), ..Step::default() });
+        }
+        self.last = self.index.get(propose::ANSWER).copied();
+    }
+
+    /// What follows from a step that asked a model for a plan.
+    fn grow(&mut self, record: &pb::PlanStepRun, out: Option<&mut Vec<Effect>>) {
+        let more = propose::decompose_task(&self.task, &self.plan, &record.output);
+        if let (Some(message), Some(out)) = (propose::remark(&self.task, &record.output, &more), out) {
+            out.push(Effect::Warning { step: record.step_id.clone(), message });
+        }
+        if !more.is_empty() {
+            self.append(more);
         }
     }
 
@@ -489,7 +526,13 @@ impl Plan {
             }
             None => {}
         }
+        let asks_for_plan = propose::asked(&task) && matches!(step.id.as_str(), propose::PLAN | propose::REPAIR);
+        if let Some(context) = task.context.as_mut().filter(|_| asks_for_plan) {
+            // Planning does nothing of the task.
+            context.available_tools.clear();
+        }
         let hints = task.execution_hints.get_or_insert_default();
+        hints.planning = pb::PlanningMode::Unspecified as i32;
         hints.method = pb::ExecutionMethod::Unspecified as i32;
         hints.fallback_frameworks.clear();
         if let Some(retry) = &step.retry {
@@ -558,7 +601,7 @@ impl Plan {
                 {
                     let message =
                         format!("step {}: {next} takes over, since {} failed: {}", step.id, report.executor, error.reason.upper());
-                    out.push(Effect::TakenOver { step: step.id.clone(), message });
+                    out.push(Effect::Warning { step: step.id.clone(), message });
                     self.runs.remove(&run);
                     self.run(run, turn + 1, out);
                 } else {
@@ -690,6 +733,10 @@ impl Plan {
         } else {
             Value::Array(std::mem::take(&mut step.outputs))
         };
+        let mut out = out;
+        if propose::asked(&self.task) && succeeded {
+            self.grow(record, out.as_deref_mut());
+        }
         self.step_done(run.step, output, out);
     }
 

@@ -6,6 +6,7 @@ pub mod condition;
 pub mod hybrid;
 pub mod machine;
 pub mod progress;
+pub mod propose;
 pub mod template;
 
 use agent_proto::agents::v1 as pb;

@@ -5,12 +5,18 @@ use std::collections::{HashMap, HashSet};
 use agent_proto::agents::v1 as pb;
 
 use super::machine::Kept;
+use super::propose;
 
 /// Characters of an output in a view.
 const MAX_CLIP: usize = 200;
 
 /// Fills in the state and the runs of each step. RUNNING: everything that it needs has ended, and the task runs.
-pub fn progress(mut plan: pb::ExecutionPlan, runs: Vec<(Kept, pb::PlanStepRun)>, task: pb::TaskState) -> pb::ExecutionPlan {
+pub fn progress(spec: &pb::AgentTask, runs: Vec<(Kept, pb::PlanStepRun)>, task: pb::TaskState) -> pb::ExecutionPlan {
+    let mut plan = spec.plan.clone().unwrap_or_default();
+    if propose::asked(spec) {
+        plan = propose::grown(spec, plan, &runs);
+        plan.planning = Some(pb::Planning { origin: propose::origin(&plan) as i32, ..Default::default() });
+    }
     let mut by_step: HashMap<String, Vec<pb::PlanStepRun>> = HashMap::new();
     for (_, mut run) in runs {
         if let Some((end, _)) = run.output.char_indices().nth(MAX_CLIP) {
@@ -59,9 +65,10 @@ mod tests {
             ..Default::default()
         };
         let plan = pb::ExecutionPlan { steps: vec![step("a", &[]), step("b", &["a"]), step("c", &["b"])], ..Default::default() };
+        let spec = pb::AgentTask { plan: Some(plan), ..Default::default() };
         let run =
             pb::PlanStepRun { step_id: "a".into(), state: pb::TaskState::Succeeded as i32, output: "é".repeat(300), ..Default::default() };
-        let seen = progress(plan, vec![(Kept::Done, run)], pb::TaskState::Running);
+        let seen = progress(&spec, vec![(Kept::Done, run)], pb::TaskState::Running);
         let states: Vec<pb::TaskState> = seen.steps.iter().map(pb::PlanStep::state).collect();
         assert_eq!(states, [pb::TaskState::Succeeded, pb::TaskState::Running, pb::TaskState::Queued]);
         assert_eq!(seen.steps[0].runs[0].output.chars().count(), MAX_CLIP);

@@ -81,7 +81,7 @@ impl<'a> World<'a> {
                         queue.push_back(Event::Ended { run, end: RunEnd::Stopped, report: Report::default() });
                     }
                     Effect::Again => queue.push_back(Event::Go),
-                    Effect::Started(_) | Effect::Finished(_) | Effect::TakenOver { .. } => {}
+                    Effect::Started(_) | Effect::Finished(_) | Effect::Warning { .. } => {}
                     Effect::Finish(end) => return End::Finished(end),
                     Effect::Park(_) => return End::Parked,
                 }
@@ -391,5 +391,63 @@ proptest! {
             ends += plan.step(event).iter().filter(|e| matches!(e, Effect::Finish(_) | Effect::Park(_))).count();
         }
         prop_assert!(ends <= 1);
+    }
+}
+
+/// A task whose plan a model makes.
+fn planned() -> pb::AgentTask {
+    let hints = pb::ExecutionHints { planning: pb::PlanningMode::Model as i32, ..Default::default() };
+    let task = pb::AgentTask { description: "the task".into(), execution_hints: Some(hints), ..Default::default() };
+    pb::AgentTask { plan: Some(propose::proposal(&task)), ..task }
+}
+
+const MADE: &str = r#"{"steps": [{"id": "a", "task": "do a"}, {"id": "b", "task": "do b"}, {"id": "c", "task": "do c", "needs": ["a"]}]}"#;
+
+fn planner(id: &str, _: &pb::AgentTask, _: &str) -> Result<String, Reason> {
+    Ok(if id == "plan" { MADE.to_owned() } else { format!("<{id}>") })
+}
+
+#[test]
+fn a_plan_that_a_model_makes_runs_side_by_side_and_is_put_together() {
+    let mut world = World::new(planned(), &planner);
+    assert_eq!(world.result().unwrap().output, "<answer>");
+    assert_eq!(world.most, 2);
+    let begun: Vec<&str> = world.began.iter().map(|(step, _)| step.as_str()).collect();
+    assert_eq!(begun, ["plan", "a", "b", "c", "answer"]);
+}
+
+#[test]
+fn a_plan_that_stays_bad_becomes_one_step() {
+    let mut world = World::new(planned(), &|id, task, _| {
+        Ok(if id == "answer" { format!("did {}", task.description) } else { "{\"steps\": 7}".to_owned() })
+    });
+    assert_eq!(world.result().unwrap().output, "did the task");
+    let begun: Vec<&str> = world.began.iter().map(|(step, _)| step.as_str()).collect();
+    assert_eq!(begun, ["plan", "repair", "answer"]);
+}
+
+proptest! {
+    #[test]
+    fn a_made_plan_that_is_killed_anywhere_repeats_no_kept_step(kills in prop::collection::vec(1usize..9, 0..5), bad in any::<bool>()) {
+        let answers = |id: &str, task: &pb::AgentTask, executor: &str| match id {
+            "plan" if bad => Ok("sorry".to_owned()),
+            "repair" => Ok(MADE.to_owned()),
+            _ => planner(id, task, executor),
+        };
+        let mut world = World::new(planned(), &answers);
+        let mut ended = None;
+        for events in kills {
+            let kept: Vec<String> = world.disk.iter().map(|(_, r)| r.step_id.clone()).collect();
+            let before = world.began.len();
+            if let End::Finished(end) = world.attempt(events) {
+                ended = Some(end);
+            }
+            prop_assert!(world.began[before..].iter().all(|(step, _)| !kept.contains(step)));
+            if ended.is_some() {
+                break;
+            }
+        }
+        let result = ended.map_or_else(|| world.result(), |end| *end).unwrap();
+        prop_assert_eq!(result.output, "<answer>");
     }
 }

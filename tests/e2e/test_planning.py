@@ -1,0 +1,161 @@
+"""Plans that a model makes: asked for, repaired once, run as any plan, and given up for one step."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from conftest import MANY, KillableNode, eventually, openai_provider
+
+from singularity_agents import Client, SingularityError, TaskCancelled, TaskFailed
+from singularity_agents.testing import Asked, ScriptedModel
+
+GOOD = json.dumps(
+    {
+        "steps": [
+            {"id": "one", "task": "do one"},
+            {"id": "two", "task": "do two"},
+            {"id": "three", "task": "do three", "needs": ["one"]},
+        ]
+    }
+)
+
+
+class Planner:
+    """A model that plans as the test says, and does any other step by its first word or two."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.plans = [GOOD]
+        self.on_first: dict[str, Callable[[], object]] = {}
+        self.seen: dict[str, str] = {}
+        self.model = ScriptedModel(*[self._answer] * MANY)
+
+    def _answer(self, asked: Asked) -> str:
+        kinds = {"Make a plan": "plan", "You were asked for a plan": "repair", "Write the final answer": "answer"}
+        kinds |= {f"do {step}": step for step in ("one", "two", "three")}
+        kind = next((name for start, name in kinds.items() if asked.last.startswith(start)), asked.last)
+        self.counts[kind] += 1
+        self.seen[kind] = asked.last
+        if self.counts[kind] == 1 and kind in self.on_first:
+            self.on_first[kind]()
+        if kind in ("plan", "repair"):
+            return self.plans[0 if kind == "plan" else -1]
+        return f"<{kind}>"
+
+
+@pytest.fixture
+def planner() -> Iterator[Planner]:
+    planner = Planner()
+    with planner.model:
+        yield planner
+
+
+@pytest.fixture
+def planned(killable: Callable[[str], KillableNode], planner: Planner) -> Iterator[tuple[KillableNode, Client]]:
+    node = killable(openai_provider("planning", planner.model.base_url, "planned"))
+    with Client(node.address, max_retries=0) as client:
+        yield node, client
+
+
+def submit(client: Client, **options: Any) -> Any:
+    return client.submit("the whole", planning="model", model="planned", **options)
+
+
+def plan_of(client: Client, task_id: str) -> dict[str, Any]:
+    plan = client.get(task_id).plan
+    assert plan is not None
+    return plan
+
+
+def test_a_made_plan_runs_and_its_results_are_put_together(planned: tuple[KillableNode, Client], planner: Planner) -> None:
+    _, client = planned
+    handle = submit(client)
+    result = handle.result()
+    assert result.output == "<answer>" and result.metrics.provider_calls == 5
+    assert planner.counts == {"plan": 1, "one": 1, "two": 1, "three": 1, "answer": 1}
+    assert "Result of one:\n<one>" in planner.seen["three"] and "Result of three:\n<three>" in planner.seen["answer"]
+    plan = plan_of(client, handle.id)
+    assert plan["planning"]["origin"] == "MODEL"
+    assert [(s["id"], s["state"]) for s in plan["steps"]] == [
+        (step, "SUCCEEDED") for step in ("plan", "one", "two", "three", "answer")
+    ]
+
+
+def test_a_bad_plan_is_repaired_once(planned: tuple[KillableNode, Client], planner: Planner) -> None:
+    _, client = planned
+    planner.plans = ["I would rather not", GOOD]
+    handle = submit(client)
+    assert handle.result().output == "<answer>"
+    assert planner.counts["repair"] == 1 and "it is not JSON" in planner.seen["repair"]
+    assert plan_of(client, handle.id)["planning"]["origin"] == "REPAIRED"
+
+
+ENDLESS = json.dumps({"steps": [{"id": f"s{n}", "task": "x"} for n in range(10_001)]})
+UNKNOWN = json.dumps({"steps": [{"id": "one", "task": "x", "tools": ["rm"], "executor": "crewai"}]})
+
+
+@pytest.mark.parametrize("bad", ["no", ENDLESS, UNKNOWN], ids=["no_json", "endless", "unknown"])
+def test_a_plan_that_stays_bad_becomes_one_step_and_says_so(
+    planned: tuple[KillableNode, Client], planner: Planner, bad: str
+) -> None:
+    _, client = planned
+    planner.plans = [bad]
+    handle = submit(client)
+    told = [str(e.data.get("message")) for e in handle.watch() if e.kind == "log"]
+    assert handle.result().output == "<the whole>"
+    assert any("the task runs as one step" in text for text in told), told
+    assert planner.counts == {"plan": 1, "repair": 1, "the whole": 1}
+    assert plan_of(client, handle.id)["planning"]["origin"] == "FALLBACK"
+
+
+@pytest.mark.parametrize("step", ["plan", "repair", "one", "answer"])
+def test_a_node_killed_while_it_plans_and_after_repeats_no_answered_call(
+    planned: tuple[KillableNode, Client], planner: Planner, step: str
+) -> None:
+    node, client = planned
+    killed: list[bool] = []
+    planner.plans = ["no", GOOD]
+    planner.on_first[step] = lambda: (node.kill(), killed.append(True))
+    task_id = submit(client).id
+    eventually(lambda: killed)
+    node.start()
+    with Client(node.address, max_retries=0) as again:
+        task = again.wait(task_id, timeout="60s")
+        assert task.result is not None, task.error
+        assert task.result.output == "<answer>"
+        assert plan_of(again, task_id)["planning"]["origin"] == "REPAIRED"
+    # Steps "one" and "two" run side by side: either may have been under way.
+    under_way = {"one", "two"} if step == "one" else {step}
+    assert {name for name, count in planner.counts.items() if count > 1} <= under_way
+    assert planner.counts[step] == 2
+
+
+def test_a_cancel_ends_the_planning(planned: tuple[KillableNode, Client], planner: Planner) -> None:
+    _, client = planned
+    handles: list[Any] = []
+    planner.on_first["plan"] = lambda: (eventually(lambda: handles), client.cancel(handles[0].id))
+    handles.append(submit(client))
+    with pytest.raises(TaskCancelled):
+        handles[0].result()
+    assert planner.counts == {"plan": 1}
+
+
+def test_no_money_for_a_plan_is_no_money_for_the_task(planned: tuple[KillableNode, Client], planner: Planner) -> None:
+    _, client = planned
+    with pytest.raises(TaskFailed) as error:
+        submit(client, max_cost_micros=0).result()
+    assert error.value.reason == "BUDGET_EXHAUSTED" and not planner.counts
+
+
+def test_two_plans_at_once_are_refused(planned: tuple[KillableNode, Client]) -> None:
+    _, client = planned
+    with pytest.raises(SingularityError) as error:
+        submit(client, plan={"steps": [{"id": "a", "executor": "native"}]})
+    assert "planning" in str(error.value)
+    with pytest.raises(SingularityError) as error:
+        submit(client, method="framework", framework="crewai")
+    assert "planning" in str(error.value)
