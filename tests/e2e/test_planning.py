@@ -56,13 +56,15 @@ def planner() -> Iterator[Planner]:
 
 @pytest.fixture
 def planned(killable: Callable[[str], KillableNode], planner: Planner) -> Iterator[tuple[KillableNode, Client]]:
-    node = killable(openai_provider("planning", planner.model.base_url, "planned"))
+    priced = '[models.priced]\nprices = [{ valid_from = "2026-01-01", input = "1.00", output = "1.00" }]\n'
+    priced += 'endpoints = [{ provider = "planning", name = "planned" }]\n'
+    node = killable(openai_provider("planning", planner.model.base_url, "planned") + priced)
     with Client(node.address, max_retries=0) as client:
         yield node, client
 
 
 def submit(client: Client, **options: Any) -> Any:
-    return client.submit("the whole", planning="model", model="planned", **options)
+    return client.submit("the whole", planning="model", **{"model": "planned", **options})
 
 
 def plan_of(client: Client, task_id: str) -> dict[str, Any]:
@@ -109,7 +111,8 @@ def test_a_plan_that_stays_bad_becomes_one_step_and_says_so(
     assert handle.result().output == "<the whole>"
     assert any("the task runs as one step" in text for text in told), told
     assert planner.counts == {"plan": 1, "repair": 1, "the whole": 1}
-    assert plan_of(client, handle.id)["planning"]["origin"] == "FALLBACK"
+    made = plan_of(client, handle.id)["planning"]
+    assert made["origin"] == "FALLBACK" and len(made["faults"]) >= 2
 
 
 @pytest.mark.parametrize("step", ["plan", "repair", "one", "answer"])
@@ -147,7 +150,7 @@ def test_a_cancel_ends_the_planning(planned: tuple[KillableNode, Client], planne
 def test_no_money_for_a_plan_is_no_money_for_the_task(planned: tuple[KillableNode, Client], planner: Planner) -> None:
     _, client = planned
     with pytest.raises(TaskFailed) as error:
-        submit(client, max_cost_micros=0).result()
+        submit(client, model="priced", max_cost_micros=1).result()
     assert error.value.reason == "BUDGET_EXHAUSTED" and not planner.counts
 
 

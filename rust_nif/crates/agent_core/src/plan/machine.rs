@@ -306,6 +306,10 @@ impl Plan {
 
     /// What follows from a step that asked a model for a plan.
     fn grow(&mut self, record: &pb::PlanStepRun, out: Option<&mut Vec<Effect>>) {
+        // A kept answer whose steps are there already says nothing new.
+        if self.plan.steps.last().is_none_or(|last| last.id != record.step_id) {
+            return;
+        }
         let more = propose::decompose_task(&self.task, &self.plan, &record.output);
         if let (Some(message), Some(out)) = (propose::remark(&self.task, &record.output, &more), out) {
             out.push(Effect::Warning { step: record.step_id.clone(), message });

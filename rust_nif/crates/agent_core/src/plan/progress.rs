@@ -15,7 +15,7 @@ pub fn progress(spec: &pb::AgentTask, runs: Vec<(Kept, pb::PlanStepRun)>, task: 
     let mut plan = spec.plan.clone().unwrap_or_default();
     if propose::asked(spec) {
         plan = propose::grown(spec, plan, &runs);
-        plan.planning = Some(pb::Planning { origin: propose::origin(&plan) as i32, ..Default::default() });
+        plan.planning = Some(pb::Planning { origin: propose::origin(&plan) as i32, faults: propose::faults(spec, &runs) });
     }
     let mut by_step: HashMap<String, Vec<pb::PlanStepRun>> = HashMap::new();
     for (_, mut run) in runs {

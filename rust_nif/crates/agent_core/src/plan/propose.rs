@@ -98,6 +98,12 @@ pub fn origin(plan: &pb::ExecutionPlan) -> pb::PlanOrigin {
     }
 }
 
+/// What was wrong with the plans that the model made.
+pub fn faults(task: &pb::AgentTask, runs: &[(Kept, pb::PlanStepRun)]) -> Vec<String> {
+    let plans = runs.iter().filter(|(kind, run)| *kind == Kept::Done && matches!(run.step_id.as_str(), PLAN | REPAIR));
+    plans.filter_map(|(_, run)| create_execution_plan(&run.output, &executors(task)).err()).flatten().collect()
+}
+
 /// What a watcher is told when these steps follow; a good plan needs no words.
 pub(crate) fn remark(task: &pb::AgentTask, answer: &str, more: &[pb::PlanStep]) -> Option<String> {
     let why = || match create_execution_plan(answer, &executors(task)) {

@@ -28,7 +28,7 @@ fn ids(plan: &pb::ExecutionPlan) -> Vec<&str> {
     plan.steps.iter().map(|s| s.id.as_str()).collect()
 }
 
-fn faults(answer: &str) -> Vec<String> {
+fn wrong(answer: &str) -> Vec<String> {
     create_execution_plan(answer, &["native", "crewai"]).unwrap_err()
 }
 
@@ -64,24 +64,24 @@ fn a_bad_plan_is_repaired_once_and_then_the_task_is_one_step() {
 #[test]
 fn every_fault_names_its_field() {
     let all =
-        faults(r#"{"steps": [{"id": "answer", "task": "", "tools": ["rm"]}, {"id": "b", "task": "x", "executor": "root"}], "loop": 1}"#);
+        wrong(r#"{"steps": [{"id": "answer", "task": "", "tools": ["rm"]}, {"id": "b", "task": "x", "executor": "root"}], "loop": 1}"#);
     for want in ["loop:", "steps[0].tools:", "steps[0].task:", "steps[0].id:", "steps[1].executor: \"root\" is not one of native, crewai"] {
         assert!(all.iter().any(|f| f.starts_with(want)), "{want} in {all:?}");
     }
-    let circle = faults(r#"{"steps": [{"id": "a", "task": "x", "needs": ["b"]}, {"id": "b", "task": "x", "needs": ["a"]}]}"#);
+    let circle = wrong(r#"{"steps": [{"id": "a", "task": "x", "needs": ["b"]}, {"id": "b", "task": "x", "needs": ["a"]}]}"#);
     assert!(circle[0].contains("in a circle: a, b"), "{circle:?}");
-    assert!(faults(r#"{"steps": [{"id": "a", "task": "x", "needs": ["z"]}]}"#)[0].contains("no step is called \"z\""));
+    assert!(wrong(r#"{"steps": [{"id": "a", "task": "x", "needs": ["z"]}]}"#)[0].contains("no step is called \"z\""));
 }
 
 #[test]
 fn endless_plans_are_refused() {
-    assert!(faults(&chain(10_001))[0].contains("bytes, must be at most"));
+    assert!(wrong(&chain(10_001))[0].contains("bytes, must be at most"));
     let wide = json!({"steps": vec![json!({"id": "a", "task": "x"}); 5000]}).to_string();
-    assert_eq!(faults(&wide), ["steps: 5000 of them, must be 1 to 16"]);
-    assert_eq!(faults(&chain(MAX_STEPS + 1)), ["steps: 17 of them, must be 1 to 16"]);
-    assert_eq!(faults(&chain(MAX_DEPTH + 1)), ["steps: 7 in a row need each other, must be at most 6"]);
+    assert_eq!(wrong(&wide), ["steps: 5000 of them, must be 1 to 16"]);
+    assert_eq!(wrong(&chain(MAX_STEPS + 1)), ["steps: 17 of them, must be 1 to 16"]);
+    assert_eq!(wrong(&chain(MAX_DEPTH + 1)), ["steps: 7 in a row need each other, must be at most 6"]);
     assert!(create_execution_plan(&chain(MAX_DEPTH), &["native"]).is_ok());
-    assert!(faults(&"[".repeat(100_000))[0].starts_with("it is not JSON"));
+    assert!(wrong(&"[".repeat(100_000))[0].starts_with("it is not JSON"));
 }
 
 #[test]
