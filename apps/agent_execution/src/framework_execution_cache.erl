@@ -49,15 +49,19 @@ start_link() ->
 look(_, _, <<"native">>, _) ->
     none;
 look(Payload, Agent, Executor, Tenant) ->
-    case enabled() andalso version(Executor, Agent) of
-        Version when is_binary(Version) ->
-            Around = [Tenant, Executor, Version, term_to_binary(maps:remove(payload, Agent), [deterministic])],
-            found(agent_native:task_cache_key(Payload, maps:get(tools, Agent, []), Around));
-        _ ->
-            none
+    Key = fun(Around) -> agent_native:task_cache_key(Payload, maps:get(tools, Agent, []), Around) end,
+    %% Files are looked at for tasks alone that ask for it.
+    case enabled() andalso Key([]) of
+        {ok, _, _, _} ->
+            case version(Executor, Agent) of
+                unknown -> none;
+                Version -> found(Key([Tenant, Executor, Version, term_to_binary(maps:remove(payload, Agent), [deterministic])]))
+            end;
+        Other ->
+            found(Other)
     end.
 
--spec found(undefined | {ok, boolean(), binary(), [binary()]} | {error, binary() | native_down}) -> ticket().
+-spec found(false | undefined | {ok, boolean(), binary(), [binary()]} | {error, binary() | native_down}) -> ticket().
 found({ok, Read, Key, Tools}) ->
     Now = now_ms(),
     case Read andalso ets:lookup(engine_tables:executions(), Key) of
