@@ -32,6 +32,7 @@ PROVIDER = {
 
 #: Reasons that another test makes happen: its file, and a word of it.
 ELSEWHERE = {
+    "CAPABILITY_DISABLED": ("tests/e2e/test_configuration_table.py", "CAPABILITY_DISABLED"),
     "ATTEMPT_FENCED": ("rust_nif/crates/agent_store/src/tests.rs", "Reason::AttemptFenced"),
     "BUNDLE_INVALID": ("tests/e2e/test_bundles.py", "BUNDLE_INVALID"),
     "REPLAY_MISSING": ("tests/e2e/test_bundles.py", "REPLAY_MISSING"),
