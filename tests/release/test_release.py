@@ -148,21 +148,19 @@ def test_the_cookie_is_on_no_command_line_and_in_no_readable_file(node: Node) ->
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
+def listening(pid: int) -> list[str]:
+    """Addresses on which a process listens, as the kernel writes them."""
+    links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
+    lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+    return [fields[1].split(":")[0] for fields in lines if fields[3] == "0A" and fields[9] in inodes]
+
+
 def test_distribution_listens_on_loopback_alone(node: Node) -> None:
     assert node.run("daemon").returncode == 0
-    inodes = set()
-    for entry in Path(f"/proc/{node.pid()}/fd").iterdir():
-        link = os.readlink(entry)
-        if link.startswith("socket:["):
-            inodes.add(link[8:-1])
-    listening = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in inodes:
-                listening.append(fields[1].split(":")[0])
-    assert len(listening) >= 2  # distribution and gRPC
-    assert set(listening) == {"0100007F"}
+    # Distribution and gRPC; the daemon answers before it serves.
+    wait_until(lambda: len(listening(node.pid())) >= 2, "the node does not serve")
+    assert set(listening(node.pid())) == {"0100007F"}
 
 
 def test_sigterm_stops_a_node_in_the_foreground(node: Node) -> None:
