@@ -181,6 +181,9 @@ def openai_provider(name: str, base_url: str, *models: str) -> str:
     return f'[providers.{name}]\ndialect = "openai"\nbase_url = "{base_url}"\nmodels = {list(models)!r}\n'
 
 
+#: Who names no model is served by the provider `scripted`.
+SCRIPTED_BY_DEFAULT = '[models.default]\nendpoints = [{ provider = "scripted", name = "scripted" }]\n'
+
 #: More than any of the tests asks for.
 MANY = 5000
 

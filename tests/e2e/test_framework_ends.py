@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import MANY, eventually, openai_provider
+from conftest import MANY, SCRIPTED_BY_DEFAULT, eventually, openai_provider
 
 from singularity_agents import Client, Task, TaskHandle
 from singularity_agents._local_node import LocalNode
@@ -90,8 +90,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Model
     model = Model()
     with model.script:
         provider = openai_provider("scripted", model.script.base_url, "scripted")
-        default = '[models.default]\nendpoints = [{ provider = "scripted", name = "scripted" }]\n'
-        with LocalNode(provider + PRICES + default + agents + "[workers]\nmax_per_framework = 2\n") as node:
+        with LocalNode(provider + PRICES + SCRIPTED_BY_DEFAULT + agents + "[workers]\nmax_per_framework = 2\n") as node:
             yield node.address, model
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MANY, eventually, openai_provider
+from conftest import MANY, SCRIPTED_BY_DEFAULT, eventually, openai_provider
 
 from singularity_agents import Client
 from singularity_agents._local_node import LocalNode
@@ -71,8 +71,7 @@ def place() -> Iterator[tuple[str, Model]]:
     agents = "".join(f'[agents.of_{name}]\nframework = "{name}"\nproject = "{HERE}"\ntools = {TOOLS}\n' for name in FRAMEWORKS)
     with model.script:
         provider = openai_provider("scripted", model.script.base_url, "scripted")
-        default = '[models.default]\nendpoints = [{ provider = "scripted", name = "scripted" }]\n'
-        with LocalNode(provider + PRICES + default + agents + "[workers]\nmax_per_framework = 2\n") as node:
+        with LocalNode(provider + PRICES + SCRIPTED_BY_DEFAULT + agents + "[workers]\nmax_per_framework = 2\n") as node:
             yield node.address, model
 
 
