@@ -14,10 +14,9 @@ from conftest import MANY, SCRIPTED_BY_DEFAULT, eventually, openai_provider
 
 from singularity_agents import Client
 from singularity_agents._local_node import LocalNode
-from singularity_agents.testing import Asked, Node, ScriptedModel, ToolCall
+from singularity_agents.testing import Asked, ScriptedModel, ToolCall
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
 TOOLS = (
     '["e2e_agents:multiply", "e2e_agents:compute_for_ever", "e2e_agents:wait_for_a_child", "e2e_agents:read_a_lot", '
     '"e2e_agents:ask_a_person", "calculate"]'
@@ -177,15 +176,3 @@ def test_resumes_after_a_kill_without_paying_twice(client: Client, model: Model,
     assert task.result.metrics.provider_calls_replayed in (1, 2)
     # The first call is answered from the journal; the second was under way when its worker was killed.
     assert model.counts["question"] == 1 and model.counts["result"] in (1, 2)
-
-
-@pytest.mark.parametrize("example", ["agent_framework", "autogen", "crewai", "haystack", "semantic_kernel"])
-def test_the_example_runs(example: str) -> None:
-    """The agent as its file configures it, on a scripted model."""
-    folder = ROOT / "examples" / example
-    agent = (folder / "singularity.toml").read_text().partition("[providers.echo]")[0]
-    agent = agent.replace(f'project = "examples/{example}"', f'project = "{folder}"')
-    model = ScriptedModel("first", "second: APPROVED", "more")
-    with model, Node(model=model, config=agent) as node:
-        assert node.client.execute("What is it?", agent=f"{example}_example").output in ("first", "second: APPROVED")
-    assert "What is it?" in str(model.asked[0].messages)

@@ -8,6 +8,7 @@
 -export([known/0]).
 -export([available/1]).
 -export([lock_hash/1]).
+-export([project/1]).
 -export([zygote_args/2]).
 -export([worker_args/1]).
 -export([runtime_dir/0]).
@@ -63,6 +64,13 @@ lock_hash(Framework) ->
 zygote_args(Env, Socket) ->
     env_args(Env) ++ ["--", python_environment:python(Env), "-P", "-m", "singularity_agents.worker.zygote",
                       "--socket", Socket, "--framework", Env].
+
+%% @doc Folder of an agent's code, as a worker in a folder of its own finds it; empty where there is none.
+-spec project(map()) -> binary().
+project(#{project := Project}) when Project =/= <<>> ->
+    filename:absname(Project);
+project(_) ->
+    <<>>.
 
 %% @doc Arguments of `port_guard worker'.
 -spec worker_args(#{framework := binary(), worker_id := binary(), data := file:filename(), zygote := file:filename(),

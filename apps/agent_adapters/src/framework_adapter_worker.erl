@@ -304,7 +304,7 @@ open(W = #worker{spec = #{id := Id, framework := Framework, agent := Agent}, dir
             Args = framework_adapter_env:worker_args(#{
                 framework => Framework, worker_id => Id, data => Data, dir => Dir,
                 zygote => framework_adapter_zygote:socket(framework_adapter_env:environment(Framework)),
-                project => maps:get(project, Agent, <<>>)}),
+                project => framework_adapter_env:project(Agent)}),
             Port = port_guard:open(worker, Args),
             GuardPid = case erlang:port_info(Port, os_pid) of {os_pid, P} -> P; undefined -> 0 end,
             Accepted = gen_tcp:accept(Listen, ?CONNECT_TIMEOUT_MS),
@@ -458,7 +458,7 @@ hello(_, W) ->
 initialise(W = #worker{spec = #{agent := Agent, tenant := Tenant}, dir = Dir}) ->
     Init = agent_native:wire_encode(init, #{
         agent => maps:get(payload, Agent, <<>>), tenant => Tenant,
-        entrypoint => maps:get(entrypoint, Agent, <<>>), project => maps:get(project, Agent, <<>>),
+        entrypoint => maps:get(entrypoint, Agent, <<>>), project => framework_adapter_env:project(Agent),
         tools => maps:get(tools, Agent, []), storage_dir => iolist_to_binary(Dir),
         engine_version => <<"0.1.0">>, config_json => maps:get(config_json, Agent, <<"{}">>)}),
     W1 = send(framework_adapter_frame:encode(init, Init), W),

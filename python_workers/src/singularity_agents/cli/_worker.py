@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from .._attach import Place, attach
 from .._errors import InvalidRequest, WrongState
+from ..adapters import _pins
 from . import _environments
 from ._main import OK, Context
 from ._node import tool
@@ -55,7 +56,7 @@ def work(ctx: Context) -> int:
 
 def _place(framework: str, projects: list[str], max_memory: int) -> Place:
     """What workers are made of here. Raises WrongState naming what is missing."""
-    environment = {"langgraph": "langchain"}.get(framework, framework.partition(":")[0])
+    environment = _pins.environment(framework)
     if environment not in _environments.SIZES:
         known = ", ".join(_environments.SIZES)
         raise InvalidRequest(
