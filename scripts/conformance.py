@@ -39,6 +39,25 @@ BEHAVIOURS: Final = {
     "cancel in a tool's child process": "test_is_cancelled_in_a_child_process",
     "resume after kill -9": "test_resumes_after_a_kill",
 }
+#: Bad code of users', which harms a worker in the same way whatever its framework: what it does, and the beginning of its test's name.
+BAD_CODE: Final = {
+    "module with a syntax error, a missing import, an exception": "test_a_module_that_cannot_be_imported",
+    "entry point that is not there": "test_an_entry_point_that_is_not_there",
+    "closes descriptors 3 and 4; `os._exit`": "test_a_worker_that_cuts_itself_off",
+    "endless loop in C code": "test_a_loop_in_c_code",
+    "400 children, each with `setsid`": "test_a_worker_that_multiplies",
+    "fork bomb, exponential": "test_a_fork_bomb_is_ended_whole",
+    "fork bomb, exponential, without a namespace": "test_a_fork_bomb_is_ended_without",
+    "memory bomb": "test_a_worker_that_takes_too_much_memory",
+    "writes garbage to its channel": "test_a_worker_that_breaks_the_protocol",
+    "100 MB of output": "test_a_hundred_megabytes",
+    "result that is no data": "test_a_result_that_is_no_data",
+}
+#: What a row says beside its cell.
+NOTES: Final = {
+    "fork bomb, exponential, without a namespace": "best effort: the guard looks ten times a second and kills the group at once; processes "
+    "with sessions of their own are killed as they become orphans, and whoever forks faster than that is not caught. No cgroup is used",
+}
 
 
 def outcomes(files: list[Path]) -> dict[tuple[str, str], bool]:
@@ -78,6 +97,29 @@ def page(found: dict[tuple[str, str], bool]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def bad_code(files: list[Path]) -> str:
+    """The table of what bad code does to its own worker, and to nothing else."""
+    passed: dict[str, list[bool]] = {}
+    for file in files:
+        for case in ElementTree.parse(file).getroot().iter("testcase"):
+            if case.find("skipped") is None:
+                name = case.get("name", "").partition("[")[0]
+                passed.setdefault(name, []).append(case.find("failure") is None and case.find("error") is None)
+    lines = [
+        "",
+        "## Bad code",
+        "",
+        "A typed error, no process left behind, the node and its other tasks untouched:",
+        "",
+        "| | | |",
+        "|---|---|---|",
+    ]
+    for what, test in BAD_CODE.items():
+        seen = [p for name, all_of in passed.items() if name.startswith(test) for p in all_of]
+        lines.append(f"| {what} | {'not run' if not seen else 'yes' if all(seen) else 'NO'} | {NOTES.get(what, '')} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(names: list[str]) -> int:
     """Reads the reports that are named, or those of the last run."""
     files = [Path(name) for name in names] or [LOGS / "python.xml", LOGS / "e2e.xml"]
@@ -85,7 +127,7 @@ def main(names: list[str]) -> int:
     if missing:
         print(f"run scripts/test python e2e first: {', '.join(missing)} is missing", file=sys.stderr)
         return 2
-    PAGE.write_text(page(outcomes(files)))
+    PAGE.write_text(page(outcomes(files)) + bad_code(files))
     return 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import datetime
 import enum
 import itertools
@@ -15,6 +17,8 @@ from singularity_agents import agent
 
 #: Children of `multiplies`: some times more than a worker may have, and no more than a machine without limits bears.
 CHILDREN = 400
+#: Of prctl.
+PR_SET_NAME = 15
 #: Bytes that `talks` prints.
 TALK = 100_000_000
 
@@ -31,6 +35,30 @@ def multiplies(task: Any, engine: Any) -> str:
     for _ in range(CHILDREN):
         subprocess.Popen(["sleep", "984"], start_new_session=True)
     return "all are there"
+
+
+def _take_a_name() -> None:
+    """What `ps` shows of this thread, and of whatever it forks."""
+    ctypes.CDLL(None).prctl(PR_SET_NAME, b"e2e_bomb")
+
+
+@agent("bomb")
+def bomb(task: Any, engine: Any) -> str:
+    """Every process doubles itself, for ever."""
+    _take_a_name()
+    while True:
+        with contextlib.suppress(OSError):
+            os.fork()
+
+
+@agent("bomb_of_sessions")
+def bomb_of_sessions(task: Any, engine: Any) -> str:
+    """The same, each in a session and a group of its own."""
+    _take_a_name()
+    while True:
+        with contextlib.suppress(OSError):
+            if os.fork() == 0:
+                os.setsid()
 
 
 @agent("closes_its_channel")

@@ -12,13 +12,25 @@ from singularity_agents import Client
 from singularity_agents._local_node import LocalNode
 
 HERE = Path(__file__).resolve().parent
-AGENTS = ("computes_in_c", "multiplies", "closes_its_channel", "exits", "talks", "gives_an_object", "gives_a_day", "not_there")
+AGENTS = (
+    "computes_in_c",
+    "multiplies",
+    "bomb",
+    "bomb_of_sessions",
+    "closes_its_channel",
+    "exits",
+    "talks",
+    "gives_an_object",
+    "gives_a_day",
+    "not_there",
+)
 #: Files that cannot be imported, and what the error must say.
 FILES = {
     "no_syntax": ("def agent(:\n", "SyntaxError"),
     "no_import": ("import no_such_package_of_anybody\n", "no_such_package_of_anybody"),
     "no_end": ("raise RuntimeError('the module says no')\n", "the module says no"),
 }
+AGENT = '[agents.{name}]\nframework = "custom:bad"\nproject = "{project}"\nentrypoint = "{module}:{name}"\n'
 NODE = """
 [providers.echo]
 dialect = "echo"
@@ -31,7 +43,7 @@ block_grace = "2s"
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("bad")
-    agent = '[agents.{name}]\nframework = "custom:bad"\nproject = "{project}"\nentrypoint = "{module}:{name}"\n'
+    agent = AGENT
     config = NODE + agent.format(name="shout", project=HERE, module="e2e_agents")
     config += "".join(agent.format(name=name, project=HERE, module="e2e_bad_code") for name in AGENTS)
     for name, (text, _) in FILES.items():
@@ -84,8 +96,41 @@ def test_a_loop_in_c_code_is_taken_for_hung_and_can_be_cancelled(client: Client)
 
 def test_a_worker_that_multiplies_is_ended_with_all_its_children(client: Client) -> None:
     reason, message = fails(client, "multiplies")
-    assert (reason, "max_processes" in message) == ("WORKER_OOM", True), (reason, message)
+    assert (reason, "max_processes" in message) == ("WORKER_PROCESS_LIMIT", True), (reason, message)
     eventually(lambda: not [p for p in Path("/proc").glob("[0-9]*") if is_child(p)])
+
+
+@pytest.mark.parametrize("agent", ["bomb", "bomb_of_sessions"])
+def test_a_fork_bomb_is_ended_whole(client: Client, agent: str) -> None:
+    """Every process of it doubles, so their number does too until the guard looks again."""
+    before = {p.name for p in Path("/proc").glob("[0-9]*")}
+    handle = client.submit("x", agent=agent, max_attempts=1)
+    task = handle.wait("60s")
+    assert task.error is not None and task.error.reason == "WORKER_PROCESS_LIMIT", task.error
+    assert "[workers] max_processes allows 64" in task.error.message
+    [lost] = [e.data for e in client.watch(handle.id) if e.kind == "worker_lost"]
+    assert lost["cause"] == "WORKER_PROCESS_LIMIT"
+    eventually(lambda: not [p for p in Path("/proc").glob("[0-9]*") if p.name not in before and is_worker(p)])
+
+
+@pytest.mark.parametrize("agent", ["bomb"])
+def test_a_fork_bomb_is_ended_without_a_namespace(tmp_path: Path, agent: str) -> None:
+    """One whose processes stay in their group; sessions of their own are best effort there."""
+    config = NODE + 'isolation = "plain"\n' + AGENT.format(name=agent, project=HERE, module="e2e_bad_code")
+    config += AGENT.format(name="shout", project=HERE, module="e2e_agents")
+    before = {p.name for p in Path("/proc").glob("[0-9]*")}
+    with LocalNode(config) as node, Client(node.address, max_retries=0, timeout="120s") as client:
+        assert fails(client, agent)[0] == "WORKER_PROCESS_LIMIT"
+        assert client.execute("still here", agent="shout").output == "STILL HERE"
+    eventually(lambda: not [p for p in Path("/proc").glob("[0-9]*") if p.name not in before and is_worker(p)])
+
+
+def is_worker(process: Path) -> bool:
+    """Whether it is part of a bomb, which has given itself a name."""
+    try:
+        return (process / "comm").read_text() == "e2e_bomb\n"
+    except OSError:
+        return False
 
 
 def is_child(process: Path) -> bool:

@@ -53,6 +53,7 @@ ELSEWHERE = {
     "WORKER_CRASHED": ("tests/e2e/test_faults.py", "WORKER_CRASHED"),
     "WORKER_PROTOCOL_ERROR": ("tests/e2e/test_faults.py", "WORKER_PROTOCOL_ERROR"),
     "WORKER_OOM": ("tests/e2e/test_faults.py", "WORKER_OOM"),
+    "WORKER_PROCESS_LIMIT": ("tests/e2e/test_bad_code.py", "WORKER_PROCESS_LIMIT"),
     "WORKER_HUNG": ("apps/agent_execution/test/execution_core_tests.erl", "worker_hung"),
     "FRAMEWORK_UNAVAILABLE": ("apps/agent_execution/test/framework_task_SUITE.erl", "reason := framework_unavailable"),
     "UNSUPPORTED_FIELD": ("apps/agent_execution/test/execution_router_tests.erl", "unsupported_field"),

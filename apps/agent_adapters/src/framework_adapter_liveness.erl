@@ -61,8 +61,7 @@ suspect(_Now, _Silent, zombie, _, L) ->
     {{replace, worker_crashed, <<"the process has ended">>}, L};
 suspect(_Now, _Silent, stopped, _, L) ->
     {{replace, worker_hung, <<"the process is stopped">>}, L};
-suspect(_Now, _Silent, disk, _, L) ->
-    {{replace, worker_hung, <<"the process is in uninterruptible sleep">>}, L};
+%% Uninterruptible sleep is no sign by itself: a process that waits for its pages on a loaded machine is in it most of the time.
 suspect(Now, Silent, _, _, L = #live{stack_at = none}) when Silent >= ?STACK_MS ->
     {dump_stack, L#live{stack_at = Now}};
 suspect(Now, _, _, #{block_grace_ms := Grace}, L = #live{stack_at = At}) when is_integer(At), Now - At >= Grace ->

@@ -692,7 +692,7 @@ control({limit, Which, Value, Limit} = Message, State, W) ->
     case State of
         killing -> {keep_state, W#worker{report = Report}};
         _ -> {next_state, killing,
-              killing_for({worker_oom, port_guard:cause(Message)}, W#worker{report = Report}),
+              killing_for({over(Which), port_guard:cause(Message)}, W#worker{report = Report}),
               [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]}
     end;
 control({exited, #{peak_rss := Rss, cpu_ms := Cpu} = Exited} = Message, State, W) ->
@@ -731,8 +731,13 @@ guard_ended(Status, State, W0) ->
     end.
 
 -spec cause(#worker{}) -> atom().
-cause(#worker{report = #{limit := _}}) -> worker_oom;
+cause(#worker{report = #{limit := {Which, _, _}}}) -> over(Which);
 cause(_) -> worker_crashed.
+
+%% Each limit of the guard's has a reason of its own.
+-spec over(max_memory | max_processes) -> worker_oom | worker_process_limit.
+over(max_memory) -> worker_oom;
+over(max_processes) -> worker_process_limit.
 
 -spec detail(#worker{}) -> binary().
 detail(#worker{report = #{limit := {Which, V, L}}}) -> port_guard:cause({limit, Which, V, L});

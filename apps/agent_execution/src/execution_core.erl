@@ -213,7 +213,7 @@ lost(Cause, Detail, C = #core{used = Used, max_attempts = Max}) ->
     Error = agent_error:new(Cause, Detail),
     Event = {event, {worker_lost, #{cause => text(Cause), detail => Detail}}},
     {Effects, C1} =
-        case lists:member(Cause, [worker_oom, worker_start_failed]) orelse refused_retry(Cause, C) of
+        case lists:member(Cause, [worker_oom, worker_process_limit, worker_start_failed]) orelse refused_retry(Cause, C) of
             true -> give_up(Error, lost, C);
             false when Used + 1 < Max -> requeue(lost, Cause, true, after_loss(C), C);
             false when Max > 1 ->

@@ -26,7 +26,7 @@ verdict(_) -> none.
 %% Reasons that lie with the executor.
 -spec of_failure(atom()) -> badly | none.
 of_failure(Reason) when Reason =:= framework_error; Reason =:= framework_unavailable; Reason =:= worker_crashed;
-                        Reason =:= worker_protocol_error; Reason =:= worker_hung; Reason =:= worker_oom;
+                        Reason =:= worker_protocol_error; Reason =:= worker_hung; Reason =:= worker_oom; Reason =:= worker_process_limit;
                         Reason =:= worker_start_failed; Reason =:= heartbeat_timeout; Reason =:= task_timeout;
                         Reason =:= poison_task; Reason =:= tool_failed; Reason =:= iteration_limit;
                         Reason =:= output_schema_mismatch; Reason =:= native_panic; Reason =:= internal ->

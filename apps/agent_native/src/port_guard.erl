@@ -130,8 +130,10 @@ cause({exited, #{value := Code}}) ->
     iolist_to_binary(io_lib:format("exited with code ~b", [Code]));
 cause({failed, #{errno := Errno, step := Step}}) ->
     iolist_to_binary(io_lib:format("start failed at ~ts (errno ~b)", [Step, Errno]));
-cause({limit, Which, Value, Limit}) ->
-    iolist_to_binary(io_lib:format("~s exceeded: ~b of ~b", [Which, Value, Limit]));
+cause({limit, max_memory, Value, Limit}) ->
+    iolist_to_binary(io_lib:format("max_memory exceeded: ~b of ~b", [Value, Limit]));
+cause({limit, max_processes, Value, Limit}) ->
+    iolist_to_binary(io_lib:format("its tree had ~b processes, [workers] max_processes allows ~b", [Value, Limit]));
 cause(_) ->
     <<"ended">>.
 

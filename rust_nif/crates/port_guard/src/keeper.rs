@@ -27,6 +27,7 @@ pub(crate) fn main(args: &[String]) -> i32 {
     let (Some(conn), Some(data), Some(worker)) = (number("conn"), number("data"), number("worker")) else { return 2 };
     let init = number("init").unwrap_or(0);
     sys::ignore_signals();
+    sys::go_first();
     sys::become_subreaper();
     let (conn, data) = (sys::adopt(conn), sys::adopt(data));
     let Ok(pidfd) = sys::pidfd_open(worker) else { return end(&conn, worker, init) };

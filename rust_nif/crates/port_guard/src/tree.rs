@@ -18,22 +18,36 @@ pub(crate) fn children(pid: i32) -> Vec<i32> {
     all
 }
 
-/// Number of processes at and below these, and their resident bytes.
-pub(crate) fn size(roots: &[i32]) -> (u64, u64) {
-    let mut pending: Vec<i32> = roots.iter().copied().filter(|p| *p > 0).collect();
-    let (mut count, mut bytes) = (0, 0);
-    while let Some(pid) = pending.pop() {
-        let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-        let pages: u64 = statm.split_whitespace().nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
-        count += 1;
-        bytes += pages * 4096;
-        // A bomb is seen long before all of it is counted.
-        if count > 10_000 {
-            break;
-        }
-        pending.extend(children(pid));
+/// Processes at and below these, each before its children. A bomb is seen long before all of it is counted: it grows faster than it could
+/// be, so no more than `most` and some are looked for.
+pub(crate) fn members(roots: &[i32], most: usize) -> Vec<i32> {
+    let mut found: Vec<i32> = roots.iter().copied().filter(|p| *p > 0).collect();
+    let mut next = 0;
+    while next < found.len() && found.len() <= most {
+        found.extend(children(found[next]));
+        next += 1;
     }
-    (count, bytes)
+    found
+}
+
+/// Resident bytes of processes; what they share counts once for each of them.
+pub(crate) fn resident(pids: &[i32]) -> u64 {
+    let pages = |pid: &i32| -> u64 {
+        let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+        statm.split_whitespace().nth(1).and_then(|p| p.parse().ok()).unwrap_or(0)
+    };
+    pids.iter().map(|pid| pages(pid) * 4096).sum()
+}
+
+/// Their bytes with what is shared divided among those that share it, which takes a hundred times as long to ask; a process that does not say
+/// counts as resident.
+pub(crate) fn proportional(pids: &[i32]) -> u64 {
+    let bytes = |pid: &i32| -> u64 {
+        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let said = rollup.lines().find_map(|l| l.strip_prefix("Pss:")?.split_whitespace().next()?.parse::<u64>().ok());
+        said.map_or_else(|| resident(&[*pid]), |kib| kib * 1024)
+    };
+    pids.iter().map(bytes).sum()
 }
 
 /// Parent of a process, dead or alive; 0 if it is reaped.

@@ -24,6 +24,7 @@ const EXIT_NO_ZYGOTE: i32 = 125;
 pub(crate) fn main(args: &[String]) -> i32 {
     sys::die_with_parent();
     sys::ignore_signals();
+    sys::go_first();
     let Some(o) = Options::parse(args) else { return 2 };
     match start(&o) {
         Ok(guard) => guard.watch(),
@@ -257,15 +258,21 @@ impl Guard {
     }
 
     fn limits(&mut self) {
-        let (count, bytes) = tree::size(&self.pids);
         // The namespace's init is ours, not the worker's.
-        let count = count.saturating_sub(u64::from(self.init.is_some()));
-        if bytes > self.max_memory {
-            control::limit(1, bytes, self.max_memory);
-            self.kill(0);
-        } else if count > self.max_processes {
+        let ours = u64::from(self.init.is_some());
+        let most = self.max_processes.saturating_add(ours);
+        let pids = tree::members(&self.pids, usize::try_from(most).unwrap_or(usize::MAX));
+        let count = (pids.len() as u64).saturating_sub(ours);
+        // Processes first: each of a bomb's counts the memory that it shares with all others.
+        if count > self.max_processes {
             control::limit(2, count, self.max_processes);
             self.kill(0);
+        } else if tree::resident(&pids) > self.max_memory / 5 * 4 {
+            let bytes = tree::proportional(&pids);
+            if bytes > self.max_memory {
+                control::limit(1, bytes, self.max_memory);
+                self.kill(0);
+            }
         }
     }
 }
