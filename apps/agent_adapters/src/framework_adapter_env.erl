@@ -1,14 +1,16 @@
-%% @doc Where a framework's Python environment lies, and the command lines of its zygote and workers.
+%% @doc Frameworks by name, and the command lines of zygotes, workers and the installer.
 %%
-%% Reads files and configuration only. Environments are built by `singularity frameworks install' (`<environments>/<name>');
-%% each holds its lock's hash in `singularity-lock.sha256', written last, which attempts record.
+%% Reads files and configuration only. Environments are made by `singularity frameworks install', or by
+%% {@link framework_adapter_installer} at first use; which one an agent has says {@link framework_adapter_lock}.
 -module(framework_adapter_env).
 
 -export([environment/1]).
 -export([known/0]).
+-export([has_adapter/1]).
 -export([available/1]).
 -export([lock_hash/1]).
 -export([project/1]).
+-export([installer_args/2]).
 -export([zygote_args/2]).
 -export([worker_args/1]).
 -export([runtime_dir/0]).
@@ -29,41 +31,50 @@ known() ->
     [<<"langchain">>, <<"langgraph">>, <<"crewai">>, <<"autogen">>, <<"semantic_kernel">>, <<"haystack">>,
      <<"agent_framework">>, <<"custom">>].
 
-%% @doc Whether the environment of a framework is there.
+%% @doc Whether the environment of a framework is there, and of its lock.
 -spec available(binary()) -> ok | {error, agent_error:t()}.
 available(Framework) ->
-    Env = environment(Framework),
-    case lists:member(Env, known()) of
+    case has_adapter(Framework) of
+        ok -> framework_adapter_lock:state(framework_adapter_lock:of_framework(Framework));
+        {error, Error} -> {error, Error}
+    end.
+
+%% @doc Whether a framework has an adapter in this version.
+-spec has_adapter(binary()) -> ok | {error, agent_error:t()}.
+has_adapter(Framework) ->
+    case lists:member(environment(Framework), known()) of
+        true ->
+            ok;
         false ->
             {error, agent_error:new(framework_unavailable,
                                     <<"framework ", Framework/binary, " has no adapter in this version">>,
                                     #{<<"framework">> => Framework,
-                                      <<"available">> => lists:join(<<", ">>, known())})};
-        true ->
-            case filelib:is_regular(python_environment:python(Env)) of
-                true ->
-                    ok;
-                false ->
-                    {error, agent_error:new(framework_unavailable,
-                                            <<"the Python environment of ", Env/binary, " is not installed; "
-                                              "run: singularity frameworks install ", Env/binary>>,
-                                            #{<<"framework">> => Framework})}
-            end
+                                      <<"available">> => lists:join(<<", ">>, known())})}
     end.
 
-%% @doc SHA-256 of the environment's lock as hexadecimal text, empty where unknown.
+%% @doc SHA-256 of the locks that a framework's own environment was made from, empty where unknown.
 -spec lock_hash(binary()) -> binary().
 lock_hash(Framework) ->
-    case file:read_file(filename:join(python_environment:dir(environment(Framework)), "singularity-lock.sha256")) of
-        {ok, Hash} -> string:trim(Hash);
-        {error, _} -> <<>>
-    end.
+    framework_adapter_lock:stamp(maps:get(name, framework_adapter_lock:of_framework(Framework))).
 
-%% @doc Arguments of `port_guard run' for the zygote of an environment.
--spec zygote_args(binary(), file:filename()) -> [string() | binary()].
-zygote_args(Env, Socket) ->
-    env_args(Env) ++ ["--", python_environment:python(Env), "-P", "-m", "singularity_agents.worker.zygote",
-                      "--socket", Socket, "--framework", Env].
+%% @doc Arguments of `port_guard run' for the zygote of an environment. It looks at the lock itself, with every package.
+-spec zygote_args(framework_adapter_lock:env(), file:filename()) -> [string() | binary()].
+zygote_args(#{name := Name, framework := Framework, lock_hash := Lock, installs := Installs}, Socket) ->
+    env_args(Name) ++ ["--", python_environment:python(Name), "-P", "-m", "singularity_agents.worker.zygote",
+                       "--socket", Socket, "--framework", Framework]
+        ++ lists:append([["--lock", Lock, "--remedy", <<"singularity frameworks install ", Installs/binary>>] || Lock =/= <<>>]).
+
+%% @doc Arguments of `port_guard run' for the installer of an environment, where `Locks' lie; `Variables' are handed on by name.
+-spec installer_args(framework_adapter_lock:env(), #{python := file:filename(), locks := file:filename(), variables := [string()]}) ->
+    [string() | binary()].
+installer_args(#{framework := Framework, requirements := Lock, python := Version},
+               #{python := Python, locks := Locks, variables := Variables}) ->
+    Path = case python_environment:source_path() of "" -> []; P -> ["--env", "PYTHONPATH=" ++ P] end,
+    lists:append([["--env-of", Name] || Name <- Variables]) ++ Path
+        ++ ["--env", "PYTHONUNBUFFERED=1", "--", Python, "-P", "-m", "singularity_agents._environments",
+            "--locks", Locks, "--into", filename:absname(python_environment:folder()), "--framework", Framework]
+        ++ lists:append([["--requirements", filename:absname(Lock)] || Lock =/= none])
+        ++ lists:append([["--python", Version] || Version =/= <<>>]).
 
 %% @doc Folder of an agent's code, as a worker in a folder of its own finds it; empty where there is none.
 -spec project(map()) -> binary().
@@ -73,10 +84,9 @@ project(_) ->
     <<>>.
 
 %% @doc Arguments of `port_guard worker'.
--spec worker_args(#{framework := binary(), worker_id := binary(), data := file:filename(), zygote := file:filename(),
+-spec worker_args(#{environment := binary(), worker_id := binary(), data := file:filename(), zygote := file:filename(),
                     dir := file:filename(), project => binary()}) -> [string() | binary()].
-worker_args(#{framework := Framework, worker_id := Id, data := Data, zygote := Zygote, dir := Dir} = Spec) ->
-    Env = environment(Framework),
+worker_args(#{environment := Env, worker_id := Id, data := Data, zygote := Zygote, dir := Dir} = Spec) ->
     Project = maps:get(project, Spec, <<>>),
     Mode = agent_config:get([workers, isolation], <<"auto">>),
     ["--data", Data, "--zygote", Zygote, "--worker-id", Id, "--mode", Mode, "--dir", Dir]

@@ -26,7 +26,8 @@
     {grant, WorkerId :: binary(), request()}
     | {start, WorkerId :: binary(), key(), Agent :: map()}
     | {stop, WorkerId :: binary()}
-    | {refuse, request(), queue_full | {worker_start_failed, binary()}}.
+    | {refuse, request(), queue_full | refusal()}.
+-type refusal() :: {worker_start_failed, binary()} | {unavailable, agent_error:t()}.
 
 -record(w, {key :: key(), state = starting :: starting | idle | leased | stopping}).
 -record(leases, {
@@ -112,7 +113,7 @@ extra(Env, N, L = #leases{extra = Extra, queues = Queues}) ->
                 {[], L#leases{extra = Extra#{Env => N}}}, Frameworks).
 
 %% @doc Refuses what waits for a key.
--spec refuse(key(), {worker_start_failed, binary()}, leases()) -> {[effect()], leases()}.
+-spec refuse(key(), refusal(), leases()) -> {[effect()], leases()}.
 refuse(Key, Why, L = #leases{queues = Queues, waiting = N}) ->
     Requests = queue:to_list(maps:get(Key, Queues, queue:new())),
     {[{refuse, R, Why} || R <- Requests],

@@ -28,6 +28,8 @@
     pids = #{} :: #{binary() => {pid(), reference()}},
     monitors = #{} :: #{reference() => binary()},
     zygotes = #{} :: #{binary() => #zygote{}},
+    %% Environments that are being made, with what waits for each, the newest first. It holds no place among the workers.
+    held = #{} :: #{binary() => {framework_adapter_lock:env(), [{framework_adapter_leases:key(), framework_adapter_leases:request()}]}},
     %% Starts that wait for their zygote.
     starts = #{} :: #{binary() => [{binary(), framework_adapter_leases:key(), map()}]},
     %% Workers of other machines: the environment of each, those without an agent, starts that wait for one, and what was attached ever.
@@ -78,7 +80,7 @@ handle_continue(start, M) ->
     %% A manager that was restarted takes over nobody: workers of the former one end with it (`rest_for_one').
     true = ets:delete_all_objects(framework_adapter_pool:table()),
     Warm = agent_config:get([workers, warm_frameworks], []),
-    {noreply, lists:foldl(fun(F, Acc) -> ensure_zygote(framework_adapter_env:environment(F), Acc) end, M, Warm)}.
+    {noreply, lists:foldl(fun warm/2, M, Warm)}.
 
 -spec handle_call({restart_workers, binary()}, gen_server:from(), #manager{}) -> {reply, {ok, non_neg_integer()}, #manager{}}.
 handle_call({restart_workers, Framework}, _From, M = #manager{leases = Leases, pids = Pids}) ->
@@ -87,11 +89,16 @@ handle_call({restart_workers, Framework}, _From, M = #manager{leases = Leases, p
     {reply, {ok, length(Idle)}, M}.
 
 -spec handle_cast(term(), #manager{}) -> {noreply, #manager{}}.
-handle_cast({lease, Ref, #{framework := F, agent := Agent, tenant := Tenant, task_id := TaskId, owner := Owner}}, M) ->
+handle_cast({lease, Ref, #{framework := F, agent := Given, tenant := Tenant, task_id := TaskId, owner := Owner} = Asked}, M) ->
+    Env = #{name := Name} = framework_adapter_lock:of_agent(F, Given, maps:get(environments, Asked, [])),
+    Agent = Given#{environment => Env},
     Request = #{ref => Ref, owner => Owner, task_id => TaskId, agent => Agent},
-    case usable(F, M) of
+    Key = {F, maps:get(id, Agent, <<>>), {maps:get(version, Agent, 0), Name}, Tenant},
+    case usable(F, Env, M) of
         ok ->
-            {noreply, request({F, maps:get(id, Agent, <<>>), maps:get(version, Agent, 0), Tenant}, Request, M)};
+            {noreply, request(Key, Request, M)};
+        {installable, _} ->
+            {noreply, hold(Key, Request, Env, M)};
         {error, Error} ->
             Owner ! {adapter, Ref, {refused, Error}},
             {noreply, M}
@@ -106,9 +113,9 @@ handle_cast({attach, Remote}, M = #manager{attached = N, monitors = Monitors}) -
             {noreply, M#manager{attached = N + 1, remotes = Remotes, monitors = Monitors#{Mon => Id}}};
         {error, _} -> {noreply, M}
     end;
-handle_cast({cancel, Ref}, M = #manager{leases = Leases, granted = Granted}) ->
+handle_cast({cancel, Ref}, M = #manager{granted = Granted}) ->
     Others = maps:filter(fun(_, {_, #{ref := R}}) -> R =/= Ref end, Granted),
-    {noreply, forget_owner(Ref, M#manager{leases = framework_adapter_leases:cancel(Ref, Leases), granted = Others})}.
+    {noreply, forget_owner(Ref, taken_back(Ref, M#manager{granted = Others}))}.
 
 -spec handle_info(term(), #manager{}) -> {noreply, #manager{}}.
 handle_info({worker, Id, {ready, View}}, M) ->
@@ -134,6 +141,12 @@ handle_info({zygote, Env, {up, #{os_pid := OsPid, info := Info, restarts := Rest
     {noreply, lists:foldl(fun start/2, M1, Starts)};
 handle_info({zygote, Env, {down, #{reason := Reason, log := Log}}}, M) ->
     {noreply, zygote_down(Env, Reason, Log, M)};
+handle_info({installed, Name, How}, M) ->
+    {noreply, installed(Name, How, M)};
+%% The installer was started anew, and knows of no build.
+handle_info({installer, _}, M = #manager{held = Held}) ->
+    lists:foreach(fun({Env, _}) -> framework_adapter_installer:make(Env) end, maps:values(Held)),
+    {noreply, M};
 handle_info({'DOWN', Mon, process, Pid, Reason}, M = #manager{monitors = Monitors}) ->
     case maps:take(Mon, Monitors) of
         {Id, Monitors1} -> {noreply, worker_down(Id, Reason, remote_down(Pid, M#manager{monitors = Monitors1}))};
@@ -168,17 +181,17 @@ effect({refuse, #{ref := Ref, owner := Owner}, Why}, M) ->
     Owner ! {adapter, Ref, {refused, refusal(Why)}},
     forget_owner(Ref, M);
 effect({start, Id, Key, Agent}, M) ->
-    Env = framework_adapter_env:environment(element(1, Key)),
-    case {offer_or_room(Env, element(1, Key), M), M#manager.zygotes} of
+    #{environment := #{name := Name, framework := Env} = Wanted} = Agent,
+    case {offer_or_room(Env, element(1, Key), Wanted, M), M#manager.zygotes} of
         {{offer, Pid, Rest}, _} ->
             bind({Id, Key, Agent}, Pid, M#manager{offers = (M#manager.offers)#{Env => Rest}});
         {none, _} ->
             M#manager{wanting = maps:update_with(Env, fun(L) -> L ++ [{Id, Key, Agent}] end, [{Id, Key, Agent}], M#manager.wanting)};
-        {room, #{Env := #zygote{state = up}}} ->
+        {room, #{Name := #zygote{state = up}}} ->
             start({Id, Key, Agent}, M);
         _ ->
-            Starts = maps:update_with(Env, fun(L) -> L ++ [{Id, Key, Agent}] end, [{Id, Key, Agent}], M#manager.starts),
-            ensure_zygote(Env, M#manager{starts = Starts})
+            Starts = maps:update_with(Name, fun(L) -> L ++ [{Id, Key, Agent}] end, [{Id, Key, Agent}], M#manager.starts),
+            ensure_zygote(Wanted, M#manager{starts = Starts})
     end.
 
 -spec start({binary(), framework_adapter_leases:key(), map()}, #manager{}) -> #manager{}.
@@ -197,7 +210,8 @@ start({Id, {Framework, AgentId, _, Tenant}, Agent}, M = #manager{pids = Pids, mo
 
 -spec worker_spec(binary(), binary(), map(), binary()) -> framework_adapter_worker:spec().
 worker_spec(Id, Framework, Agent, Tenant) ->
-    #{id => Id, framework => Framework, agent => Agent, tenant => Tenant, manager => self(),
+    Environment = maps:get(name, maps:get(environment, Agent, #{}), <<>>),
+    #{id => Id, framework => Framework, environment => Environment, agent => Agent, tenant => Tenant, manager => self(),
       block_grace_ms => agent_config:get([workers, block_grace_ms], 10000),
       recycle_after => agent_config:get([workers, recycle_after], 100)}.
 
@@ -233,17 +247,17 @@ count_restart(Id, _, Leases) ->
 %% ---- workers of other machines
 
 %% One that is offered goes before one of this machine: they were attached to take work.
--spec offer_or_room(binary(), binary(), #manager{}) -> {offer, pid(), [pid()]} | room | none.
-offer_or_room(Env, Framework, #manager{offers = Offers} = M) ->
+-spec offer_or_room(binary(), binary(), framework_adapter_lock:env(), #manager{}) -> {offer, pid(), [pid()]} | room | none.
+offer_or_room(Env, Framework, Wanted, #manager{offers = Offers} = M) ->
     case Offers of
         #{Env := [Pid | Rest]} -> {offer, Pid, Rest};
-        #{Env := []} -> case has_room(Framework, M) of true -> room; false -> none end;
+        #{Env := []} -> case has_room(Framework, Wanted, M) of true -> room; false -> none end;
         #{} -> room
     end.
 
 %% Whether this machine may have one more; the one that is asked for is counted already.
--spec has_room(binary(), #manager{}) -> boolean().
-has_room(Framework, #manager{leases = Leases, pids = Pids, remotes = Remotes, wanting = Wanting}) ->
+-spec has_room(binary(), framework_adapter_lock:env(), #manager{}) -> boolean().
+has_room(Framework, Wanted, #manager{leases = Leases, pids = Pids, remotes = Remotes, wanting = Wanting}) ->
     Waiting = [Id || {Id, _, _} <- lists:append(maps:values(Wanting))],
     IsHere = fun(Id) ->
                  case Pids of
@@ -252,7 +266,7 @@ has_room(Framework, #manager{leases = Leases, pids = Pids, remotes = Remotes, wa
                  end
              end,
     Here = [Id || {Id, Key, _} <- framework_adapter_leases:workers(Leases), element(1, Key) =:= Framework, IsHere(Id)],
-    framework_adapter_env:available(Framework) =:= ok andalso length(Here) =< max_here().
+    framework_adapter_lock:state(Wanted) =:= ok andalso length(Here) =< max_here().
 
 -spec max_here() -> pos_integer().
 max_here() ->
@@ -306,47 +320,113 @@ capacity(Env, M = #manager{remotes = Remotes, leases = Leases}) ->
 
 %% ---- zygotes
 
--spec usable(binary(), #manager{}) -> ok | {error, agent_error:t()}.
-usable(Framework, _) when byte_size(Framework) > ?MAX_FRAMEWORK_NAME ->
+-spec usable(binary(), framework_adapter_lock:env(), #manager{}) -> ok | {installable | error, agent_error:t()}.
+usable(Framework, _, _) when byte_size(Framework) > ?MAX_FRAMEWORK_NAME ->
     {error, agent_error:new(framework_unavailable, <<"a framework's name has at most 32 characters">>)};
-usable(Framework, #manager{zygotes = Zygotes, offers = Offers}) ->
-    Env = framework_adapter_env:environment(Framework),
+usable(Framework, #{name := Name, framework := Env} = Wanted, #manager{zygotes = Zygotes, offers = Offers}) ->
     case Zygotes of
         %% Workers of another machine were here: whoever was cut off attaches again.
         _ when is_map_key(Env, Offers) ->
             ok;
-        #{Env := #zygote{state = up}} ->
+        #{Name := #zygote{state = up}} ->
             ok;
-        #{Env := #zygote{failures = N, reason = Reason}} when N >= ?ZYGOTE_FAILURES ->
+        #{Name := #zygote{failures = N, reason = Reason}} when N >= ?ZYGOTE_FAILURES ->
             {error, agent_error:new(framework_unavailable, Reason, #{<<"framework">> => Framework})};
         _ ->
-            framework_adapter_env:available(Framework)
+            framework_adapter_pool:state_of(Framework, Wanted)
     end.
 
--spec ensure_zygote(binary(), #manager{}) -> #manager{}.
-ensure_zygote(Env, M = #manager{zygotes = Zygotes}) when is_map_key(Env, Zygotes) ->
+%% ---- environments
+
+%% What the configuration wants loaded at the start, made first where that is allowed.
+-spec warm(binary(), #manager{}) -> #manager{}.
+warm(Framework, M = #manager{held = Held}) ->
+    Env = #{name := Name} = framework_adapter_lock:of_framework(Framework),
+    case framework_adapter_pool:state_of(Framework, Env) of
+        %% The installer is started after us, and makes what is held.
+        {installable, _} -> M#manager{held = Held#{Name => {Env, []}}};
+        _ -> ensure_zygote(Env, M)
+    end.
+
+%% A request waits for its environment, which is being made.
+-spec hold(framework_adapter_leases:key(), framework_adapter_leases:request(), framework_adapter_lock:env(), #manager{}) -> #manager{}.
+hold(Key, #{ref := Ref, owner := Owner} = Request, #{name := Name} = Env, M = #manager{held = Held, owners = Owners}) ->
+    {_, Waiting} = maps:get(Name, Held, {Env, []}),
+    case length(Waiting) >= agent_config:get([workers, max_waiting], 10000) of
+        true ->
+            Owner ! {adapter, Ref, {refused, refusal(queue_full)}},
+            M;
+        false ->
+            framework_adapter_installer:make(Env),
+            Owner ! {adapter, Ref, {event, {log, #{
+                level => <<"info">>, source => <<"environment">>,
+                message => <<"waits for the Python environment ", Name/binary, ", which is being made">>}}}},
+            M#manager{held = Held#{Name => {Env, [{Key, Request} | Waiting]}}, owners = Owners#{Ref => monitor(process, Owner)}}
+    end.
+
+-spec installed(binary(), ok | {error, agent_error:t()}, #manager{}) -> #manager{}.
+installed(Name, How, M = #manager{held = Held}) ->
+    case {maps:take(Name, Held), How} of
+        {error, _} ->
+            M;
+        {{{Env, Waiting}, Rest}, ok} ->
+            %% They are watched already, so they enter the queue as they are.
+            lists:foldr(fun({Key, Request}, Acc) -> run(framework_adapter_leases:request(Key, Request, Acc#manager.leases), Acc) end,
+                        ensure_zygote(Env, M#manager{held = Rest}), Waiting);
+        {{{_, Waiting}, Rest}, {error, Error}} ->
+            lists:foldr(fun({_, #{ref := Ref, owner := Owner}}, Acc) ->
+                            Owner ! {adapter, Ref, {refused, Error}},
+                            forget_owner(Ref, Acc)
+                        end, M#manager{held = Rest}, Waiting)
+    end.
+
+%% A request that waits, for its environment or a worker, is taken back.
+-spec taken_back(reference(), #manager{}) -> #manager{}.
+taken_back(Ref, M = #manager{held = Held, leases = Leases}) ->
+    Others = maps:map(fun(_, {Env, Waiting}) -> {Env, [W || W = {_, #{ref := R}} <- Waiting, R =/= Ref]} end, Held),
+    M#manager{held = Others, leases = framework_adapter_leases:cancel(Ref, Leases)}.
+
+-spec refuse_starts(binary(), {worker_start_failed, binary()} | {unavailable, agent_error:t()}, #manager{}) -> #manager{}.
+refuse_starts(Name, Why, M) ->
+    {Starts, Waiting} = take_starts(Name, M),
+    lists:foldl(fun({Id, Key, _}, Acc) ->
+                    {Refused, L} = framework_adapter_leases:refuse(Key, Why, Acc#manager.leases),
+                    {Ended, L1} = framework_adapter_leases:ended(Id, normal, L),
+                    run({Refused ++ Ended, L1}, Acc)
+                end, M#manager{starts = Waiting}, Starts).
+
+-spec ensure_zygote(framework_adapter_lock:env(), #manager{}) -> #manager{}.
+ensure_zygote(#{name := Name}, M = #manager{zygotes = Zygotes}) when is_map_key(Name, Zygotes) ->
     M;
-ensure_zygote(Env, M) ->
+ensure_zygote(#{name := Name} = Env, M) ->
     case framework_adapter_zygote_sup:ensure(Env, self()) of
-        {ok, _} -> zygote(Env, #zygote{}, M);
-        {error, Reason} -> zygote_down(Env, iolist_to_binary(io_lib:format("~0p", [Reason])), [], M)
+        {ok, _} -> zygote(Name, #zygote{}, M);
+        {error, Reason} -> zygote_down(Name, iolist_to_binary(io_lib:format("~0p", [Reason])), [], M)
     end.
 
 -spec zygote_down(binary(), binary(), [binary()], #manager{}) -> #manager{}.
 zygote_down(Env, Reason, Log, M = #manager{zygotes = Zygotes}) ->
     #zygote{failures = N, restarts = R} = maps:get(Env, Zygotes, #zygote{}),
     Text = iolist_to_binary([Reason, case Log of [] -> []; _ -> [": ", lists:last(Log)] end]),
-    M1 = zygote(Env, #zygote{state = down, failures = N + 1, restarts = R + 1, reason = Text}, M),
-    case N + 1 >= ?ZYGOTE_FAILURES of
-        false ->
-            M1;
-        true ->
-            {Starts, Waiting} = take_starts(Env, M1),
-            lists:foldl(fun({Id, Key, _}, Acc) ->
-                            {Refused, L} = framework_adapter_leases:refuse(Key, {worker_start_failed, Text}, Acc#manager.leases),
-                            {Ended, L1} = framework_adapter_leases:ended(Id, normal, L),
-                            run({Refused ++ Ended, L1}, Acc)
-                        end, M1#manager{starts = Waiting}, Starts)
+    Down = fun(Failures, Said) -> zygote(Env, #zygote{state = down, failures = Failures, restarts = R + 1, reason = Said}, M) end,
+    case {wrong(Log), N + 1 >= ?ZYGOTE_FAILURES} of
+        {{true, Wrong}, _} ->
+            %% It would be the same the next time.
+            Error = agent_error:new(framework_unavailable, Wrong, #{<<"environment">> => Env}),
+            refuse_starts(Env, {unavailable, Error}, Down(max(N + 1, ?ZYGOTE_FAILURES), Wrong));
+        {false, false} ->
+            Down(N + 1, Text);
+        {false, true} ->
+            refuse_starts(Env, {worker_start_failed, Text}, Down(N + 1, Text))
+    end.
+
+%% The environment is not what its lock says, in the zygote's words.
+-spec wrong([binary()]) -> {true, binary()} | false.
+wrong(Log) ->
+    case [Words || Line <- lists:reverse(Log), Kind <- [<<"WrongLock: ">>, <<"WrongVersion: ">>],
+                   [<<>>, Words] <- [binary:split(Line, Kind)]] of
+        [Words | _] -> {true, Words};
+        [] -> false
     end.
 
 -spec take_starts(binary(), #manager{}) -> {[{binary(), framework_adapter_leases:key(), map()}], map()}.
@@ -370,13 +450,15 @@ forget_owner(Ref, M = #manager{owners = Owners}) ->
     end.
 
 -spec owner_down(reference(), #manager{}) -> #manager{}.
-owner_down(Mon, M = #manager{owners = Owners, leases = Leases}) ->
+owner_down(Mon, M = #manager{owners = Owners}) ->
     case [Ref || {Ref, Mo} <- maps:to_list(Owners), Mo =:= Mon] of
-        [Ref] -> M#manager{owners = maps:remove(Ref, Owners), leases = framework_adapter_leases:cancel(Ref, Leases)};
+        [Ref] -> taken_back(Ref, M#manager{owners = maps:remove(Ref, Owners)});
         [] -> M
     end.
 
--spec refusal(queue_full | {worker_start_failed, binary()}) -> agent_error:t().
+-spec refusal(queue_full | {worker_start_failed, binary()} | {unavailable, agent_error:t()}) -> agent_error:t().
+refusal({unavailable, Error}) ->
+    Error;
 refusal(queue_full) ->
     agent_error:new(queue_full, <<"too many tasks wait for a worker of this framework">>);
 refusal({worker_start_failed, Text}) ->

@@ -1,4 +1,4 @@
-%% @doc The pool of framework workers: supervisor of zygotes, workers and their manager, and the pool's public functions.
+%% @doc The pool of framework workers: supervisor of zygotes, workers, the installer and their manager, and the pool's public functions.
 %%
 %% `rest_for_one' in the order manager, zygotes, workers: what the manager leased must not outlive its books. Its view
 %% table belongs to this supervisor, so that views survive a crash of the manager.
@@ -13,6 +13,8 @@
 -export([frameworks/0]).
 -export([framework/1]).
 -export([usable/1]).
+-export([usable/2]).
+-export([state_of/2]).
 -export([restart_workers/1]).
 -export([attach/1]).
 -export([table/0]).
@@ -46,33 +48,53 @@ workers() ->
 %% @doc Every framework with an adapter, available or not.
 -spec frameworks() -> [map()].
 frameworks() ->
-    [describe(Name, framework_adapter_env:environment(Name)) || Name <- names()].
+    [describe(Name) || Name <- names()].
 
 %% @doc One framework: state, workers, restarts, and why it is unavailable.
 -spec framework(binary()) -> {ok, map()} | {error, agent_error:t()}.
 framework(Name) ->
-    Env = framework_adapter_env:environment(Name),
-    case lists:member(Env, framework_adapter_env:known()) of
-        false -> framework_adapter_env:available(Name);
-        true -> {ok, describe(Name, Env)}
+    case framework_adapter_env:has_adapter(Name) of
+        {error, Error} -> {error, Error};
+        ok -> {ok, describe(Name)}
     end.
 
 %% @doc Whether a task could be given to a framework now, from the tables alone: its environment is there, and its workers start, or
-%% another machine has attached one.
--spec usable(binary()) -> ok | {error, agent_error:t()}.
+%% another machine has attached one. `installable': it is missing, and would be made at first use.
+-spec usable(binary()) -> ok | {installable, agent_error:t()} | {error, agent_error:t()}.
 usable(Name) ->
-    Env = framework_adapter_env:environment(Name),
-    case seen(fun() -> ets:lookup(?MODULE, {zygote, Env}) end) of
+    usable(Name, #{}).
+
+%% @doc The same for an agent, which may have an environment of its own.
+-spec usable(binary(), map()) -> ok | {installable, agent_error:t()} | {error, agent_error:t()}.
+usable(Name, Agent) ->
+    Env = #{name := EnvName, framework := Base} = framework_adapter_lock:of_agent(Name, Agent),
+    case seen(fun() -> ets:lookup(?MODULE, {zygote, EnvName}) end) of
         [{_, #{state := down, failing := true, reason := Reason}}] ->
-            case has_remote(Env) of
+            case has_remote(Base) of
                 true -> ok;
                 false -> {error, agent_error:new(framework_unavailable, <<"its workers do not start: ", Reason/binary>>,
                                                  #{<<"framework">> => Name})}
             end;
         _ ->
-            case framework_adapter_env:available(Name) of
+            case state_of(Name, Env) of
                 ok -> ok;
-                {error, Error} -> case has_remote(Env) of true -> ok; false -> {error, Error} end
+                Other -> case has_remote(Base) of true -> ok; false -> Other end
+            end
+    end.
+
+%% @doc Whether an environment is there, could be made, or neither.
+-spec state_of(binary(), framework_adapter_lock:env()) -> ok | {installable, agent_error:t()} | {error, agent_error:t()}.
+state_of(Framework, #{name := Name} = Env) ->
+    case framework_adapter_env:has_adapter(Framework) of
+        {error, Error} ->
+            {error, Error};
+        ok ->
+            case {framework_adapter_lock:state(Env), framework_adapter_installer:allowed(), framework_adapter_installer:failed(Name)} of
+                {ok, _, _} -> ok;
+                {{error, Error}, false, _} -> {error, Error};
+                {{error, Error}, true, _} when is_map_key(fault, Env) -> {error, Error};
+                {{error, Error}, true, {true, Reason}} -> {error, Error#{message => Reason}};
+                {{error, Error}, true, false} -> {installable, Error}
             end
     end.
 
@@ -121,39 +143,55 @@ names() ->
     Running = [F || #{framework := F} <- workers()],
     lists:usort([F || F <- framework_adapter_env:known() ++ Running]).
 
--spec describe(binary(), binary()) -> map().
-describe(Name, Env) ->
-    Zygote = case ets:lookup(?MODULE, {zygote, Env}) of [{_, Z}] -> Z; [] -> #{state => stopped} end,
+-spec describe(binary()) -> map().
+describe(Name) ->
+    Env = #{name := EnvName} = framework_adapter_lock:of_framework(Name),
+    Zygote = zygote(EnvName),
     Workers = [W || W = #{framework := F} <- workers(), F =:= Name],
     Restarts = case ets:lookup(?MODULE, {restarts, Name}) of [{_, N}] -> N; [] -> 0 end,
     Isolation = lists:usort(lists:append([maps:get(isolation, W, []) || W <- Workers])),
-    IsRemote = lists:any(fun(W) -> maps:get(host, W, <<>>) =/= <<>> end, Workers),
-    {State, Reason} = case IsRemote of
-                          true -> {ready, <<>>};
-                          false -> state(maps:get(state, Zygote), maps:get(reason, Zygote, <<>>), Name)
-                      end,
-    #{name => Name, state => State, versions => maps:get(info, Zygote, <<>>), zygote => Zygote,
-      lock_hash => framework_adapter_env:lock_hash(Name), workers => Workers, restarts => Restarts,
-      isolation => Isolation, unavailable_reason => Reason}.
+    Here = environment(Env),
+    State = case lists:any(fun(W) -> maps:get(host, W, <<>>) =/= <<>> end, Workers) of
+                true -> Here#{state => ready, unavailable_reason => <<>>};
+                false -> Here
+            end,
+    Own = [(environment(E))#{agents => Agents} || {E, Agents} <- framework_adapter_lock:configured(Name)],
+    State#{name => Name, versions => maps:get(info, Zygote, <<>>), zygote => Zygote, lock_hash => framework_adapter_lock:stamp(EnvName),
+           workers => Workers, restarts => Restarts, isolation => Isolation, environments => Own}.
 
--spec state(up | starting | down | stopped, binary(), binary()) -> {ready | starting | stopped | unavailable, binary()}.
-state(up, _, _) -> {ready, <<>>};
-state(starting, _, _) -> {starting, <<>>};
-state(down, Reason, _) -> {unavailable, Reason};
-state(stopped, _, Name) ->
-    case framework_adapter_env:available(Name) of
-        ok -> {stopped, <<>>};
-        {error, #{message := Message}} -> {unavailable, Message}
+-spec zygote(binary()) -> map().
+zygote(EnvName) ->
+    case ets:lookup(?MODULE, {zygote, EnvName}) of [{_, Z}] -> Z; [] -> #{state => stopped} end.
+
+%% An environment as it is now.
+-spec environment(framework_adapter_lock:env()) -> map().
+environment(#{name := Name, python := Python} = Env) ->
+    View = #{name => Name, python => Python, lock_hash => framework_adapter_lock:stamp(Name), progress => <<>>},
+    case {zygote(Name), framework_adapter_installer:progress(Name)} of
+        {#{state := up}, _} -> View#{state => ready, unavailable_reason => <<>>};
+        {#{state := starting}, _} -> View#{state => starting, unavailable_reason => <<>>};
+        {_, {installing, Progress}} -> View#{state => installing, unavailable_reason => <<>>, progress => Progress};
+        {#{state := down, reason := Reason}, none} -> View#{state => unavailable, unavailable_reason => Reason};
+        {_, none} ->
+            case framework_adapter_lock:state(Env) of
+                ok -> View#{state => stopped, unavailable_reason => <<>>};
+                {error, #{message := Message}} ->
+                    Failed = case framework_adapter_installer:failed(Name) of {true, Why} -> Why; false -> Message end,
+                    View#{state => unavailable, unavailable_reason => Failed}
+            end
     end.
 
 %% Order: the manager before what it started. 20 in 60 s, as for every supervisor of long-lived children; workers and
 %% zygotes never spend it.
 -spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init([]) ->
-    ok = orphans:await([framework_adapter_manager, framework_adapter_zygote_sup, framework_adapter_worker_sup]),
+    ok = orphans:await([framework_adapter_manager, framework_adapter_zygote_sup, framework_adapter_worker_sup,
+                        framework_adapter_installer]),
     ?MODULE = ets:new(?MODULE, [named_table, public, {read_concurrency, true}]),
     ok = framework_adapter_env:prepare_runtime_dir(),
     Sup = fun(Id) -> #{id => Id, start => {Id, start_link, []}, type => supervisor, shutdown => infinity} end,
-    Manager = #{id => framework_adapter_manager, start => {framework_adapter_manager, start_link, []}, shutdown => 5000},
+    Process = fun(Id) -> #{id => Id, start => {Id, start_link, []}, shutdown => 5000} end,
     {ok, {#{strategy => rest_for_one, intensity => 20, period => 60},
-          [Manager, Sup(framework_adapter_zygote_sup), Sup(framework_adapter_worker_sup)]}}.
+          %% The installer comes last: its end costs builds and no worker.
+          [Process(framework_adapter_manager), Sup(framework_adapter_zygote_sup), Sup(framework_adapter_worker_sup),
+           Process(framework_adapter_installer)]}}.

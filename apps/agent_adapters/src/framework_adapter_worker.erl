@@ -60,6 +60,8 @@
     id := binary(),
     framework := binary(),
     agent := map(),
+    %% Name of the Python environment; one of another machine has its own.
+    environment := binary(),
     tenant := binary(),
     manager := pid(),
     block_grace_ms := non_neg_integer(),
@@ -293,7 +295,7 @@ handle_event(_, _, _, _) ->
 %% ---- opening
 
 -spec open(#worker{}) -> {ok, #worker{}} | {error, binary(), #worker{}}.
-open(W = #worker{spec = #{id := Id, framework := Framework, agent := Agent}, dir = Dir}) ->
+open(W = #worker{spec = #{id := Id, agent := Agent, environment := Environment}, dir = Dir}) ->
     Data = filename:join(framework_adapter_env:runtime_dir(), "d-" ++ binary_to_list(Id)),
     ok = filelib:ensure_dir(filename:join(Dir, "x")),
     _ = file:delete(Data),
@@ -302,8 +304,8 @@ open(W = #worker{spec = #{id := Id, framework := Framework, agent := Agent}, dir
                             {send_timeout_close, true}]) of
         {ok, Listen} ->
             Args = framework_adapter_env:worker_args(#{
-                framework => Framework, worker_id => Id, data => Data, dir => Dir,
-                zygote => framework_adapter_zygote:socket(framework_adapter_env:environment(Framework)),
+                environment => Environment, worker_id => Id, data => Data, dir => Dir,
+                zygote => framework_adapter_zygote:socket(Environment),
                 project => framework_adapter_env:project(Agent)}),
             Port = port_guard:open(worker, Args),
             GuardPid = case erlang:port_info(Port, os_pid) of {os_pid, P} -> P; undefined -> 0 end,
@@ -469,7 +471,7 @@ bound(P, W = #worker{spec = #{id := Id, manager := Manager}}) ->
     Ready = case agent_native:wire_decode(ready, P) of {ok, R} -> R; {error, _} -> #{} end,
     %% Read once here: a lease must not touch the file system.
     Hash = case W#worker.stream of
-               none -> framework_adapter_env:lock_hash(maps:get(framework, W#worker.spec));
+               none -> framework_adapter_lock:stamp(maps:get(environment, W#worker.spec));
                _ -> maps:get(lock_hash, W#worker.hello, <<>>)
            end,
     W1 = W#worker{ready = Ready#{env_lock_hash => Hash}, live = framework_adapter_liveness:new(now_ms())},

@@ -23,7 +23,8 @@
 -define(LOG_LINES, 20).
 
 -record(zygote, {
-    env :: binary(),
+    env :: framework_adapter_lock:env(),
+    name :: binary(),
     manager :: pid(),
     port = none :: none | port(),
     os_pid = 0 :: non_neg_integer(),
@@ -33,7 +34,7 @@
 }).
 
 %% @doc Starts the zygote of an environment; `Manager' is told of its states.
--spec start_link(binary(), pid()) -> gen_statem:start_ret().
+-spec start_link(framework_adapter_lock:env(), pid()) -> gen_statem:start_ret().
 start_link(Env, Manager) ->
     gen_statem:start_link(?MODULE, {Env, Manager}, []).
 
@@ -46,14 +47,14 @@ socket(Env) ->
 callback_mode() ->
     state_functions.
 
--spec init({binary(), pid()}) -> gen_statem:init_result(starting).
-init({Env, Manager}) ->
+-spec init({framework_adapter_lock:env(), pid()}) -> gen_statem:init_result(starting).
+init({#{name := Name} = Env, Manager}) ->
     process_flag(trap_exit, true),
-    {ok, starting, #zygote{env = Env, manager = Manager}, [{next_event, internal, open}]}.
+    {ok, starting, #zygote{env = Env, name = Name, manager = Manager}, [{next_event, internal, open}]}.
 
 -spec starting(gen_statem:event_type(), term(), #zygote{}) -> gen_statem:event_handler_result(atom()).
-starting(internal, open, Z = #zygote{env = Env}) ->
-    Socket = socket(Env),
+starting(internal, open, Z = #zygote{env = Env, name = Name}) ->
+    Socket = socket(Name),
     _ = file:delete(Socket),
     Port = port_guard:open(run, framework_adapter_env:zygote_args(Env, Socket)),
     OsPid = case erlang:port_info(Port, os_pid) of {os_pid, P} -> P; undefined -> 0 end,
@@ -83,7 +84,7 @@ down(_, _, Z) ->
     {keep_state, Z}.
 
 -spec ready(binary(), #zygote{}) -> gen_statem:event_handler_result(atom()).
-ready(Info, Z = #zygote{env = Env, manager = Manager, os_pid = OsPid, restarts = Restarts}) ->
+ready(Info, Z = #zygote{name = Env, manager = Manager, os_pid = OsPid, restarts = Restarts}) ->
     Manager ! {zygote, Env, {up, #{os_pid => OsPid, info => Info, restarts => Restarts}}},
     {next_state, up, Z#zygote{backoff = ?BACKOFF_MIN_MS}}.
 
@@ -109,7 +110,7 @@ common(_, _, Z) ->
 
 %% The end of the port ends the whole tree below the guard; a new one starts after the backoff.
 -spec fail(binary(), #zygote{}) -> gen_statem:event_handler_result(atom()).
-fail(Reason, Z = #zygote{env = Env, manager = Manager, port = Port, backoff = Backoff, restarts = N, log = Log}) ->
+fail(Reason, Z = #zygote{name = Env, manager = Manager, port = Port, backoff = Backoff, restarts = N, log = Log}) ->
     port_guard:close(Port),
     ?LOG_WARNING(#{msg => zygote_down, env => Env, reason => Reason, retry_in_ms => Backoff},
                  #{domain => [agent, adapters]}),

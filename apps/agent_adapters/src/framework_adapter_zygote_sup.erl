@@ -12,14 +12,14 @@ start_link() ->
     supervisor:start_link({local, ?MODULE}, ?MODULE, []).
 
 %% @doc Makes sure that the zygote of an environment exists.
--spec ensure(binary(), pid()) -> {ok, pid()} | {error, term()}.
-ensure(Env, Manager) ->
-    Spec = #{id => Env, start => {framework_adapter_zygote, start_link, [Env, Manager]},
+-spec ensure(framework_adapter_lock:env(), pid()) -> {ok, pid()} | {error, term()}.
+ensure(#{name := Name} = Env, Manager) ->
+    Spec = #{id => Name, start => {framework_adapter_zygote, start_link, [Env, Manager]},
              restart => permanent, shutdown => 2000},
     case supervisor:start_child(?MODULE, Spec) of
         {ok, Pid} -> {ok, Pid};
         {error, {already_started, Pid}} -> {ok, Pid};
-        {error, already_present} -> supervisor:restart_child(?MODULE, Env);
+        {error, already_present} -> supervisor:restart_child(?MODULE, Name);
         {error, Reason} -> {error, Reason}
     end.
 

@@ -177,7 +177,9 @@ route(Header, Agent) ->
     %% The header has what the router reads, by the same names.
     Request = Header#{method => maps:get(method, Header, auto), agent_framework => maps:get(framework, Agent, <<"auto">>),
                       agent_tools => maps:get(tools, Agent, [])},
-    execution_router:route(Request, execution_world:get(maps:get(task_type, Header, <<"general">>)), execution_world:config()).
+    Own = execution_world:own(Agent),
+    execution_router:route(case map_size(Own) of 0 -> Request; _ -> Request#{environments => Own} end,
+                           execution_world:get(maps:get(task_type, Header, <<"general">>)), execution_world:config()).
 
 %% @doc Agent and route of a task. A plan is driven natively; each of its steps has its own route.
 -spec resolve(Header :: map()) -> {ok, Agent :: map(), execution_router:route()} | {error, agent_error:t()}.

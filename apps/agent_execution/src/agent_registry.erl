@@ -214,10 +214,7 @@ created(Tenant, Given0) ->
 known_framework(Framework) when Framework =:= <<"auto">>; Framework =:= <<"native">> ->
     ok;
 known_framework(Framework) ->
-    case lists:member(engine_names:environment(Framework), framework_adapter_env:known()) of
-        true -> ok;
-        false -> framework_adapter_env:available(Framework)
-    end.
+    framework_adapter_env:has_adapter(Framework).
 
 -spec own(binary(), binary(), binary()) -> {ok, agent()} | {error, agent_error:t()}.
 own(Tenant, Id, Etag) ->

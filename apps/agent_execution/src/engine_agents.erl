@@ -32,7 +32,7 @@ agent(Id, Type, Given) ->
     Default = #{id => Id, agent_type => Type, framework => <<"auto">>, instructions => instructions(Type),
                 model => <<"default">>, tools => [<<"now">>, <<"calculate">>], memory_namespace => <<>>, labels => #{},
                 configured => true, etag => <<"configured">>, create_ms => 0},
-    Known = maps:with([framework, instructions, model, tools, memory_namespace, project, entrypoint], Given),
+    Known = maps:with([framework, instructions, model, tools, memory_namespace, project, entrypoint, requirements, python], Given),
     (maps:merge(Default, maps:filter(fun(_, V) -> V =/= undefined end, Known)))#{crew_profile => Profile}.
 
 %% For a node without configuration; `singularity_config' writes fuller ones.

@@ -131,9 +131,10 @@ effects([start_native | Rest], Outs, A = #attempt{spec = Spec, ref = Ref}) ->
             {More, A1} = decide(step_down, A),
             {lists:reverse(Outs, More), A1}
     end;
-effects([{lease, Framework} | Rest], Outs, A = #attempt{spec = #{agent := Agent, tenant := Tenant, task_id := Id}}) ->
+effects([{lease, Framework} | Rest], Outs, A = #attempt{spec = #{agent := Agent, tenant := Tenant, task_id := Id} = Spec}) ->
+    Recorded = maps:get(recorded_environments, maps:get(header, Spec, #{}), []),
     {ok, Ref} = framework_adapter_pool:lease(#{framework => Framework, agent => Agent, tenant => Tenant, task_id => Id,
-                                               owner => self()}),
+                                               environments => Recorded, owner => self()}),
     effects(Rest, Outs, A#attempt{ref = Ref});
 effects([cancel_lease | Rest], Outs, A = #attempt{ref = Ref}) ->
     ok = framework_adapter_pool:cancel_lease(Ref),

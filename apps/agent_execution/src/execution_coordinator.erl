@@ -168,7 +168,8 @@ claim(#{task_id := Id, tenant := Tenant, class := Class} = Item) ->
     case agent_store:write({claim, Id}) of
         {ok, {claimed, #{header := Header, payload := Payload} = Claimed}} ->
             claimed(Claimed,
-                    #task{header = Header, payload = Payload, ran_ms = maps:get(ran_ms, Claimed, 0),
+                    #task{header = Header#{recorded_environments => maps:get(environments, Claimed, [])}, payload = Payload,
+                          ran_ms = maps:get(ran_ms, Claimed, 0),
                           row = Row#row{tenant = maps:get(tenant, Header, Tenant),
                                         create_ms = maps:get(create_ms, Header, Now)}});
         {error, #{reason := Reason}} when Reason =:= wrong_state; Reason =:= task_not_found; Reason =:= attempt_fenced;
@@ -414,7 +415,8 @@ effects([start_native | Rest], Actions, T = #task{row = #row{task_id = Id}}) ->
     end;
 effects([{lease, Framework} | Rest], Actions, T = #task{agent = Agent, row = Row}) ->
     {ok, Ref} = framework_adapter_pool:lease(#{framework => Framework, agent => Agent, tenant => Row#row.tenant,
-                                               task_id => Row#row.task_id, owner => self()}),
+                                               task_id => Row#row.task_id, owner => self(),
+                                               environments => maps:get(recorded_environments, T#task.header, [])}),
     effects(Rest, Actions, put_task_row(Row#row{waiting = <<"a worker of ", Framework/binary>>}, T#task{ref = Ref}));
 effects([cancel_lease | Rest], Actions, T = #task{ref = Ref}) ->
     ok = framework_adapter_pool:cancel_lease(Ref),

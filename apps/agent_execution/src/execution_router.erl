@@ -27,7 +27,7 @@
 -export([route/3]).
 -export([config/1]).
 
--export_type([request/0, world/0, config/0, route/0, known/0]).
+-export_type([request/0, environment/0, world/0, config/0, route/0, known/0]).
 
 %% The points from which on task or agent have named the executor.
 -define(NAMED, 80.0).
@@ -46,8 +46,12 @@
 
 -type request() :: #{method := auto | native | framework | hybrid, framework => binary(), fallback_frameworks => [binary()],
                      task_type => binary(), labels => #{binary() => binary()}, capabilities => [binary()], agent_framework => binary(),
-                     tools => [binary()], agent_tools => [binary()], task_id => binary(), recorded => binary()}.
--type world() :: #{Framework :: binary() => ok | {unavailable, binary()},
+                     tools => [binary()], agent_tools => [binary()], task_id => binary(), recorded => binary(),
+                     %% Those that are the agent's own, in place of their framework's.
+                     environments => #{Framework :: binary() => environment()}}.
+%% `installable': it is missing and made at first use, which only whoever names the framework may cause.
+-type environment() :: ok | {installable | unavailable, binary()}.
+-type world() :: #{Framework :: binary() => environment(),
                    parts => #{Executor :: binary() => execution_score:parts()}}.
 -type config() :: #{default := native | framework_preferred | auto, fallback := boolean(), memory := boolean(),
                     exploration := float(),
@@ -107,7 +111,7 @@ unique([{E, Points, _} = C | Rest], Kept) ->
 
 -spec judge(named(), world(), #{binary() => execution_score:parts()}, config()) -> candidate().
 judge({Executor, Points, Rule}, Environments, Parts, Config) ->
-    candidate(Executor, Points, Rule, maps:get(Executor, Parts, execution_score:none()), closed(Executor, Environments, Config)).
+    candidate(Executor, Points, Rule, maps:get(Executor, Parts, execution_score:none()), closed(Executor, Points, Environments, Config)).
 
 -spec candidate(binary(), float(), binary(), execution_score:parts(), binary()) -> candidate().
 candidate(Executor, Points, Rule, {_, _, _, _, Samples}, Refused) when Points > ?NAMED ->
@@ -117,15 +121,18 @@ candidate(Executor, Points, Rule, {Success, Latency, Cost, Queue, Samples}, Refu
       parts => {Points, Success, Latency, Cost, Queue, Samples}}.
 
 %% Why an executor runs nothing now.
--spec closed(binary(), world(), config()) -> binary().
-closed(<<"native">>, _, _) ->
+-spec closed(binary(), float(), world(), config()) -> binary().
+closed(<<"native">>, _, _, _) ->
     <<>>;
-closed(Framework, Environments, #{frameworks := Frameworks}) ->
+closed(Framework, Points, Environments, #{frameworks := Frameworks}) ->
     Env = engine_names:environment(Framework),
     case {maps:get(Framework, Frameworks, maps:get(Env, Frameworks, #{enabled => true})), Environments} of
         {#{enabled := false}, _} -> <<"disabled in the configuration; set enabled = true in [frameworks]">>;
         {_, #{Env := ok}} -> <<>>;
         {_, #{Env := {unavailable, Reason}}} -> Reason;
+        %% A gigabyte is not made because nothing else was said.
+        {_, #{Env := {installable, _}}} when Points > ?WISH -> <<>>;
+        {_, #{Env := {installable, Reason}}} -> Reason;
         {_, _} -> <<"framework ", Framework/binary, " has no adapter in this version">>
     end.
 
@@ -140,6 +147,10 @@ ranked(Candidates) ->
 -spec route(request(), known() | world(), config()) -> {ok, route()} | {error, agent_error:t()}.
 route(Request, World, Config) when not is_map_key(ranked, World) ->
     route(Request, prepare(maps:get(task_type, Request, <<"general">>), World, Config), Config);
+route(#{environments := Own} = Request, #{ranked := Ranked, environments := All} = Known, Config) ->
+    Environments = maps:merge(All, Own),
+    Judged = [C#{refused := closed(E, element(1, P), Environments, Config)} || C = #{executor := E, parts := P} <- Ranked],
+    route(maps:remove(environments, Request), Known#{environments := Environments, ranked := Judged}, Config);
 route(#{method := hybrid} = Request, Known, Config) ->
     %% It came with a plan, whose steps name their executors.
     route(Request#{method := auto}, Known, Config);
@@ -189,8 +200,8 @@ put_in(Own, Ranked, Known, Config) ->
 -spec take(named(), known(), config()) -> candidate().
 take({Executor, Points, Rule} = Named, #{ranked := Ranked, environments := Environments, parts := Parts}, Config) ->
     case [C || C = #{executor := E} <- Ranked, E =:= Executor] of
-        [#{refused := Refused, parts := {_, Success, Latency, Cost, Queue, Samples}} | _] ->
-            candidate(Executor, Points, Rule, {Success, Latency, Cost, Queue, Samples}, Refused);
+        [#{parts := {_, Success, Latency, Cost, Queue, Samples}} | _] ->
+            candidate(Executor, Points, Rule, {Success, Latency, Cost, Queue, Samples}, closed(Executor, Points, Environments, Config));
         [] ->
             judge(Named, Environments, Parts, Config)
     end.

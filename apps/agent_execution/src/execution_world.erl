@@ -5,6 +5,7 @@
 -module(execution_world).
 
 -export([get/1]).
+-export([own/1]).
 -export([forget/0]).
 -export([config/0]).
 -export([reload/0]).
@@ -44,12 +45,41 @@ look(History, Now) ->
     Minimum = agent_config:get([agent_execution, history_samples], ?SAMPLES),
     Environments#{parts => execution_score:parts(History, run_queue:loads(), Minimum)}.
 
--spec state(binary()) -> ok | {unavailable, binary()}.
+-spec state(binary()) -> execution_router:environment().
 state(Framework) ->
-    case framework_adapter_pool:usable(Framework) of
-        ok -> ok;
-        {error, #{message := Message}} -> {unavailable, Message}
+    seen(framework_adapter_pool:usable(Framework)).
+
+-spec seen(ok | {installable | error, agent_error:t()}) -> execution_router:environment().
+seen(ok) -> ok;
+seen({installable, #{message := Message}}) -> {installable, Message};
+seen({error, #{message := Message}}) -> {unavailable, Message}.
+
+%% @doc Environments that are an agent's own: its project's packages, its version of Python. Empty for nearly all.
+-spec own(map()) -> #{Framework :: binary() => execution_router:environment()}.
+own(Agent) ->
+    case maps:with([project, requirements, python], Agent) of
+        None when map_size(None) =:= 0 ->
+            #{};
+        Own ->
+            Key = {own, maps:get(framework, Agent, <<"auto">>), Own},
+            Now = erlang:monotonic_time(millisecond),
+            case kept(Key, Now, ?ENVIRONMENTS_MS) of
+                {ok, Known} -> Known;
+                none -> keep(Key, Now, look_at(maps:get(framework, Agent, <<"auto">>), Agent))
+            end
     end.
+
+%% An agent without a framework may run on each of them.
+-spec look_at(binary(), map()) -> #{binary() => execution_router:environment()}.
+look_at(Framework, Agent) ->
+    Frameworks = case engine_names:environment(Framework) of
+                     <<"native">> -> [];
+                     <<"auto">> -> framework_adapter_env:known();
+                     Base -> [Base]
+                 end,
+    maps:from_list([{F, seen(framework_adapter_pool:usable(F, Agent))}
+                    || F <- Frameworks, framework_adapter_env:has_adapter(F) =:= ok,
+                       framework_adapter_lock:of_agent(F, Agent) =/= framework_adapter_lock:of_framework(F)]).
 
 -spec kept(term(), integer(), pos_integer()) -> {ok, term()} | none.
 kept(Key, Now, Fresh) ->

@@ -38,6 +38,25 @@ native_first_test_() ->
      ?_assertEqual(<<"native">>, executor(#{task_type => <<"planning">>}, #{<<"langchain">> => ok}, C)),
      ?_assertEqual(<<"crewai">>, executor(#{method => framework, framework => <<"autogen">>}, all_there(), C))].
 
+%% What is made at first use is a candidate for whoever names it, by a rule too, and for nobody else.
+installable_test_() ->
+    C = native_first(),
+    World = #{<<"langchain">> => {installable, <<"not installed">>}, <<"crewai">> => ok, <<"autogen">> => ok, <<"custom">> => ok},
+    First = config(#{[agent_execution, default_execution_method] => <<"framework_preferred">>}),
+    Alone = #{<<"langchain">> => {installable, <<"not installed">>}},
+    [?_assertEqual(<<"langchain">>, executor(#{task_type => <<"research">>}, World, C)),
+     ?_assertEqual(<<"langchain">>, executor(#{framework => <<"langchain">>}, World, C)),
+     ?_assertEqual(<<"langchain">>, executor(#{agent_framework => <<"langchain">>}, World, C)),
+     ?_assertEqual(<<"native">>, executor(#{task_type => <<"coding">>}, Alone, First))].
+
+%% An agent with packages of its own stands on its own environment, whatever its framework's is.
+own_environment_test_() ->
+    C = config(#{[agent_execution, default_execution_method] => <<"native">>}),
+    Own = fun(State) -> #{agent_framework => <<"langchain">>, environments => #{<<"langchain">> => State}} end,
+    [?_assertEqual(<<"langchain">>, executor(Own(ok), #{<<"langchain">> => {unavailable, <<"not installed">>}}, C)),
+     ?_assertEqual(<<"langchain">>, executor(Own({installable, <<"not installed">>}), all_there(), C)),
+     ?_assertEqual(framework_unavailable, executor(Own({unavailable, <<"another lock">>}), all_there(), C))].
+
 framework_first_test_() ->
     C = framework_first(),
     [?_assertEqual(<<"langchain">>, executor(#{task_type => <<"research">>}, all_there(), C)),

@@ -252,6 +252,8 @@ class Task(Value):
     key_id: str = ""
     #: The task of the bundle that this one was run from; empty: it is no replay.
     replay_of: str = ""
+    #: SHA-256 of the locks of the Python environments that its attempts ran in.
+    environment_lock_hashes: list[str] = []
 
     @property
     def ended(self) -> bool:
@@ -389,6 +391,19 @@ class Worker(Value):
     host: str = ""
 
 
+class FrameworkEnvironment(Value):
+    """A Python environment beside the framework's own: requirements of a project, another version of Python."""
+
+    name: str = ""
+    state: str = ""
+    lock_hash: str = ""
+    #: Version that was asked for, as in "3.12".
+    python: str = ""
+    agent_ids: list[str] = []
+    unavailable_reason: str = ""
+    progress: str = ""
+
+
 class Framework(Value):
     """A framework and its workers."""
 
@@ -400,6 +415,10 @@ class Framework(Value):
     restarts: int = 0
     isolation: list[str] = []
     unavailable_reason: str = ""
+    #: What is being done where it is INSTALLING.
+    progress: str = ""
+    #: Environments that agents of the configuration have of their own.
+    environments: list[FrameworkEnvironment] = []
 
 
 class Provider(Value):

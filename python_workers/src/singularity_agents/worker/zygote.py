@@ -19,7 +19,9 @@ import socket
 import struct
 import sys
 import time
+from pathlib import Path
 
+from .. import _locks
 from . import _spawn
 
 #: Longest SPAWN message.
@@ -28,8 +30,10 @@ _MAX_MESSAGE = 64 * 1024
 _BACKLOG = 128
 
 
-def serve(path: str, framework: str) -> None:
-    """Listens until the process is ended."""
+def serve(path: str, framework: str, lock: str, remedy: str) -> None:
+    """Listens until the process is ended. Before anything is imported the environment is held to its lock."""
+    if lock:
+        _locks.verify(Path(sys.prefix), lock, remedy)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
@@ -101,8 +105,15 @@ def main_() -> int:
     parser = argparse.ArgumentParser(prog="zygote")
     parser.add_argument("--socket", required=True)
     parser.add_argument("--framework", required=True)
+    parser.add_argument("--lock", default="", help="SHA-256 of the locks that the environment must have been made from")
+    parser.add_argument("--remedy", default="singularity frameworks install", help="the command that makes it good")
     options = parser.parse_args()
-    serve(options.socket, options.framework)
+    try:
+        serve(options.socket, options.framework, options.lock, options.remedy)
+    except (_locks.WrongLock, ImportError) as error:
+        # The last line is the reason that people are told.
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 1
     return 0
 
 

@@ -94,7 +94,8 @@ pub(crate) fn finish(root: &mut Node, o: &Overrides) -> Result<(), Vec<String>> 
     let prices = money::list_prices(root, &mut faults);
     references(root, &mut faults);
     memory(root, &mut faults);
-    off_loopback(root, &tenants, &mut faults);
+    let loopback = off_loopback(root, &tenants, &mut faults);
+    auto_install(root, loopback);
     http(root, &mut faults);
     let location = store_location(root, &mut faults);
     let store = root.get("store").map(Node::json).unwrap_or_default();
@@ -219,7 +220,7 @@ fn agents(root: &mut Node) {
             (fixed("framework"), pick("framework", text("auto"))),
             (fixed("crew_profile"), profile),
         ];
-        for key in ["project", "entrypoint"] {
+        for key in ["project", "entrypoint", "requirements", "python"] {
             if let Some(value) = own.as_ref().and_then(|o| o.get(key)) {
                 entries.push((fixed(key), value.clone()));
             }
@@ -317,9 +318,18 @@ fn memory(root: &Node, faults: &mut Vec<String>) {
     }
 }
 
-/// Off loopback, TLS and keys are needed.
-fn off_loopback(root: &Node, tenants: &BTreeMap<String, Vec<String>>, faults: &mut Vec<String>) {
-    let Some(server) = root.get("server") else { return };
+/// Whoever reaches a node of this machine alone may let it install; one that serves others does so only if it is told to.
+pub(crate) fn auto_install(root: &mut Node, loopback: bool) {
+    if let Some(workers) = root.get_mut("workers")
+        && workers.get("auto_install").is_none()
+    {
+        workers.set(fixed("auto_install"), Node::Bool(loopback));
+    }
+}
+
+/// Off loopback, TLS and keys are needed; says whether the node is on it.
+fn off_loopback(root: &Node, tenants: &BTreeMap<String, Vec<String>>, faults: &mut Vec<String>) -> bool {
+    let Some(server) = root.get("server") else { return false };
     let address = server.get("address").and_then(Node::str).unwrap_or_default();
     let host = address.rsplit_once(':').map_or(address, |(h, _)| h).trim_matches(['[', ']']);
     let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
@@ -341,6 +351,7 @@ fn off_loopback(root: &Node, tenants: &BTreeMap<String, Vec<String>>, faults: &m
             }
         }
     }
+    loopback
 }
 
 /// The HTTP door speaks no TLS: it stays on this machine, behind whatever does.

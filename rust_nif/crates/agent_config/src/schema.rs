@@ -48,6 +48,9 @@ const fn d(name: &'static str, kind: Kind, default: &'static str) -> Field {
 
 const EFFORT: &[&str] = &["aggressive", "balanced", "off"];
 
+/// Versions of Python that environments may have.
+const PYTHONS: &[&str] = &["3.11", "3.12", "3.13"];
+
 const PROVIDER: &[Field] = &[
     f("dialect", Kind::Word(&["openai", "openai_responses", "anthropic", "local", "echo"])),
     f("base_url", Kind::Text),
@@ -99,6 +102,8 @@ const AGENT: &[Field] = &[
     f("tools", Kind::Texts),
     f("project", Kind::Text),
     f("entrypoint", Kind::Text),
+    f("requirements", Kind::Text),
+    f("python", Kind::Word(PYTHONS)),
     f("memory_namespace", Kind::Text),
     f("role", Kind::Text),
     f("goal", Kind::Text),
@@ -214,7 +219,8 @@ pub(crate) const ROOT: &[Field] = &[
             d("max_memory", Kind::Size, "\"1GiB\""),
             d("max_processes", Kind::Int(1, 10_000), "64"),
             d("recycle_after", Kind::Int(1, 1_000_000), "100"),
-            d("auto_install", Kind::Bool, "true"),
+            f("auto_install", Kind::Bool),
+            d("install_timeout", Kind::Duration, "\"30m\""),
             d("environments", Kind::Text, "\"\""),
             d("isolation", Kind::Word(&["auto", "plain"]), "\"auto\""),
             d("allow_connect", Kind::Ints(1, 65_535), "[]"),
@@ -239,7 +245,11 @@ pub(crate) const ROOT: &[Field] = &[
         ]),
         "{}",
     ),
-    d("frameworks", Kind::Named(&Kind::Table(&[d("enabled", Kind::Bool, "true"), d("use_for", Kind::Texts, "[]")])), "{}"),
+    d(
+        "frameworks",
+        Kind::Named(&Kind::Table(&[d("enabled", Kind::Bool, "true"), d("use_for", Kind::Texts, "[]"), f("python", Kind::Word(PYTHONS))])),
+        "{}",
+    ),
     d(
         "native_capabilities",
         Kind::Table(&[

@@ -68,6 +68,17 @@ fn off_loopback_needs_tls_and_keys() {
 }
 
 #[test]
+fn a_node_on_loopback_makes_environments_unless_it_is_told_not_to() {
+    assert_eq!(good("")["workers"]["auto_install"], true);
+    assert_eq!(good("[workers]\nauto_install = false\n")["workers"]["auto_install"], false);
+    let mut root = Node::Map(vec![(node::Key::Fixed("workers".to_owned()), Node::Map(vec![]))]);
+    finish::auto_install(&mut root, false);
+    assert_eq!(root.json()["workers"]["auto_install"], false);
+    let e = bad("[frameworks]\nlangchain = { python = \"3.9\" }\n");
+    assert!(e.contains("3.11") && e.contains("3.13"), "{e}");
+}
+
+#[test]
 fn tenants_keys_leave_only_their_hash() {
     let file = std::env::temp_dir().join(format!("singularity-key-{}", std::process::id()));
     std::fs::write(&file, "a-key-of-enough-length\n").unwrap();

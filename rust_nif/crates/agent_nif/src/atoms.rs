@@ -14,7 +14,7 @@ rustler::atoms! {
     check_task, deadline_ms, limit_ms, base_url, api_key, unavailable, dialect, in_flight, models, errors, id, arguments, content, is_error, level, source, step_id, status,
     discard_text, detail, traceback, code, retryable, witness, signals, at_ms, confirmed_dead, survivors, fenced_at_ms, duration_us,
     instructions, configured, etag, memory_namespace, running_tasks, crew_profile, role, goal, backstory, expected_output, task_types, built_in,
-    versions, lock_hash, workers, restarts, isolation, unavailable_reason, rss_bytes, started_ms, worker_id, python_version, import_ms, features,
+    versions, lock_hash, environments, python, progress, workers, restarts, isolation, unavailable_reason, rss_bytes, started_ms, worker_id, python_version, import_ms, features,
     config_json, entrypoint, project, storage_dir, engine_version, engine_tools, start_time_ms, seed, traceparent, task, tool_call_id, recorded,
     decision, occurrence, replay, framework_version, start_ms, end_ms, attempts, cancel_requested, waiting_for, number, started, template,
     budget, want, needs, account, limit, spent, lent, resets_ms, changed, ledger, close, window_ms, max_cost_micros, on_budget_end, policy, budget_denied, budget_approved, money, wait, fail, cheaper_model, expire_ms,

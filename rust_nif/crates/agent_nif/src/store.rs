@@ -186,7 +186,7 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
             (atoms::created(), Map::new(env).put(atoms::fence(), fence).put(atoms::attempt(), attempt).end()).encode(env)
         }
         Written::Existing { id } => (atoms::existing(), id).encode(env),
-        Written::Claimed { fence, attempt, header, spec, lost, ran_ms, unjournaled, answers, executor } => {
+        Written::Claimed { fence, attempt, header, spec, lost, ran_ms, unjournaled, answers, executor, environments } => {
             let map = Map::new(env)
                 .put(atoms::fence(), fence)
                 .put(atoms::attempt(), attempt)
@@ -196,6 +196,7 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
                 .put(atoms::ran_ms(), ran_ms)
                 .put(atoms::unjournaled_tools(), unjournaled)
                 .put(atoms::executor(), executor)
+                .put(atoms::environments(), environments)
                 .end();
             (atoms::claimed(), map).encode(env)
         }

@@ -80,12 +80,6 @@ pub(crate) fn agent_type_of(m: Term<'_>) -> pb::AgentType {
 
 /// `agents.v1.Framework` of a map of the pool's.
 pub(crate) fn framework_of(m: Term<'_>) -> pb::Framework {
-    let state = match get::<Term<'_>>(m, atoms::state()).and_then(string).as_deref() {
-        Some("ready" | "up") => pb::FrameworkState::Ready,
-        Some("starting") => pb::FrameworkState::Starting,
-        Some("stopped") => pb::FrameworkState::Stopped,
-        _ => pb::FrameworkState::Unavailable,
-    };
     // The zygote's ready line: {"framework": ..., "versions": {...}, "import_ms": ...}.
     let info: serde_json::Value = serde_json::from_str(&text(m, atoms::versions())).unwrap_or_default();
     let versions = info
@@ -97,13 +91,37 @@ pub(crate) fn framework_of(m: Term<'_>) -> pb::Framework {
         .collect();
     pb::Framework {
         name: text(m, atoms::name()),
-        state: state as i32,
+        state: framework_state(m) as i32,
         versions,
         lock_hash: text(m, atoms::lock_hash()),
         workers: get::<Vec<Term<'_>>>(m, atoms::workers()).unwrap_or_default().into_iter().map(worker_of).collect(),
         restarts: i32::try_from(int(m, atoms::restarts())).unwrap_or(0),
         isolation: texts(m, atoms::isolation()),
         unavailable_reason: text(m, atoms::unavailable_reason()),
+        progress: text(m, atoms::progress()),
+        environments: get::<Vec<Term<'_>>>(m, atoms::environments()).unwrap_or_default().into_iter().map(environment_of).collect(),
+    }
+}
+
+fn framework_state(m: Term<'_>) -> pb::FrameworkState {
+    match get::<Term<'_>>(m, atoms::state()).and_then(string).as_deref() {
+        Some("ready" | "up") => pb::FrameworkState::Ready,
+        Some("starting") => pb::FrameworkState::Starting,
+        Some("stopped") => pb::FrameworkState::Stopped,
+        Some("installing") => pb::FrameworkState::Installing,
+        _ => pb::FrameworkState::Unavailable,
+    }
+}
+
+fn environment_of(m: Term<'_>) -> pb::FrameworkEnvironment {
+    pb::FrameworkEnvironment {
+        name: text(m, atoms::name()),
+        state: framework_state(m) as i32,
+        lock_hash: text(m, atoms::lock_hash()),
+        python: text(m, atoms::python()),
+        agent_ids: texts(m, atoms::agents()),
+        unavailable_reason: text(m, atoms::unavailable_reason()),
+        progress: text(m, atoms::progress()),
     }
 }
 

@@ -30,6 +30,7 @@ enum Field {
     Ended,
     Attempts,
     Cost,
+    Environment,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +59,7 @@ const OPERATORS: &[(&str, Operator)] = &[
     (">", Operator::More),
 ];
 
-const FIELDS: &str = "state, waiting_for, reason, agent, framework, type, label.NAME, created, ended, attempts, cost_micros";
+const FIELDS: &str = "state, waiting_for, reason, agent, framework, type, label.NAME, created, ended, attempts, cost_micros, environment";
 
 impl Operator {
     fn holds(self, order: Ordering) -> bool {
@@ -159,6 +160,7 @@ fn field_of(name: &str) -> Option<Field> {
         "ended" => Field::Ended,
         "attempts" => Field::Attempts,
         "cost_micros" => Field::Cost,
+        "environment" => Field::Environment,
         _ => Field::Label(name.strip_prefix("label.").filter(|n| !n.is_empty())?.to_owned()),
     })
 }
@@ -182,6 +184,7 @@ impl Condition {
             Field::Agent => spec.agent_id == wanted || spec.agent_type == wanted,
             Field::Framework => task.route.as_ref().is_some_and(|r| r.executor == wanted) || spec.preferred_framework == wanted,
             Field::Type => spec.task_type == wanted,
+            Field::Environment => task.environment_lock_hashes.iter().any(|hash| hash == wanted),
             Field::Label(name) => spec.labels.get(name).is_some_and(|l| l == wanted),
             Field::Created | Field::Ended | Field::Attempts | Field::Cost => false,
         }
@@ -210,6 +213,7 @@ mod tests {
             spec: Some(pb::AgentTask { agent_id: "crew".into(), labels, ..Default::default() }),
             error: Some(pb::TaskError { reason: "PROVIDER_AUTH".into(), ..Default::default() }),
             create_time: Some("2026-11-24T08:00:00Z".parse().unwrap()),
+            environment_lock_hashes: vec!["aa11".into(), "bb22".into()],
             ..Default::default()
         }
     }
@@ -236,6 +240,9 @@ mod tests {
             ("created < 2026-11-24T07:59:59Z", false),
             ("ended>2000-01-01T00:00:00Z", false),
             ("cost_micros>=0", false),
+            ("environment=bb22", true),
+            ("environment=cc33", false),
+            ("environment!=aa11", false),
         ] {
             assert_eq!(Filter::parse(text).unwrap().matches(&task()), holds, "{text}");
         }

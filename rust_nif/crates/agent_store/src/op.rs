@@ -380,6 +380,8 @@ pub enum Written {
         answers: Vec<pb::InputAnswer>,
         /// Where its earlier attempts ran; empty: it has not run yet.
         executor: String,
+        /// Locks of the Python environments that they ran in.
+        environments: Vec<String>,
     },
     Sequence(i64),
     Tool(Decision),

@@ -211,6 +211,7 @@ impl Record {
                 unjournaled: self.task.unjournaled_tools.clone(),
                 executor: self.task.route.as_ref().map_or_else(String::new, |route| route.executor.clone()),
                 answers: self.task.answers.iter().filter(|a| !questions::is_money(&a.input_id)).cloned().collect(),
+                environments: self.task.environment_lock_hashes.clone(),
             },
         ))
     }
@@ -220,10 +221,16 @@ impl Record {
         self.running(fence)?;
         self.task.worker_pid = info.host_pid;
         self.task.unjournaled_tools = info.unjournaled_tools;
+        if !info.env_lock_hash.is_empty() && !self.task.environment_lock_hashes.contains(&info.env_lock_hash) {
+            self.task.environment_lock_hashes.push(info.env_lock_hash.clone());
+        }
         if let Some(a) = self.attempts.last_mut() {
             a.worker = info.worker;
             a.host_pid = info.host_pid;
-            a.environment_lock_hash = info.env_lock_hash;
+            // A later word on the attempt that does not name the environment takes nothing back.
+            if !info.env_lock_hash.is_empty() {
+                a.environment_lock_hash = info.env_lock_hash;
+            }
             a.executor = info.executor;
         }
         self.touch();
