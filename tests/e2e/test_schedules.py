@@ -69,6 +69,22 @@ def test_the_old_task_makes_room_where_that_is_wanted(client: Client) -> None:
         client.cancel_all("label.schedule=latest", grace="0s")
 
 
+def test_a_schedule_that_is_deleted_as_it_fires_leaves_no_task_behind(client: Client) -> None:
+    """The fire is in the cancel of the old task, which takes its grace, when the schedule goes."""
+    live = {"QUEUED", "RUNNING", "WAITING"}
+    client.schedules.create("loop", every="1s", schedule_id="going", agent_type="loop", overlap="CANCEL_OLD")
+    eventually(lambda: [t for t in of_schedule(client, "going") if t.cancel_requested])
+    client.schedules.delete("going")
+    eventually(lambda: not [t for t in of_schedule(client, "going") if t.state in live], within_s=20)
+    # What would come late comes before another schedule, made now, has fired twice.
+    client.schedules.create("tick", every="1s", schedule_id="clock", framework="native")
+    try:
+        eventually(lambda: client.schedules.get("clock").fired >= 2)
+        assert [t.state for t in of_schedule(client, "going") if t.state in live] == []
+    finally:
+        client.schedules.delete("clock")
+
+
 def test_times_fire_once_although_the_node_is_killed_at_any_moment(killable: Callable[..., KillableNode]) -> None:
     node = killable()
     with Client(node.address) as client:

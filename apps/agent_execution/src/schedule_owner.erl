@@ -2,7 +2,8 @@
 %%
 %% The index of the store is the truth: it is asked once a second, and a time stays due until it was answered with `schedule_fired'. The
 %% task is submitted under a request id made of the schedule and the time, so a crash between the two submits it once. Each due schedule
-%% has a process of its own; one that is slow (its old task is being cancelled) holds up nobody.
+%% has a process of its own; one that is slow (its old task is being cancelled) holds up nobody. A schedule may be deleted or paused while
+%% that goes on: it is looked up once more behind what is slow, and a task that a delete overtook is cancelled.
 -module(schedule_owner).
 -behaviour(gen_server).
 
@@ -79,6 +80,7 @@ fire(#{tick_ms := Tick, tenant := Tenant, schedule_id := Id} = Due) ->
         false ->
             case decide(Due) of
                 submit -> submit(Due);
+                submit_later -> still_due(Due) andalso submit(Due), ok;
                 skip -> fired(Due, Tick, none);
                 wait -> ok;
                 {error, Error} -> not_fired(Tenant, Id, Error)
@@ -90,7 +92,7 @@ fire(#{tick_ms := Tick, tenant := Tenant, schedule_id := Id} = Due) ->
 before(#{tick_ms := Tick}) ->
     Tick - 1.
 
--spec decide(due()) -> submit | skip | wait | {error, agent_error:t()}.
+-spec decide(due()) -> submit | submit_later | skip | wait | {error, agent_error:t()}.
 decide(#{overlap := allow}) ->
     submit;
 decide(#{last_task := <<>>}) ->
@@ -103,16 +105,27 @@ decide(#{overlap := Overlap, last_task := Last, tenant := Tenant}) ->
         {error, Error} -> {error, Error}
     end.
 
--spec overlap(skip | queue | cancel_old, binary(), binary()) -> submit | skip | wait | {error, agent_error:t()}.
+-spec overlap(skip | queue | cancel_old, binary(), binary()) -> submit | submit_later | skip | wait | {error, agent_error:t()}.
 overlap(skip, _, _) ->
     skip;
 overlap(queue, _, _) ->
     wait;
 overlap(cancel_old, Tenant, Last) ->
     case agent_engine:cancel(Tenant, Last, ?CANCEL_GRACE_MS, <<"a newer task of its schedule is due">>) of
-        {ok, _} -> submit;
+        {ok, _} -> submit_later;
         {error, #{reason := task_already_terminal}} -> submit;
         {error, Error} -> {error, Error}
+    end.
+
+%% Whether the time is still due: its schedule was neither deleted nor paused, nor made anew under its name.
+-spec still_due(due()) -> boolean().
+still_due(#{tenant := Tenant, schedule_id := Id, header := #{request_id := Request}}) ->
+    case agent_store:read({due_schedules, erlang:system_time(millisecond)}) of
+        {ok, Due} ->
+            Key = {Tenant, Id, Request},
+            lists:any(fun(#{tenant := T, schedule_id := I, header := #{request_id := R}}) -> {T, I, R} =:= Key end, Due);
+        %% Unknown: it stays due, and is answered at the next look.
+        {error, _} -> false
     end.
 
 -spec submit(due()) -> ok.
@@ -132,9 +145,14 @@ submit(#{header := Header, payload := Payload, tick_ms := Tick, tenant := Tenant
 -spec fired(due(), integer(), none | binary()) -> ok.
 fired(#{tenant := Tenant, schedule_id := Id}, Tick, TaskId) ->
     Said = case TaskId of none -> #{}; _ -> #{task_id => TaskId} end,
-    %% Unanswered, it is due once more, and says the same.
-    _ = agent_store:write({schedule_fired, Tenant, Id, Tick, Said}),
-    ok.
+    case agent_store:write({schedule_fired, Tenant, Id, Tick, Said}) of
+        {error, #{reason := schedule_not_found}} when TaskId =/= none ->
+            _ = agent_engine:cancel(Tenant, TaskId, ?CANCEL_GRACE_MS, <<"its schedule was deleted as it began">>),
+            ok;
+        %% Unanswered, it is due once more, and says the same.
+        _ ->
+            ok
+    end.
 
 -spec not_fired(binary(), binary(), agent_error:t()) -> ok.
 not_fired(Tenant, Id, #{reason := Reason}) ->
