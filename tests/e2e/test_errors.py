@@ -66,15 +66,15 @@ ELSEWHERE = {
     "PROVIDER_RESPONSE_TOO_LARGE": ("tests/vectors/provider_cases/oa-unary-huge-body.json", "response_too_large"),
     "HEARTBEAT_TIMEOUT": ("tests/e2e/test_waiting.py", "test_a_task_that_shows_no_progress_is_given_up"),
     "BUDGET_EXHAUSTED": ("tests/e2e/test_budgets.py", "BUDGET_EXHAUSTED"),
+    "DELEGATION_TOO_DEEP": ("tests/e2e/test_delegation.py", "DELEGATION_TOO_DEEP"),
+    "OUTPUT_SCHEMA_MISMATCH": ("tests/e2e/test_fitting.py", "OUTPUT_SCHEMA_MISMATCH"),
     "TOOL_FAILED": ("python_workers/tests/worker/test_worker.py", "test_a_tool_that_raises_is_recorded_as_an_error_and_raises"),
 }
 
 #: Reasons that nothing gives yet, or that no test can bring about from outside.
 LATER = {
     "CURSOR_TOO_OLD": "watching over several nodes",
-    "DELEGATION_TOO_DEEP": "delegation",
     "SANDBOX_UNAVAILABLE": "required sandboxes",
-    "OUTPUT_SCHEMA_MISMATCH": "an answer of a model that is no JSON is asked again; needs a model that fails for ever",
     "NO_PROVIDER_MATCHES": "selection",
     "COMMIT_AMBIGUOUS": "a disk that fails in the middle of a commit",
     "OVERLOADED": "20,000 open calls",

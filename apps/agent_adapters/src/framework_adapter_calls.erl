@@ -10,6 +10,7 @@
 -export([new/0]).
 -export([open/4]).
 -export([native/4]).
+-export([delegated/3]).
 -export([abort_all/2]).
 -export([drain/2]).
 -export([forget/1]).
@@ -29,8 +30,10 @@
 -record(memory, {request :: binary(), place :: map(), call :: #call{}}).
 %% A question to a model that waits for the store.
 -record(ask, {function :: chat | embed, request :: binary(), options :: map(), call :: #call{}}).
+%% Subtasks that somebody else runs.
+-record(delegate, {call :: #call{}}).
 -record(calls, {
-    open = #{} :: #{reference() => #call{} | #commit{} | #ask{} | #memory{}},
+    open = #{} :: #{reference() => #call{} | #commit{} | #ask{} | #memory{} | #delegate{}},
     %% How often each of the engine's tools was called with equal arguments.
     begun = #{} :: #{{binary(), binary()} => pos_integer()},
     waiting = queue:new() :: queue:queue(out())
@@ -38,7 +41,7 @@
 -opaque calls() :: #calls{}.
 -type out() :: {iodata(), After :: none | {grant, reference()}}.
 %% A frame for the worker; after it left, the provider is granted another chunk.
--type note() :: {usage, map()} | {event, tuple()}.
+-type note() :: {usage, map()} | {event, tuple()} | {delegate, reference(), Request :: binary()}.
 %% What the owner of the lease must hear.
 
 %% @doc No open calls.
@@ -95,6 +98,14 @@ dispatch(tool_end, #{payload := Payload} = Frame, Ctx, C) ->
              C1};
         {error, _} ->
             {[], refuse(Frame, Ctx, malformed_bracket(), C)}
+    end;
+dispatch(delegate, #{payload := Payload} = Frame, Ctx, C = #calls{open = Open}) ->
+    Ref = make_ref(),
+    {[{delegate, Ref, Payload}], C#calls{open = Open#{Ref => #delegate{call = call(Frame, Ctx)}}}};
+dispatch(select_provider, #{payload := Payload} = Frame, Ctx, C) ->
+    case agent_providers:select(Payload) of
+        {ok, Choice} -> {[], reply(call(Frame, Ctx), Choice, C)};
+        {error, Error} -> {[], refuse(Frame, Ctx, Error, C)}
     end;
 dispatch(Kind, Frame, Ctx, C) ->
     Name = atom_to_binary(Kind),
@@ -197,6 +208,15 @@ native(Ref, Event, Props, C = #calls{open = Open}) ->
         #{} -> unknown
     end.
 
+%% @doc The end of a request for subtasks, `Ref' of its note; one that nobody waits for is nothing.
+-spec delegated(reference(), {ok, binary()} | {error, agent_error:t()}, calls()) -> calls().
+delegated(Ref, Answer, C = #calls{open = Open}) ->
+    case {Open, Answer} of
+        {#{Ref := #delegate{call = Call}}, {ok, Ends}} -> reply(Call, Ends, closed(Ref, C));
+        {#{Ref := #delegate{call = Call}}, {error, Error}} -> push({error_frame(Call, Error), none}, closed(Ref, C));
+        _ -> C
+    end.
+
 -spec answer(atom(), term(), reference(), #call{}, calls()) -> {[note()], calls()}.
 answer(chunk, {_Text, Chunk}, Ref, Call, C) ->
     {[], push({frame(reply_chunk, Call, [stream], Chunk), {grant, Ref}}, C)};
@@ -248,6 +268,8 @@ abort_all(Error, C = #calls{open = Open}) ->
                  (Ref, #ask{call = Call}, Acc) ->
                       closed(Ref, push({error_frame(Call, Error), none}, Acc));
                  (Ref, #memory{call = Call}, Acc) ->
+                      closed(Ref, push({error_frame(Call, Error), none}, Acc));
+                 (Ref, #delegate{call = Call}, Acc) ->
                       closed(Ref, push({error_frame(Call, Error), none}, Acc));
                  (Ref, Call, Acc) ->
                       _ = agent_providers:cancel(Ref),

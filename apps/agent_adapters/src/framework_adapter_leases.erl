@@ -2,6 +2,9 @@
 %%
 %% A worker belongs to one key, `{Framework, AgentId, Version, Tenant}', for its life. Requests of a key wait in order. When a
 %% framework is at its maximum, an idle worker of another key is ended to make room; a busy one never is.
+%%
+%% A subtask of a running task (`depth' above 0) has as many more workers for each level, and goes before what is less deep: the workers
+%% above it wait for it, so it must not wait for them.
 -module(framework_adapter_leases).
 
 -export([new/1]).
@@ -20,7 +23,7 @@
 -define(MAX_START_FAILURES, 3).
 
 -type key() :: {Framework :: binary(), AgentId :: binary(), Version :: term(), Tenant :: binary()}.
--type request() :: #{ref := reference(), owner := pid(), task_id := binary(), agent := map()}.
+-type request() :: #{ref := reference(), owner := pid(), task_id := binary(), agent := map(), depth => non_neg_integer(), _ => _}.
 -type limits() :: #{max_per_framework := pos_integer(), max_waiting := pos_integer()}.
 -type effect() ::
     {grant, WorkerId :: binary(), request()}
@@ -57,9 +60,23 @@ request(Key, Request, L = #leases{idle = Idle, waiting = N, limits = #{max_waiti
         #{} when N >= Max ->
             {[{refuse, Request, queue_full}], L};
         #{} ->
-            Queue = queue:in(Request, maps:get(Key, L#leases.queues, queue:new())),
+            Queue = enqueue(Request, maps:get(Key, L#leases.queues, queue:new())),
             grow(Key, L#leases{queues = (L#leases.queues)#{Key => Queue}, waiting = N + 1})
     end.
+
+-spec enqueue(request(), queue:queue(request())) -> queue:queue(request()).
+enqueue(Request, Queue) ->
+    case depth(Request) of
+        0 ->
+            queue:in(Request, Queue);
+        Depth ->
+            {Before, Behind} = lists:splitwith(fun(R) -> depth(R) >= Depth end, queue:to_list(Queue)),
+            queue:from_list(Before ++ [Request | Behind])
+    end.
+
+-spec depth(request()) -> non_neg_integer().
+depth(Request) ->
+    maps:get(depth, Request, 0).
 
 %% @doc A request that waits is taken back.
 -spec cancel(reference(), leases()) -> leases().
@@ -137,9 +154,23 @@ serve(Id, Key, L = #leases{queues = Queues, waiting = N}) ->
             Queues1 = case queue:is_empty(Rest) of true -> maps:remove(Key, Queues); false -> Queues#{Key => Rest} end,
             {[{grant, Id, Request}], set(Id, leased, L#leases{queues = Queues1, waiting = N - 1})};
         #{} ->
-            Idle = maps:update_with(Key, fun(Ids) -> [Id | lists:delete(Id, Ids)] end, [Id], L#leases.idle),
-            grow_all(element(1, Key), set(Id, idle, L#leases{idle = Idle}))
+            case length(of_framework(element(1, Key), L)) > max_workers(element(1, Key), L) of
+                true ->
+                    %% It was one of those for subtasks.
+                    {[{stop, Id}], set(Id, stopping, L)};
+                false ->
+                    Idle = maps:update_with(Key, fun(Ids) -> [Id | lists:delete(Id, Ids)] end, [Id], L#leases.idle),
+                    grow_all(element(1, Key), set(Id, idle, L#leases{idle = Idle}))
+            end
     end.
+
+-spec of_framework(binary(), leases()) -> [#w{}].
+of_framework(Framework, #leases{workers = Workers}) ->
+    [W || {_, W = #w{key = K}} <- maps:to_list(Workers), element(1, K) =:= Framework].
+
+-spec max_workers(binary(), leases()) -> integer().
+max_workers(Framework, #leases{extra = Extra, limits = #{max_per_framework := Local}}) ->
+    Local + maps:get(framework_adapter_env:environment(Framework), Extra, 0).
 
 %% Every key of the framework that waits may now have room.
 -spec grow_all(binary(), leases()) -> {[effect()], leases()}.
@@ -151,20 +182,22 @@ grow_all(Framework, L = #leases{queues = Queues}) ->
 
 %% Starts a worker for a key that waits, or makes room for one.
 -spec grow(key(), leases()) -> {[effect()], leases()}.
-grow(Key, L = #leases{workers = Workers, queues = Queues, extra = Extra, limits = #{max_per_framework := Local}}) ->
+grow(Key, L = #leases{workers = Workers, queues = Queues}) ->
     Framework = element(1, Key),
-    Max = Local + maps:get(framework_adapter_env:environment(Framework), Extra, 0),
-    Mine = [W || {_, W = #w{key = K}} <- maps:to_list(Workers), element(1, K) =:= Framework],
+    Mine = of_framework(Framework, L),
     Starting = length([x || #w{key = K, state = starting} <- Mine, K =:= Key]),
-    case queue:len(maps:get(Key, Queues, queue:new())) > Starting of
+    Queue = maps:get(Key, Queues, queue:new()),
+    case queue:len(Queue) > Starting andalso queue:peek(Queue) of
         false ->
             {[], L};
-        true when length(Mine) < Max ->
-            {value, #{agent := Agent}} = queue:peek(maps:get(Key, Queues)),
-            {Id, L1} = new_id(Framework, L),
-            {[{start, Id, Key, Agent}], L1#leases{workers = Workers#{Id => #w{key = Key}}}};
-        true ->
-            evict(Framework, Key, Mine, L)
+        {value, #{agent := Agent} = First} ->
+            case length(Mine) < max_workers(Framework, L) * (depth(First) + 1) of
+                true ->
+                    {Id, L1} = new_id(Framework, L),
+                    {[{start, Id, Key, Agent}], L1#leases{workers = Workers#{Id => #w{key = Key}}}};
+                false ->
+                    evict(Framework, Key, Mine, L)
+            end
     end.
 
 %% "langchain-3": an operator can say it. Numbers are not used again while the node runs.

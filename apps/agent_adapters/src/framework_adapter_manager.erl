@@ -92,7 +92,7 @@ handle_call({restart_workers, Framework}, _From, M = #manager{leases = Leases, p
 handle_cast({lease, Ref, #{framework := F, agent := Given, tenant := Tenant, task_id := TaskId, owner := Owner} = Asked}, M) ->
     Env = #{name := Name} = framework_adapter_lock:of_agent(F, Given, maps:get(environments, Asked, [])),
     Agent = Given#{environment => Env},
-    Request = #{ref => Ref, owner => Owner, task_id => TaskId, agent => Agent},
+    Request = #{ref => Ref, owner => Owner, task_id => TaskId, agent => Agent, depth => maps:get(depth, Asked, 0)},
     Key = {F, maps:get(id, Agent, <<>>), {maps:get(version, Agent, 0), Name}, Tenant},
     case usable(F, Env, M) of
         ok ->

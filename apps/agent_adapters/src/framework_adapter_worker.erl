@@ -18,6 +18,7 @@
 -export([cancel/3]).
 -export([kill/2]).
 -export([give_back/2]).
+-export([delegated/4]).
 -export([stop/1]).
 -export([bind/2]).
 
@@ -134,9 +135,9 @@ lease(Pid, LeaseRef, Owner) ->
 
 %% @doc Runs a task on a leased worker. The owner hears events and one end.
 -spec execute(pid(), reference(), Task) -> ok when
-      Task :: #{task_id := binary(), payload := binary(), attempt := pos_integer(), fence := pos_integer(),
+      Task :: #{task_id := binary(), payload := agent_native:payload(), attempt := pos_integer(), fence := pos_integer(),
                 stream_text => boolean(), deadline_ms => non_neg_integer(), header => map(), agent => map(),
-                scope => binary(), life => pos_integer()}.
+                scope => binary(), life => pos_integer(), tool_limit => non_neg_integer()}.
 execute(Pid, LeaseRef, Task) ->
     gen_statem:cast(Pid, {execute, LeaseRef, Task}).
 
@@ -154,6 +155,11 @@ kill(Pid, LeaseRef) ->
 -spec give_back(pid(), reference()) -> ok.
 give_back(Pid, LeaseRef) ->
     gen_statem:cast(Pid, {give_back, LeaseRef}).
+
+%% @doc The end of subtasks that the owner was asked for by `{delegate, Call, Request}'.
+-spec delegated(pid(), reference(), Call :: reference(), {ok, binary()} | {error, agent_error:t()}) -> ok.
+delegated(Pid, LeaseRef, Call, Answer) ->
+    gen_statem:cast(Pid, {delegated, LeaseRef, Call, Answer}).
 
 %% @doc Manager only: orderly end of an idle worker.
 -spec stop(pid()) -> ok.
@@ -256,6 +262,8 @@ handle_event(cast, {execute, Ref, Task}, idle, W = #worker{lease = #lease{ref = 
     execute_task(Task, W);
 handle_event(cast, {give_back, Ref}, idle, W = #worker{lease = #lease{ref = Ref}}) ->
     release(idle, W);
+handle_event(cast, {delegated, Ref, Call, Answer}, busy, W = #worker{lease = #lease{ref = Ref}, calls = Calls}) ->
+    {keep_state, send_waiting(W#worker{calls = framework_adapter_calls:delegated(Call, Answer, Calls)})};
 handle_event(cast, {cancel, Ref, GraceMs}, State, W = #worker{lease = #lease{ref = Ref}}) ->
     cancel_task(GraceMs, State, W);
 handle_event(cast, {kill, Ref}, State, W = #worker{lease = #lease{ref = Ref}}) ->
@@ -498,7 +506,7 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
         task_id => TaskId, task => Payload, attempt => Attempt,
         deadline_ms => maps:get(deadline_ms, Task, 0), stream_text => WantText,
         agent => maps:get(payload, Agent, <<>>), engine_tools => engine_tools:served(Agent, Header),
-        model => model(Agent, Header), start_time_ms => erlang:system_time(millisecond),
+        tool_limit => maps:get(tool_limit, Task, 0), model => model(Agent, Header), start_time_ms => erlang:system_time(millisecond),
         seed => erlang:phash2(TaskId)}),
     Flags = [want_text || WantText],
     Frame = framework_adapter_frame:encode(execute, 0, Flags, {0, 0}, Fence, Execute),
@@ -826,7 +834,9 @@ send(Frame, W = #worker{socket = S}) ->
 
 -spec note([framework_adapter_calls:note()], #worker{}) -> #worker{}.
 note(Notes, W = #worker{lease = Lease}) ->
-    lists:foreach(fun(Note) -> tell(Note, Lease) end, Notes),
+    lists:foreach(fun({delegate, Call, Request}) -> tell({delegate, self(), Call, Request}, Lease);
+                     (Note) -> tell(Note, Lease)
+                  end, Notes),
     W.
 
 -spec tell(term(), none | #lease{}) -> ok.

@@ -32,3 +32,24 @@ langgraph_shares_the_environment_of_langchain_test() ->
     {[], L1} = framework_adapter_leases:extra(<<"langchain">>, -1, new()),
     {[], L2} = framework_adapter_leases:request(Key, Request, L1),
     ?assertMatch({[{start, _, Key, _}], _}, framework_adapter_leases:extra(<<"langchain">>, 0, L2)).
+
+what_is_deeper_has_more_workers_and_goes_first_test() ->
+    Nested = fun(Depth, L) -> framework_adapter_leases:request(?KEY, #{ref => make_ref(), owner => self(), task_id => <<"n">>,
+                                                                       agent => #{}, depth => Depth}, L) end,
+    {[{start, One, ?KEY, _}], L1} = request(1, new()),
+    {[{grant, One, _}], L2} = framework_adapter_leases:idle(One, L1),
+    {[], L3} = request(2, L2),
+    %% The one worker waits for this, and a task without a worker stands before it.
+    {[{start, Two, ?KEY, _}], L4} = Nested(1, L3),
+    {[{grant, Two, #{task_id := <<"n">>}}], L5} = framework_adapter_leases:idle(Two, L4),
+    {[], L6} = Nested(1, L5),
+    {[{start, Three, ?KEY, _}], L7} = Nested(2, L6),
+    {[{grant, Three, #{depth := 2}}], L8} = framework_adapter_leases:idle(Three, L7),
+    {[{grant, Three, #{depth := 1}}], L9} = framework_adapter_leases:idle(Three, L8),
+    {[{grant, Three, #{task_id := <<"2">>}}], L10} = framework_adapter_leases:idle(Three, L9),
+    %% Nothing waits any more: what is beyond the maximum goes.
+    {[{stop, Three}], L11} = framework_adapter_leases:idle(Three, L10),
+    {[], L12} = framework_adapter_leases:ended(Three, normal, L11),
+    {[{stop, Two}], L13} = framework_adapter_leases:idle(Two, L12),
+    {[], L14} = framework_adapter_leases:ended(Two, normal, L13),
+    ?assertMatch({[], _}, framework_adapter_leases:idle(One, L14)).

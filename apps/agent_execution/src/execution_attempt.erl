@@ -18,7 +18,7 @@
 
 -type spec() :: #{task_id := binary(), tenant := binary(), executor := binary(), agent := map(), header := map(), payload := term(),
                   attempt := pos_integer(), fence := pos_integer(), scope := binary(), life := pos_integer(),
-                  used := non_neg_integer(), deadline := integer() | infinity}.
+                  used := non_neg_integer(), deadline := integer() | infinity, depth => non_neg_integer()}.
 -type out() :: {event, tuple()}
              | beat
              | {worker, map()}
@@ -31,6 +31,11 @@
     ref :: reference(),
     spec :: spec(),
     core :: execution_core:core(),
+    %% What the framework gave while a native step says it again, and the task of that.
+    repair = none :: none | {Original :: map(), agent_native:payload()},
+    nested = execution_nested:new() :: execution_nested:nested(),
+    %% Its end waits for that of its subtasks.
+    ending = none :: none | {finish | requeue | park, map()},
     meter = execution_meter:new() :: execution_meter:meter(),
     step :: undefined | {pid(), reference()},
     worker :: undefined | {pid(), reference()}
@@ -62,6 +67,9 @@ leasing(#attempt{core = Core}) ->
 -spec message(term(), attempt()) -> ignored | {[out()], attempt()}.
 message({native, Ref, {event, Event}}, A = #attempt{ref = Ref}) ->
     {[{event, Event}], A};
+message({native, Ref, {result, Status, Props, Meter}}, A = #attempt{ref = Ref, repair = {Original, _}, meter = Before}) ->
+    {Status1, Props1} = execution_around:repaired(Status, Props, Original),
+    decide({result, Status1, Props1}, A#attempt{meter = execution_meter:more(Meter, Before), repair = none});
 message({native, Ref, {result, Status, Props, Meter}}, A = #attempt{ref = Ref}) ->
     decide({result, Status, Props}, A#attempt{meter = Meter});
 message({'DOWN', Mon, process, _, _}, A = #attempt{step = {_, Mon}}) ->
@@ -79,8 +87,11 @@ message({adapter, Ref, beat}, A = #attempt{ref = Ref}) ->
 message({adapter, Ref, {usage, Props}}, A = #attempt{ref = Ref, meter = Meter}) ->
     {[{event, Event} || Event <- execution_events:provider_call(Props)], A#attempt{meter = execution_meter:call(Props, Meter)}};
 message({adapter, Ref, {result, Status, Props}}, A = #attempt{ref = Ref}) ->
-    {Outs, A1} = decide({result, Status, Props}, A),
+    {Outs, A1} = answered(Status, Props, A),
     {[{worker, Props} || is_map_key(unjournaled_tools, Props)] ++ Outs, A1};
+message({adapter, Ref, {delegate, Worker, Call, Request}}, A = #attempt{ref = Ref, spec = Spec, nested = Nested, ending = none}) ->
+    Owned = maps:merge(#{depth => 0}, maps:with([task_id, payload, attempt, fence, deadline, depth, scope], Spec)),
+    {[], A#attempt{nested = execution_nested:start(Owned, {{Worker, Ref, Call}, Request}, Nested)}};
 message({adapter, Ref, {lost, Lost}}, A = #attempt{ref = Ref}) ->
     decide({lost, Lost}, A);
 message({adapter, Ref, grace_over}, A = #attempt{ref = Ref}) ->
@@ -89,8 +100,36 @@ message({adapter, Ref, {gone, Proof}}, A = #attempt{ref = Ref}) ->
     decide({gone, Proof}, A);
 message({'DOWN', Mon, process, _, _}, A = #attempt{worker = {_, Mon}}) ->
     decide(worker_down, A#attempt{worker = undefined});
-message(_, _) ->
-    ignored.
+message(Message, A = #attempt{nested = Nested, meter = Meter}) ->
+    case execution_nested:message(Message, Nested) of
+        ignored ->
+            ignored;
+        {Outs, Nested1} ->
+            Used = lists:foldl(fun execution_meter:more/2, Meter, [M || {used, M} <- Outs]),
+            {Ends, A1} = settled(A#attempt{nested = Nested1, meter = Used}),
+            {[Out || Out <- Outs, Out =:= beat orelse element(1, Out) =:= event] ++ Ends, A1}
+    end.
+
+%% What a framework gave is held against the schema of the task.
+-spec answered(atom(), map(), attempt()) -> {[out()], attempt()}.
+answered(succeeded, Props, A = #attempt{spec = #{payload := Payload, executor := Executor}}) ->
+    case execution_around:check(Payload, Props, Executor) of
+        {ok, Props1} -> decide({result, succeeded, Props1}, A);
+        {repair, Repair} -> decide(misfit, A#attempt{repair = {Props, Repair}});
+        {error, Error} -> decide({result, failed, Props#{error => Error}}, A)
+    end;
+answered(Status, Props, A) ->
+    decide({result, Status, Props}, A).
+
+%% The end, once no subtask runs any more; until then they are being ended.
+-spec settled(attempt()) -> {[out()], attempt()}.
+settled(A = #attempt{ending = none}) ->
+    {[], A};
+settled(A = #attempt{ending = {Kind, End}, nested = Nested}) ->
+    case execution_nested:is_idle(Nested) of
+        true -> {[{ended, {Kind, execution_nested:proven(End, Nested)}}], A#attempt{ending = none}};
+        false -> {[], A}
+    end.
 
 %% @doc Asks for the end; `{ended, _}' follows, at once or after its grace.
 -spec stop(execution_core:stop(), GraceMs :: non_neg_integer(), attempt()) -> {[out()], attempt()}.
@@ -122,19 +161,16 @@ decide(Event, A = #attempt{core = Core}) ->
 -spec effects([execution_core:effect()], [out()], attempt()) -> {[out()], attempt()}.
 effects([], Outs, A) ->
     {lists:reverse(Outs), A};
-effects([start_native | Rest], Outs, A = #attempt{spec = Spec, ref = Ref}) ->
-    Step = maps:with([task_id, payload, agent, header, deadline, attempt, fence, scope, life], Spec),
-    case native_agent_pool:start_step(Step#{owner => self(), ref => Ref}) of
-        {ok, Pid} ->
-            effects(Rest, Outs, A#attempt{step = {Pid, monitor(process, Pid)}});
-        {error, _} ->
-            {More, A1} = decide(step_down, A),
-            {lists:reverse(Outs, More), A1}
-    end;
+effects([start_native | Rest], Outs, A = #attempt{spec = #{agent := Agent, header := Header, payload := Payload} = Spec}) ->
+    {Given, Said} = execution_around:optimize(Payload, Agent, Header, <<"native">>),
+    start_step(Spec#{payload := Given}, Rest, [{event, E} || E <- Said] ++ Outs, A);
+effects([repair | Rest], Outs, A = #attempt{spec = Spec, repair = {_, Payload}}) ->
+    {Step, Said} = execution_around:repair(Spec#{payload := Payload}),
+    start_step(Step, Rest, [{event, Said} | Outs], A);
 effects([{lease, Framework} | Rest], Outs, A = #attempt{spec = #{agent := Agent, tenant := Tenant, task_id := Id} = Spec}) ->
     Recorded = maps:get(recorded_environments, maps:get(header, Spec, #{}), []),
     {ok, Ref} = framework_adapter_pool:lease(#{framework => Framework, agent => Agent, tenant => Tenant, task_id => Id,
-                                               environments => Recorded, owner => self()}),
+                                               environments => Recorded, owner => self(), depth => maps:get(depth, Spec, 0)}),
     effects(Rest, Outs, A#attempt{ref = Ref});
 effects([cancel_lease | Rest], Outs, A = #attempt{ref = Ref}) ->
     ok = framework_adapter_pool:cancel_lease(Ref),
@@ -143,11 +179,14 @@ effects([{attempt_info, Info} | Rest], Outs, A) ->
     effects(Rest, [{worker, Info} | Outs], A);
 effects([execute | Rest], Outs, A = #attempt{worker = {Pid, _}, spec = Spec, ref = Ref}) ->
     #{header := Header, deadline := Deadline, attempt := Attempt, life := Life} = Spec,
-    Task = maps:with([task_id, payload, agent, fence, header, scope, life], Spec),
+    #{payload := Payload, agent := Agent, executor := Executor} = Spec,
+    {Given, Said} = execution_around:optimize(Payload, Agent, Header, Executor),
+    Task = (maps:with([task_id, agent, fence, header, scope, life], Spec))#{payload => Given,
+                                                                            tool_limit => execution_around:tool_limit(Executor)},
     %% To the agent each try is an attempt: it asks what the one before has kept.
     ok = framework_adapter_worker:execute(Pid, Ref, Task#{attempt => Attempt + Life - 1, deadline_ms => time_of(Deadline),
                                                           stream_text => maps:get(stream_text, Header, false)}),
-    effects(Rest, Outs, A);
+    effects(Rest, [{event, E} || E <- Said] ++ Outs, A);
 effects([{event, Event} | Rest], Outs, A) ->
     effects(Rest, [{event, Event} | Outs], A);
 effects([{abort_native, GraceMs} | Rest], Outs, A = #attempt{step = {Pid, _}}) ->
@@ -156,7 +195,8 @@ effects([{abort_native, GraceMs} | Rest], Outs, A = #attempt{step = {Pid, _}}) -
 effects([kill_native | Rest], Outs, A = #attempt{step = {Pid, _}}) ->
     true = exit(Pid, kill),
     effects(Rest, Outs, A);
-effects([{cancel_worker, GraceMs} | Rest], Outs, A = #attempt{worker = {Pid, _}, ref = Ref}) ->
+effects([{cancel_worker, GraceMs} | Rest], Outs, A = #attempt{worker = {Pid, _}, ref = Ref, nested = Nested}) ->
+    ok = execution_nested:stop(GraceMs, Nested),
     ok = framework_adapter_worker:cancel(Pid, Ref, GraceMs),
     effects(Rest, Outs, A);
 effects([kill_worker | Rest], Outs, A = #attempt{worker = {Pid, _}, ref = Ref}) ->
@@ -164,8 +204,21 @@ effects([kill_worker | Rest], Outs, A = #attempt{worker = {Pid, _}, ref = Ref}) 
     effects(Rest, Outs, A);
 effects([fence | Rest], Outs, A) ->
     effects(Rest, Outs, A);
-effects([{Kind, End} | _], Outs, A) when Kind =:= finish; Kind =:= requeue; Kind =:= park ->
-    {lists:reverse(Outs, [{ended, {Kind, End}}]), A}.
+effects([{Kind, End} | _], Outs, A = #attempt{nested = Nested}) when Kind =:= finish; Kind =:= requeue; Kind =:= park ->
+    ok = execution_nested:stop(0, Nested),
+    {Ends, A1} = settled(A#attempt{ending = {Kind, End}}),
+    {lists:reverse(Outs, Ends), A1}.
+
+-spec start_step(map(), [execution_core:effect()], [out()], attempt()) -> {[out()], attempt()}.
+start_step(Spec, Rest, Outs, A = #attempt{ref = Ref}) ->
+    Step = maps:with([task_id, payload, agent, header, deadline, attempt, fence, scope, life], Spec),
+    case native_agent_pool:start_step(Step#{owner => self(), ref => Ref}) of
+        {ok, Pid} ->
+            effects(Rest, Outs, A#attempt{step = {Pid, monitor(process, Pid)}});
+        {error, _} ->
+            {More, A1} = decide(step_down, A),
+            {lists:reverse(Outs, More), A1}
+    end.
 
 %% A tick as a time of day, for the agent; 0: none.
 -spec time_of(integer() | infinity) -> non_neg_integer().

@@ -54,6 +54,10 @@
     row :: #row{},
     %% What the cache of whole answers said of it.
     cached = none :: framework_execution_cache:ticket(),
+    %% What the framework gave while a native step says it again, and the task of that.
+    repair = none :: none | {Original :: map(), agent_native:payload()},
+    %% Subtasks that its agent has given away.
+    nested = execution_nested:new() :: execution_nested:nested(),
     core :: execution_core:core() | undefined,
     batch = execution_events:new() :: execution_events:batch(),
     %% Text of this attempt so far.
@@ -350,6 +354,9 @@ handle_event(info, {native, Ref, {event, Event}}, _, T = #task{ref = Ref}) ->
     event(Event, alive(T));
 handle_event(info, {native, Ref, beat}, _, T = #task{ref = Ref}) ->
     {keep_state, alive(T)};
+handle_event(info, {native, Ref, {result, Status, Props, Meter}}, _, T = #task{ref = Ref, repair = {Original, _}, meter = Before}) ->
+    {Status1, Props1} = execution_around:repaired(Status, Props, Original),
+    decide({result, Status1, Props1}, T#task{meter = execution_meter:more(Meter, Before), repair = none});
 handle_event(info, {native, Ref, {result, Status, Props, Meter}}, _, T = #task{ref = Ref}) ->
     decide({result, Status, Props}, T#task{meter = Meter});
 handle_event(info, {'DOWN', Mon, process, _, _}, _, T = #task{step = {_, Mon}}) ->
@@ -368,7 +375,11 @@ handle_event(info, {adapter, Ref, {usage, Usage}}, _, T = #task{ref = Ref}) ->
     usage(Usage, alive(T));
 handle_event(info, {adapter, Ref, {result, Status, Props}}, _, T = #task{ref = Ref}) ->
     unjournaled(Props, T),
-    decide({result, Status, Props}, memory(maps:get(rss_bytes, Props, 0), unseen_tools(Props, T)));
+    answered(Status, Props, memory(maps:get(rss_bytes, Props, 0), unseen_tools(Props, T)));
+handle_event(info, {adapter, Ref, {delegate, Worker, Call, Request}}, _, T = #task{ref = Ref, pending = undefined, nested = Nested}) ->
+    #row{task_id = Id, attempt = Attempt, fence = Fence} = T#task.row,
+    Owned = #{task_id => Id, payload => T#task.payload, attempt => Attempt, fence => Fence, deadline => call_deadline(T), depth => 0},
+    {keep_state, alive(T#task{nested = execution_nested:start(Owned, {{Worker, Ref, Call}, Request}, Nested)})};
 handle_event(info, {adapter, Ref, {lost, Lost}}, _, T = #task{ref = Ref, meter = Meter}) ->
     T1 = memory(maps:get(peak_rss, Lost, 0), T#task{meter = Meter#{cpu_ms => maps:get(cpu_ms, Lost, 0)}}),
     decide({lost, Lost}, T1);
@@ -392,8 +403,41 @@ handle_event({timeout, batch}, batch, _, T) ->
     {keep_state, flush(T)};
 handle_event(state_timeout, record, recording, T = #task{pending = Pending}) ->
     record(Pending, T);
+handle_event(info, Message, _, T = #task{nested = Nested}) ->
+    case execution_nested:message(Message, Nested) of
+        ignored -> keep_state_and_data;
+        {Outs, Nested1} -> of_nested(Outs, T#task{nested = Nested1})
+    end;
 handle_event(_, _, _, _) ->
     keep_state_and_data.
+
+%% What its subtasks say and use is the task's; its end waits for theirs.
+-spec of_nested([execution_nested:out()], #task{}) -> gen_statem:event_handler_result(atom()).
+of_nested([{event, Event} | Rest], T = #task{batch = Batch}) ->
+    {_, Batch1} = execution_events:add(Event, Batch),
+    of_nested(Rest, alive(T#task{batch = Batch1}));
+of_nested([beat | Rest], T) ->
+    of_nested(Rest, alive(T));
+of_nested([{used, Used} | Rest], T = #task{meter = Meter}) ->
+    of_nested(Rest, T#task{meter = execution_meter:more(Used, Meter)});
+of_nested([], T = #task{pending = {nested, End}, nested = Nested}) ->
+    case execution_nested:is_idle(Nested) of
+        true -> record(End, T#task{pending = undefined});
+        false -> {keep_state, T}
+    end;
+of_nested([], T) ->
+    {keep_state, T, [{{timeout, batch}, ?BATCH_MS, batch}]}.
+
+%% What a framework gave is held against the schema of the task.
+-spec answered(atom(), map(), #task{}) -> gen_statem:event_handler_result(atom()).
+answered(succeeded, Props, T = #task{payload = Payload, row = #row{executor = Executor}}) ->
+    case execution_around:check(Payload, Props, Executor) of
+        {ok, Props1} -> decide({result, succeeded, Props1}, T);
+        {repair, Repair} -> decide(misfit, T#task{repair = {Props, Repair}});
+        {error, Error} -> decide({result, failed, Props#{error => Error}}, T)
+    end;
+answered(Status, Props, T) ->
+    decide({result, Status, Props}, T).
 
 -spec decide(execution_core:event(), #task{}) -> gen_statem:event_handler_result(atom()).
 decide(_, #task{pending = Pending}) when Pending =/= undefined ->
@@ -405,14 +449,12 @@ decide(Event, T = #task{core = Core}) ->
 -spec effects([execution_core:effect()], [gen_statem:action()], #task{}) -> gen_statem:event_handler_result(atom()).
 effects([], Actions, T = #task{core = Core}) ->
     {next_state, execution_core:phase(Core), T, Actions};
-effects([start_native | Rest], Actions, T = #task{row = #row{task_id = Id}}) ->
-    Spec = #{owner => self(), ref => T#task.ref, task_id => Id, payload => T#task.payload, agent => T#task.agent,
-             header => T#task.header, deadline => call_deadline(T), attempt => T#task.row#row.attempt,
-             fence => T#task.row#row.fence},
-    case native_agent_pool:start_step(Spec) of
-        {ok, Pid} -> effects(Rest, Actions, T#task{step = {Pid, monitor(process, Pid)}});
-        {error, _} -> decide(step_down, T)
-    end;
+effects([start_native | Rest], Actions, T = #task{payload = Payload, agent = Agent, header = Header}) ->
+    {Given, Said} = execution_around:optimize(Payload, Agent, Header, <<"native">>),
+    start_step((step_spec(T))#{payload := Given}, Rest, Actions, said(Said, T));
+effects([repair | Rest], Actions, T = #task{repair = {_, Payload}}) ->
+    {Spec, Said} = execution_around:repair((step_spec(T))#{payload := Payload}),
+    start_step(Spec, Rest, Actions, said([Said], T));
 effects([{lease, Framework} | Rest], Actions, T = #task{agent = Agent, row = Row}) ->
     {ok, Ref} = framework_adapter_pool:lease(#{framework => Framework, agent => Agent, tenant => Row#row.tenant,
                                                task_id => Row#row.task_id, owner => self(),
@@ -427,12 +469,14 @@ effects([{attempt_info, Info} | Rest], Actions, T = #task{row = #row{task_id = I
                                                 env_lock_hash => maps:get(env_lock_hash, Info, <<>>),
                                                 unjournaled_tools => maps:get(unjournaled_tools, Info, [])}}),
     effects(Rest, Actions, T);
-effects([execute | Rest], Actions, T = #task{worker = {Pid, _}, header = Header, row = Row}) ->
+effects([execute | Rest], Actions, T = #task{worker = {Pid, _}, header = Header, row = #row{executor = Executor} = Row}) ->
+    {Given, Said} = execution_around:optimize(T#task.payload, T#task.agent, Header, Executor),
     ok = framework_adapter_worker:execute(Pid, T#task.ref, #{
-        task_id => Row#row.task_id, payload => T#task.payload, agent => T#task.agent, attempt => Row#row.attempt,
+        task_id => Row#row.task_id, payload => Given, tool_limit => execution_around:tool_limit(Executor),
+        agent => T#task.agent, attempt => Row#row.attempt,
         fence => Row#row.fence, deadline_ms => time_of_end(T), header => Header,
         stream_text => maps:get(stream_text, Header, true)}),
-    effects(Rest, Actions, T);
+    effects(Rest, Actions, said(Said, T));
 effects([{event, Event} | Rest], Actions, T) ->
     {_, Batch} = execution_events:add(Event, T#task.batch),
     effects(Rest, [{{timeout, batch}, 0, batch} | Actions], T#task{batch = Batch});
@@ -445,7 +489,8 @@ effects([{abort_plan, GraceMs} | Rest], Actions, T = #task{step = {Pid, _}}) ->
 effects([kill_native | Rest], Actions, T = #task{step = {Pid, _}}) ->
     true = exit(Pid, kill),
     effects(Rest, Actions, T);
-effects([{cancel_worker, GraceMs} | Rest], Actions, T = #task{worker = {Pid, _}}) ->
+effects([{cancel_worker, GraceMs} | Rest], Actions, T = #task{worker = {Pid, _}, nested = Nested}) ->
+    ok = execution_nested:stop(GraceMs, Nested),
     ok = framework_adapter_worker:cancel(Pid, T#task.ref, GraceMs),
     effects(Rest, Actions, stopping(T));
 effects([kill_worker | Rest], Actions, T = #task{worker = {Pid, _}}) ->
@@ -460,9 +505,28 @@ effects([fence | Rest], Actions, T = #task{row = Row = #row{task_id = Id, fence 
         %% The store does not answer: the kill goes on all the same, our own gate is closed already.
         _ -> effects(Rest, Actions, put_task_row(Row#row{waiting = <<"the store">>}, T1))
     end;
-effects([{Kind, End} | _], _, T) when Kind =:= finish; Kind =:= requeue; Kind =:= park ->
-    %% Always the last effect.
-    record({Kind, End}, T).
+effects([{Kind, End} | _], _, T = #task{nested = Nested}) when Kind =:= finish; Kind =:= requeue; Kind =:= park ->
+    %% Always the last effect. Nothing of the attempt runs any more when its end is written.
+    case execution_nested:is_idle(Nested) of
+        true ->
+            record({Kind, End}, T);
+        false ->
+            ok = execution_nested:stop(0, Nested),
+            {next_state, recording, T#task{pending = {nested, {Kind, End}}}}
+    end.
+
+-spec step_spec(#task{}) -> native_agent_step:spec().
+step_spec(T = #task{row = #row{task_id = Id, attempt = Attempt, fence = Fence}}) ->
+    #{owner => self(), ref => T#task.ref, task_id => Id, payload => T#task.payload, agent => T#task.agent,
+      header => T#task.header, deadline => call_deadline(T), attempt => Attempt, fence => Fence}.
+
+-spec start_step(native_agent_step:spec(), [execution_core:effect()], [gen_statem:action()], #task{}) ->
+    gen_statem:event_handler_result(atom()).
+start_step(Spec, Rest, Actions, T) ->
+    case native_agent_pool:start_step(Spec) of
+        {ok, Pid} -> effects(Rest, Actions, T#task{step = {Pid, monitor(process, Pid)}});
+        {error, _} -> decide(step_down, T)
+    end.
 
 %% The task has shown that it goes on: the clock of its `heartbeat_timeout' starts anew.
 -spec alive(#task{}) -> #task{}.
@@ -521,9 +585,13 @@ unseen_tools(_, T) ->
 
 %% A line of the cache among the task's events.
 -spec noted(binary(), #task{}) -> #task{}.
-noted(Message, T = #task{batch = Batch}) ->
-    {_, Batch1} = execution_events:add({log, #{level => info, source => <<"task_cache">>, message => Message}}, Batch),
-    T#task{batch = Batch1}.
+noted(Message, T) ->
+    said([{log, #{level => info, source => <<"task_cache">>, message => Message}}], T).
+
+%% Goes with the next batch.
+-spec said([execution_events:event()], #task{}) -> #task{}.
+said(Events, T = #task{batch = Batch}) ->
+    T#task{batch = lists:foldl(fun(Event, Acc) -> element(2, execution_events:add(Event, Acc)) end, Batch, Events)}.
 
 -spec not_cached(binary()) -> binary().
 not_cached(Tool) ->
@@ -563,8 +631,9 @@ metrics(T = #task{meter = Meter, wait_ms = Waited}) ->
 
 %% Writes the end of the attempt until the store has taken it, or says that another one holds the task.
 -spec record({finish | requeue | park, map()}, #task{}) -> gen_statem:event_handler_result(atom()).
-record({finish, End}, T = #task{row = #row{task_id = Id, fence = Fence}, batch = Batch}) ->
+record({finish, Given}, T = #task{row = #row{task_id = Id, fence = Fence}, batch = Batch}) ->
     {Events, _} = execution_events:take(Batch),
+    End = execution_nested:proven(Given, T#task.nested),
     Full = maps:merge(#{result => undefined, error => undefined, cause => <<>>, proof => undefined, metrics => metrics(T),
                         events => Events}, End),
     case agent_store:write({finish, Id, Fence, Full}) of

@@ -3,6 +3,7 @@
 %% ```
 %% ready -> native ----------------------------------> ended      result, failure, crash of the step
 %%       -> leasing -> working ----------------------> ended      result, failure, loss of the worker
+%%                     working -> native ------------> ended      an answer without the form that was asked for is said again natively
 %% native, working --stop--> grace --grace_over--> killing -> ended
 %% '''
 %% A stop is a cancel or a clock. In the grace a result still counts; then the attempt is fenced *before* its processes
@@ -34,6 +35,7 @@
     | {leased, map()}
     | {refused, agent_error:t()}
     | {result, succeeded | failed | cancelled | input_requested, map()}
+    | misfit
     | {lost, map()}
     | step_down
     | worker_down
@@ -41,7 +43,7 @@
     | grace_over
     | {gone, map()}.
 -type effect() ::
-    start_native | {lease, Framework :: binary()} | cancel_lease | {attempt_info, map()} | execute
+    start_native | repair | {lease, Framework :: binary()} | cancel_lease | {attempt_info, map()} | execute
     | {event, tuple()}
     | {abort_native, GraceMs :: pos_integer()} | {abort_plan, GraceMs :: non_neg_integer()} | kill_native
     | {cancel_worker, GraceMs :: non_neg_integer()} | fence | kill_worker
@@ -54,6 +56,8 @@
     phase = ready :: phase(),
     executor :: binary(),
     plan :: boolean(),
+    %% A native step says the framework's answer again.
+    repairs = false :: boolean(),
     %% Attempts used up before this one: those that count.
     used :: non_neg_integer(),
     max_attempts :: pos_integer(),
@@ -103,6 +107,10 @@ step({refused, Error}, C = #core{phase = leasing}) ->
 step({result, succeeded, Props}, C) ->
     finish(#{state => succeeded, result => maps:get(result, Props, undefined), attempt_outcome => succeeded,
              journal => maps:get(journal, Props, [])}, C);
+step(misfit, C = #core{phase = working}) ->
+    {[repair], C#core{phase = native, repairs = true}};
+step(misfit, C) ->
+    step({result, failed, #{}}, C);
 step({result, _, Props}, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
     stopped(maps:get(proof, Props, unseen(C)), C);
 %% A plan has retried its steps: it is not retried as a whole.
@@ -152,12 +160,12 @@ step({stop, Why, _}, C = #core{phase = ready}) ->
     stopped(no_proof_needed(), C#core{stop = Why});
 step({stop, Why, 0}, C = #core{phase = grace, plan = true}) ->
     {[{abort_plan, 0}], C#core{stop = stronger(Why, C#core.stop)}};
-step({stop, Why, 0}, C = #core{phase = grace, executor = E}) when E =/= <<"native">> ->
+step({stop, Why, 0}, C = #core{phase = grace, executor = E, repairs = false}) when E =/= <<"native">> ->
     %% The second one is in more of a hurry.
     {[{cancel_worker, 0}], C#core{stop = stronger(Why, C#core.stop)}};
 step({stop, Why, _}, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
     {[], C#core{stop = stronger(Why, C#core.stop)}};
-step(grace_over, C = #core{phase = grace, executor = <<"native">>}) ->
+step(grace_over, C = #core{phase = grace, executor = E, repairs = Repairs}) when Repairs; E =:= <<"native">> ->
     {[fence, kill_native], C#core{phase = killing}};
 step(grace_over, C = #core{phase = grace}) ->
     {[fence, kill_worker], C#core{phase = killing}};

@@ -7,6 +7,7 @@
 -export([call/2]).
 -export([tool/1]).
 -export([add/2]).
+-export([more/2]).
 
 -export_type([meter/0]).
 
@@ -53,6 +54,12 @@ add(A, B) ->
         {#{cost_micros := X}, #{cost_micros := Y}} -> Sums#{cost_micros => X + Y};
         _ -> Sums
     end.
+
+%% @doc A meter with what somebody else has used on its account; what else is measured stays.
+-spec more(meter(), meter()) -> meter().
+more(Used, M) ->
+    Before = case M of #{provider_calls := _} -> M; #{} -> maps:merge(new(), M) end,
+    maps:merge(maps:remove(cost_micros, Before), add(Used, Before)).
 
 -spec flag(atom(), map()) -> 0 | 1.
 flag(Key, Props) ->

@@ -28,7 +28,7 @@
 
 -type spec() :: #{owner := pid(), ref := reference(), task_id := binary(), payload := term(), agent := map(),
                   header := map(), deadline := integer() | infinity, attempt := pos_integer(), fence := pos_integer(),
-                  scope => binary(), life => pos_integer()}.
+                  scope => binary(), life => pos_integer(), depth => non_neg_integer(), delegated => boolean()}.
 -type meter() :: execution_meter:meter().
 
 -record(step, {

@@ -219,6 +219,11 @@ effects([again | Rest], D) ->
     after_effect(step(go, D), Rest);
 effects([{park, Inputs} | _], D) ->
     result(input_requested, #{inputs => Inputs}, D);
+effects([{finish, succeeded, _} | _], D = #driver{spec = #{delegated := true}, machine = Machine}) ->
+    case agent_native:delegation_ends(Machine) of
+        Ends when is_binary(Ends) -> result(succeeded, #{ends => Ends}, D);
+        {error, native_down} -> result(failed, #{error => down()}, D)
+    end;
 effects([{finish, succeeded, Result} | _], D) ->
     result(succeeded, #{result => Result}, D);
 effects([{finish, failed, #{reason := budget_exhausted} = Error} | _], D) ->
@@ -247,7 +252,7 @@ resolved(Run = #run{key = Key, wish = #{executor := Executor, header := Header}}
 -spec begin_attempt(#run{}, #driver{}) -> next().
 begin_attempt(Run = #run{life = Life, used = Used, wish = Wish, executor = Executor, agent = Agent}, D = #driver{spec = Spec}) ->
     #{header := #{tenant := Tenant} = Header, payload := Payload, scope := Scope} = Wish,
-    Base = maps:with([task_id, fence, attempt, deadline], Spec),
+    Base = maps:with([task_id, fence, attempt, deadline, depth], Spec),
     Started = execution_attempt:start(Base#{tenant => Tenant, executor => Executor, agent => Agent, header => Header,
                                             payload => Payload, scope => Scope, life => Life + 1, used => Used}),
     outs(Started, Run#run{life = Life + 1}, D).
@@ -262,8 +267,11 @@ said([], _, D) ->
     {noreply, D};
 said([{event, {text, _}} | Rest], Run = #run{wish = #{streams := false}}, D) ->
     said(Rest, Run, D);
-said([{event, Event} | Rest], Run, D) ->
-    tell({event, Event}, D),
+said([{event, {text, _} = Text} | Rest], Run, D) ->
+    tell({event, Text}, D),
+    said(Rest, Run, D);
+said([{event, Event} | Rest], Run = #run{wish = #{name := Step}}, D) ->
+    tell({event, in_step(Step, Event)}, D),
     said(Rest, Run, D);
 said([beat | Rest], Run, D) ->
     tell(beat, D),
@@ -287,6 +295,11 @@ said([{ended, {Kind, End}}], Run = #run{attempt = A, meter = Meter}, D = #driver
     Used = execution_meter:add(execution_attempt:meter(A), Meter),
     Sum = execution_meter:add(execution_attempt:meter(A), Total),
     attempt_ended(Kind, End, Run#run{attempt = undefined, meter = Used}, D#driver{meter = Sum, proofs = Proofs}).
+
+%% A subtask's step names its own.
+-spec in_step(binary(), tuple()) -> tuple().
+in_step(_, {in_step, _, _} = Event) -> Event;
+in_step(Step, Event) -> {in_step, Step, Event}.
 
 -spec attempt_ended(finish | requeue | park, map(), #run{}, #driver{}) -> next().
 attempt_ended(_, _, #run{key = Key}, D = #driver{stopping = Grace, runs = Runs}) when Grace =/= none ->

@@ -31,6 +31,17 @@ a_framework_task_leases_then_executes_test() ->
                  effects([start, {leased, #{worker => <<"w">>, host_pid => 7}}, {result, succeeded, #{}}],
                          core(<<"langchain">>, 0, 5))).
 
+an_answer_without_its_form_is_said_again_natively_test() ->
+    Begun = [start, {leased, #{}}, misfit],
+    ?assertMatch([_, _, _, execute, repair, {finish, #{state := succeeded, executor := <<"langchain">>, journal := [entry]}}],
+                 effects(Begun ++ [{result, succeeded, #{journal => [entry]}}], core(<<"langchain">>, 0, 5))),
+    %% What runs now is no worker.
+    Stopped = effects(Begun ++ [{stop, cancelled, 0}, grace_over, step_down], core(<<"langchain">>, 0, 5)),
+    ?assertMatch([repair, {abort_native, _}, fence, kill_native, {finish, #{state := cancelled}}], lists:nthtail(4, Stopped)),
+    %% Who is being cancelled gets no repair.
+    ?assertMatch({finish, #{state := cancelled}},
+                 lists:last(effects([start, {leased, #{}}, {stop, cancelled, 1000}, misfit], core(<<"langchain">>, 0, 5)))).
+
 the_first_loss_is_retried_at_once_and_the_second_with_backoff_test() ->
     Lost = {lost, #{cause => worker_crashed, detail => <<"signal 9">>}},
     Events = [start, {leased, #{}}, Lost],

@@ -9,6 +9,8 @@
 -export([cancel/1]).
 -export([credit/2]).
 -export([info/0]).
+-export([window/1]).
+-export([select/1]).
 -export([budgets/0]).
 
 %% @doc Starts a call; its end is one message `{agent_native, Ref, done | error, _}', or is here already: `{done, _}'.
@@ -44,6 +46,19 @@ info() ->
             []
     end.
 
+%% @doc The window of a model or alias in tokens; 0: nobody has said it.
+-spec window(Model :: binary()) -> non_neg_integer().
+window(Model) ->
+    case with(fun(P) -> agent_native:providers_window(P, Model) end) of
+        N when is_integer(N) -> N;
+        _ -> 0
+    end.
+
+%% @doc Who would answer a call, without asking anybody; request and answer are messages of the provider service.
+-spec select(Request :: binary()) -> {ok, binary()} | {error, agent_error:t()}.
+select(Request) ->
+    with(fun(P) -> agent_native:providers_select(P, Request) end).
+
 %% @doc Every account that is configured or was used: limits, what is spent, and what is lent to calls, in micro-dollars.
 -spec budgets() -> [#{tenant := binary(), account := binary(), limit_micros := non_neg_integer() | undefined,
                       window_ms := non_neg_integer(), spent_micros := integer(), lent_micros := integer()}].
@@ -77,8 +92,7 @@ journaled(#{fence := _} = Options, Fun) ->
 journaled(Options, Fun) ->
     with(fun(P) -> Fun(Options, P) end).
 
--spec with(fun((reference()) -> ok | {done, map()} | busy | {error, agent_error:t() | native_down})) ->
-    ok | {done, map()} | busy | {error, agent_error:t()}.
+-spec with(fun((reference()) -> Answer | {error, native_down})) -> Answer | {error, agent_error:t()}.
 with(Fun) ->
     case native_subsystem:handle(providers) of
         {ok, P} ->

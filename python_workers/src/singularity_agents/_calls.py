@@ -433,6 +433,11 @@ def select_provider(options: TaskOptions) -> Call[m.ProviderChoice]:
     return Call(_path("ProviderService", "SelectProvider"), request, pr.SelectProviderResponse, read)
 
 
+def raw_select(request: pr.SelectProviderRequest) -> Call[pr.SelectProviderResponse]:
+    """SelectProvider, answered as protobuf."""
+    return Call(_path("ProviderService", "SelectProvider"), request, pr.SelectProviderResponse, lambda given: given)
+
+
 def chat_request(
     messages: str | Sequence[HistoryItem],
     model: str,

@@ -7,15 +7,15 @@ for a replay, and what is spent is billed to the client's tenant.
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
 
-from ._calls import raw_memory
+from ._calls import raw_memory, raw_select
+from ._errors import SingularityError
 from ._local import LocalCalls, NoEvents
 from .worker import _frames as f
 from .worker import _runtime
@@ -23,7 +23,7 @@ from .worker._calls import Calls
 from .worker._engine import Engine
 from .worker._events import Events
 from .worker._scope import CURRENT, Scope
-from .worker._wire import from_struct, memory, worker
+from .worker._wire import error_message, from_struct, memory, providers, tasks, to_value, worker
 
 if TYPE_CHECKING:
     from ._client import Client
@@ -73,9 +73,6 @@ class ScriptCalls(LocalCalls):
         super().__init__(None, client)
         self._scope = Scope(0, 1, want_text=False)
         self._scope.task_id = SCRIPT_ID
-        self._answers: dict[f.Call, Callable[[Mapping[str, Any]], Any]] = {
-            f.Call.DELEGATE: self._delegate, f.Call.SELECT_PROVIDER: self._select,
-        }  # fmt: skip
 
     def scope(self) -> Scope:  # type: ignore[override]
         """The one of the script."""
@@ -85,11 +82,12 @@ class ScriptCalls(LocalCalls):
         """One call. Raises the node's error, CapabilityPending for what a script cannot have."""
         if kind == f.Call.MEMORY:
             return self._memory(payload)
-        answer = self._answers.get(kind)
-        if answer is None:
-            return super().call_blocking(kind, payload)
-        given = answer(from_struct(Struct.FromString(payload)))
-        return (given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)).encode()
+        if kind == f.Call.DELEGATE:
+            return self._delegate(worker.DelegateRequest.FromString(payload))
+        if kind == f.Call.SELECT_PROVIDER:
+            asked = providers.SelectProviderRequest.FromString(payload)
+            return self._node().run(raw_select(asked)).SerializeToString()
+        return super().call_blocking(kind, payload)
 
     def _node(self) -> Client:
         from ._remote import default_client
@@ -106,9 +104,28 @@ class ScriptCalls(LocalCalls):
         request.namespace = request.namespace or NAMESPACE
         return self._node().run(raw_memory(method, request, answer)).SerializeToString()
 
-    def _delegate(self, asked: Mapping[str, Any]) -> Any:
-        options = {name: value for name, value in asked.items() if name != "description"}
-        return self._node().execute(str(asked["description"]), **cast("Any", options)).output
+    def _delegate(self, asked: worker.DelegateRequest) -> bytes:
+        """Tasks of their own, side by side: here is none that they could be a part of."""
+        with ThreadPoolExecutor(max_workers=len(asked.subtasks) or 1) as threads:
+            return worker.DelegateReply(ends=list(threads.map(self._subtask, asked.subtasks))).SerializeToString()
 
-    def _select(self, asked: Mapping[str, Any]) -> Any:
-        return self._node().providers.select(**cast("Any", dict(asked))).model_dump(mode="json")
+    def _subtask(self, subtask: worker.Subtask) -> worker.SubtaskEnd:
+        wanted = subtask.requirements
+        given: dict[str, Any] = {
+            "framework": subtask.executor or "native",
+            "agent": subtask.agent_id,
+            "model": wanted.model,
+            "max_tokens": wanted.max_tokens,
+            "output_schema": from_struct(wanted.output_schema),
+            "max_duration": subtask.timeout.ToTimedelta(),
+        }
+        try:
+            done = self._node().execute(
+                subtask.description, **cast("Any", {name: value for name, value in given.items() if value})
+            )
+        except SingularityError as error:
+            return worker.SubtaskEnd(error=error_message(error))
+        end = worker.SubtaskEnd(result=tasks.AgentResult(output=done.output, executor=done.executor))
+        if done.structured_output is not None:
+            end.result.structured_output.CopyFrom(to_value(done.structured_output))
+        return end

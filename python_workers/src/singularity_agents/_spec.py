@@ -63,6 +63,8 @@ class TaskOptions(TypedDict, total=False):
     # hints
     method: Method
     planning: Literal["off", "model"]
+    max_plan_steps: int
+    max_plan_depth: int
     fallback_frameworks: Sequence[str]
     process: Literal["sequential", "hierarchical"]
     priority: int
@@ -183,7 +185,7 @@ _REQUIREMENTS = (
 _REQUIREMENT_DURATIONS = ("max_duration", "max_attempt_duration", "max_queue_duration")
 _HINTS = (
     "fallback_frameworks", "priority", "temperature", "seed", "max_steps", "max_parallel", "stream_text", "hedge",
-    "allow_replay",
+    "allow_replay", "max_plan_steps", "max_plan_depth",
 )  # fmt: skip
 _HINT_DURATIONS = ("heartbeat_timeout", "block_grace")
 _HINT_ENUMS = (

@@ -62,11 +62,11 @@ class UniversalAgent(ABC):
 
     async def execute_native(self, task: str) -> str:
         """Has a task done by the engine's own agent."""
-        return await self._elsewhere(task, method="native")
+        return await self._elsewhere(task, framework="native")
 
     async def execute_with_framework(self, task: str, framework: str) -> str:
         """Has a task done by a framework."""
-        return await self._elsewhere(task, method="framework", framework=framework)
+        return await self._elsewhere(task, framework=framework)
 
     async def _elsewhere(self, task: str, **how: Any) -> str:
         if self._engine is not None:

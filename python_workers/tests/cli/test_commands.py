@@ -10,6 +10,7 @@ import grpc
 import pytest
 import yaml
 
+from singularity_agents._models import Artifact
 from singularity_agents._proto.singularity.agents.v1 import agent_service_pb2 as ag
 from singularity_agents._proto.singularity.agents.v1 import framework_service_pb2 as fr
 from singularity_agents._proto.singularity.agents.v1 import provider_service_pb2 as pr
@@ -17,6 +18,7 @@ from singularity_agents._proto.singularity.agents.v1 import task_pb2 as ta
 from singularity_agents._proto.singularity.agents.v1 import task_service_pb2 as ts
 from singularity_agents.cli import main
 from singularity_agents.cli._doctor import _SECRET
+from singularity_agents.cli._files import write_artifacts
 
 from ..sdk.scripted_node import Refusal, ScriptedNode
 
@@ -187,3 +189,12 @@ def test_bash_completion_completes(tmp_path: Path, capsys: Captured) -> None:
     ask = "COMP_WORDS=(singularity agents cr); COMP_CWORD=2; _singularity; echo ${COMPREPLY[@]}"
     done = subprocess.run(["bash", "-c", f". {script}; {ask}"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "create"
+
+
+def test_files_of_an_answer_have_plain_names_or_are_not_written(tmp_path: Path) -> None:
+    artifacts = [Artifact(name="a.txt", inline="YQ=="), Artifact(name="far", reference="steps/far")]
+    assert write_artifacts(artifacts, tmp_path / "out") == [tmp_path / "out" / "a.txt"]
+    for name in ("../a", "/etc/a", "..", "x/y"):
+        with pytest.raises(ValueError, match="no plain name"):
+            write_artifacts([*artifacts, Artifact(name=name, inline="YQ==")], tmp_path / "other")
+        assert not (tmp_path / "other").exists()

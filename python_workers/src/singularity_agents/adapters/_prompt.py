@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .._errors import SingularityError
 from ..worker._engine import text_of
 from ..worker._scope import CURRENT
 from ..worker._wire import agents, common, from_struct, tasks, worker
@@ -72,7 +71,7 @@ def begin(execute: worker.Execute) -> None:
 
 
 def outcome(text: str, *, limit_reached: str = "", data: dict[str, Any] | None = None) -> Outcome:
-    """The end of a default agent's run. Raises OUTPUT_SCHEMA_MISMATCH where data was asked for and none came."""
+    """The end of a default agent's run. Where data was asked for and none came it is text: the engine holds it against the schema."""
     scope = CURRENT.get()
     schema = scope.notes.get(_chat.SCHEMA) if scope is not None else None
     if schema is None or limit_reached:
@@ -80,7 +79,5 @@ def outcome(text: str, *, limit_reached: str = "", data: dict[str, Any] | None =
     try:
         structured = json.loads(text)
     except ValueError:
-        raise SingularityError(
-            "the agent's answer is no JSON, although requirements.output_schema asks for it", reason="OUTPUT_SCHEMA_MISMATCH"
-        ) from None
+        return Outcome(text=text, data=data or {})
     return Outcome(structured=structured, data=data or {})

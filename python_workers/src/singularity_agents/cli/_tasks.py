@@ -20,6 +20,7 @@ from .._local_node import LocalNode, openai_config, serving
 from .._plan import read_plan
 from .._spec import TaskOptions, TaskSpec
 from ._draw import show_task
+from ._files import write_artifacts
 from ._io import Io, ago, money, one_line, paint, short
 from ._live import draw, wanted
 from ._main import INTERRUPTED, OK, REFUSED, TASK_FAILED, Context, duration, exit_code, pair
@@ -61,6 +62,7 @@ def add(commands: _SubParsersAction[Parser], shared: Parser) -> None:
     get.add_argument(
         "--plan", nargs="?", const="tree", choices=["tree", "mermaid", "dot", "json"], help="its steps (default: a tree)"
     )
+    get.add_argument("--artifacts", type=Path, metavar="FOLDER", help="write the files that came with its answer")
     get.add_argument("--bundle", type=Path, metavar="FILE", help="write everything it was made of, for run --replay")
     get.set_defaults(run=get_task)
 
@@ -364,6 +366,10 @@ def get_task(ctx: Context) -> int:
         attempts = list(client.attempts(task.id)) if ctx.args.attempts else []
     if ctx.args.plan:
         return show_task(ctx, task, ctx.args.plan)
+    if ctx.args.artifacts:
+        files = write_artifacts(task.result.artifacts if task.result else [], ctx.args.artifacts)
+        ctx.io.value({"files": [str(file) for file in files]}, "\n".join(map(str, files)) or "the task gave no files")
+        return OK
     if ctx.io.format != "table":
         ctx.io.value({**task.model_dump(mode="json"), "attempt_list": attempts} if ctx.args.attempts else task)
         return OK

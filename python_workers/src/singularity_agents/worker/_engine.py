@@ -13,15 +13,19 @@ from google.protobuf.message import Message as ProtoMessage
 
 from .._durations import DurationLike, seconds
 from .._errors import SingularityError
+from . import _artifacts as artifacts
+from . import _delegate
 from . import _frames as f
 from ._calls import Calls
+from ._delegate import Delegated
 from ._events import Events
 from ._inputs import InputNeeded, input_name, occurrence_in, question, tool_input_id, value
 from ._memory import Record, in_words, keep_requests, read_request
+from ._relevance import limit_tools
 from ._scope import Scope
-from ._wire import arguments_text, common, providers, to_struct, worker
+from ._wire import arguments_text, common, providers, tasks, to_struct, worker
 
-__all__ = ["REPLAY", "ChatReply", "Engine", "Question", "SyncEngine", "ToolError"]
+__all__ = ["REPLAY", "ChatReply", "Delegated", "Engine", "Question", "SyncEngine", "ToolError"]
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=ProtoMessage)
@@ -230,20 +234,31 @@ class Engine:
             request.max_tokens = max_tokens
         return request
 
-    async def chat_raw(self, request: providers.ChatRequest) -> providers.ChatResponse:
-        """One model call as protobuf."""
+    async def chat_raw(self, request: providers.ChatRequest, *, all_tools: bool = False) -> providers.ChatResponse:
+        """One model call as protobuf; with `all_tools` the model is shown all tools of the request, however many."""
+        if not all_tools:
+            self._limit(request)
         response = providers.ChatResponse()
         response.ParseFromString(await self._calls.call(f.Call.CHAT, request.SerializeToString()))
         return response
 
+    def _limit(self, request: providers.ChatRequest) -> None:
+        """Where there are many tools the model is shown those that fit; the task's events say so once."""
+        scope = self._calls.scope()
+        if scope.tool_limit and (left_out := limit_tools(request, scope.tool_limit, scope.description)) and not scope.tools_said:
+            scope.tools_said = True
+            self.log(f"{left_out} tools that fit the task least are not shown to the model", source="optimization")
+
     def chat_raw_blocking(self, request: providers.ChatRequest) -> providers.ChatResponse:
         """One model call as protobuf, for synchronous code."""
+        self._limit(request)
         return providers.ChatResponse.FromString(self._call_from_anywhere(f.Call.CHAT, request.SerializeToString()))
 
     async def stream_raw(
         self, request: providers.ChatRequest
     ) -> AsyncIterator[tuple[providers.StreamChatResponse, providers.ChatResponse | None]]:
         """One streamed model call as protobuf: pieces, and with the last one the whole answer."""
+        self._limit(request)
         async for last, payload in self._calls.stream(f.Call.CHAT, request.SerializeToString()):
             piece = providers.StreamChatResponse()
             if last:
@@ -426,6 +441,14 @@ class Engine:
         if self._events.waiting:
             await self._events.drain()
 
+    def artifact(self, name: str, data: bytes | str, media_type: str = "") -> None:
+        """Gives a file to whoever reads the task's result: up to 1 MiB, 2 MiB in all. From any thread.
+
+        `media_type` left out is text/plain for text and application/octet-stream for bytes. A name that was given before is replaced.
+        Raises ValueError where it is too large or has no name.
+        """
+        artifacts.add(self._calls.scope().artifacts, name, data, media_type)
+
     # --- memory ---------------------------------------------------------------------------------------------------
 
     async def memory(self, op: str, **arguments: Any) -> str:
@@ -470,11 +493,25 @@ class Engine:
             more = page.more
         return found
 
-    # --- what the engine answers itself once it can ----------------------------------------------------------------
+    # --- subtasks -------------------------------------------------------------------------------------------------
 
-    async def delegate(self, description: str, **options: Any) -> str:
-        """Runs a subtask and gives its output."""
-        return await self._pending(f.Call.DELEGATE, {"description": description, **options})
+    async def delegate(self, description: str, *, cache: str = "bypass", **options: Any) -> str:
+        """Has somebody else do a part of the task, and gives the text of the answer.
+
+        Options: `framework` (`native`, which is the default, `auto`, a framework, `custom:NAME`), `agent`, `model`, `output_schema`,
+        `max_tokens`, `timeout`. It runs inside the task: on its account, under its deadline, ended with it. Its end is kept, so an agent
+        that runs again is told the same. `cache` is `use` where answers of equal model calls may be given again. Raises its error.
+        """
+        (end,) = await self.delegate_all([{"description": description, **options}], cache=cache)
+        return _delegate.output_of(end)
+
+    async def delegate_all(self, subtasks: Sequence[str | Mapping[str, Any]], *, cache: str = "bypass") -> list[Delegated]:
+        """The same for up to 64 subtasks side by side, each a description or its options with `description`.
+
+        Gives the ends in their order; one that failed has `error`, and the others go on.
+        """
+        asked = _delegate.request(subtasks, cache)
+        return _delegate.ends(await self._calls.call(f.Call.DELEGATE, _delegate.numbered(asked, self._calls.scope())))
 
     async def ask(
         self,
@@ -531,17 +568,31 @@ class Engine:
         return self.answers_to([Question(prompt, kind, payload, None if timeout is None else seconds(timeout))])[0]
 
     async def select_provider(self, **requirements: Any) -> str:
-        """Which provider and model would be chosen, without spending."""
-        return await self._pending(f.Call.SELECT_PROVIDER, requirements)
+        """Which provider and model would be chosen, "provider/model", without asking it.
 
-    async def optimize(self, task: str, goal: str) -> str:
-        """Advice on how to run a task."""
-        return await self._pending(f.Call.OPTIMIZE, {"task": task, "goal": goal})
+        `requirements` are fields of `TaskRequirements`: `model` (left out, the task's), `allowed_providers`, `denied_providers`,
+        `data_tags`, `min_quality`, `max_tokens` and others. Raises ValueError for one that there is not.
+        """
+        wanted = tasks.TaskRequirements(**requirements)
+        wanted.model = wanted.model or self._calls.scope().model
+        answer = await self._calls.call(
+            f.Call.SELECT_PROVIDER, providers.SelectProviderRequest(requirements=wanted).SerializeToString()
+        )
+        chosen = providers.SelectProviderResponse.FromString(answer)
+        return f"{chosen.provider}/{chosen.model}"
 
-    # The engine refuses these kinds with CAPABILITY_PENDING by their number alone, so that its answer is the truth.
-    async def _pending(self, kind: f.Call, arguments: Mapping[str, Any]) -> str:
-        payload = to_struct(arguments).SerializeToString()
-        return (await self._calls.call(kind, payload)).decode("utf-8", "replace")
+    async def optimize(self, task: str, goal: str = "") -> str:
+        """Has a part of the task done in the way that suits a goal: gives its text.
+
+        `goal`: `parallel` (each line of `task` is a subtask, all side by side; their texts as a JSON list), `cache` (an equal model call is
+        answered as before), or anything else: the engine's own agent does it, told the goal.
+        """
+        if goal == "parallel":
+            lines = [line.strip() for line in task.splitlines() if line.strip()]
+            return json.dumps([_delegate.output_of(end) for end in await self.delegate_all(lines)], ensure_ascii=False)
+        if goal == "cache":
+            return await self.delegate(task, cache="use")
+        return await self.delegate(f"{task}\n\nGoal: {goal}" if goal else task)
 
 
 class _Bracket:

@@ -37,8 +37,8 @@ class Scope:
     """One running task of the engine."""
 
     __slots__ = (
-        "__weakref__", "answers", "asked", "attempt", "begun", "born", "cancelled", "fence", "gate", "model", "notes", "place", "slot",
-        "task_id", "unjournaled", "want_text", "work",
+        "__weakref__", "answers", "artifacts", "asked", "attempt", "begun", "born", "cancelled", "description", "fence", "gate",
+        "model", "notes", "place", "slot", "task_id", "tool_limit", "tools_said", "unjournaled", "want_text", "work",
     )  # fmt: skip
 
     def __init__(self, slot: int, fence: int, want_text: bool) -> None:
@@ -47,6 +47,11 @@ class Scope:
         self.want_text = want_text
         self.task_id = ""
         self.model = ""
+        #: What is to be done.
+        self.description = ""
+        #: Tools that a model is shown at most; 0: all. And whether that was said.
+        self.tool_limit = 0
+        self.tools_said = False
         #: From 1.
         self.attempt = 1
         #: Why calls are refused now; None: they are not.
@@ -61,6 +66,8 @@ class Scope:
         self.unjournaled: set[str] = set()
         #: What was answered before this attempt, by the names of the questions.
         self.answers: dict[str, tasks.InputAnswer] = {}
+        #: Files that go with the answer, by name.
+        self.artifacts: dict[str, tasks.Artifact] = {}
         #: Questions that this run has asked so far, by place.
         self.asked: Counter[str] = Counter()
         #: What an adapter keeps for the length of the run.

@@ -86,11 +86,11 @@ class _Calls:
 
     async def _chat(self, request: providers.ChatRequest, scope: Scope) -> providers.ChatResponse:
         try:
-            return await self._engine.chat_raw(request)
+            return await self._engine.chat_raw(request, all_tools=True)
         except SingularityError as error:
             if not _unknown_model(error, request, scope):
                 raise
-        return await self._engine.chat_raw(request)
+        return await self._engine.chat_raw(request, all_tools=True)
 
     def stream(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """An answer in pieces."""

@@ -174,17 +174,19 @@ class Worker:
             return
         scope.task_id = execute.task_id
         scope.model = execute.model
+        scope.description = execute.task.description
+        scope.tool_limit = execute.tool_limit
         scope.attempt = execute.attempt
         scope.answers = {answer.input_id: answer for answer in execute.answers}
         self._scopes[frame.slot] = scope
         token = CURRENT.set(scope)
         try:
-            scope.work = self._loop.create_task(self._run(execute))
+            scope.work = self._loop.create_task(self._run(execute, scope))
         finally:
             CURRENT.reset(token)
         scope.work.add_done_callback(lambda work: self._ran(scope, work))
 
-    async def _run(self, execute: worker.Execute) -> tasks.AgentResult:
+    async def _run(self, execute: worker.Execute, scope: Scope) -> tasks.AgentResult:
         adapter = self._adapter
         try:
             native = await adapter.execute_framework_task(adapter.convert_task(execute))
@@ -193,6 +195,7 @@ class Worker:
             # The loop would end with these; the user's code may fail, not the worker.
             raise RuntimeError(f"the agent raised {type(error).__name__}({error})") from error
         result.task_id = execute.task_id
+        result.artifacts.extend(scope.artifacts.values())
         return result
 
     def _ran(self, scope: Scope, work: asyncio.Task[tasks.AgentResult]) -> None:

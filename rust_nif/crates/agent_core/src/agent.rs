@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use agent_proto::agents::v1 as pb;
 use serde_json::Value;
 
-use crate::{AgentError, Reason, json, tools};
+use crate::{AgentError, Reason, around, json, tools};
 
 /// What happened. One lives at a time, so the size of its largest variant costs nothing.
 #[derive(Debug)]
@@ -265,10 +265,8 @@ impl Agent {
     fn structured(&self, output: &str) -> Result<Option<prost_types::Value>, String> {
         let Some(schema) = &self.schema else { return Ok(None) };
         let value: Value = serde_json::from_str(output.trim()).map_err(|e| format!("it is not JSON: {e}"))?;
-        if let Ok(validator) = jsonschema::validator_for(schema)
-            && let Some(e) = validator.iter_errors(&value).next()
-        {
-            return Err(format!("{e} (at {})", e.instance_path()));
+        if let Some(problem) = around::misfit(schema, &value) {
+            return Err(problem);
         }
         Ok(Some(json::to_value(&value)))
     }

@@ -1,6 +1,7 @@
 //! Pure core: errors, validation, canonical hashes, engine tools and the native agent's state machine. No I/O, no clock.
 
 pub mod agent;
+pub mod around;
 pub mod calculate;
 pub mod error;
 pub mod hash;

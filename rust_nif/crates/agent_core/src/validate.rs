@@ -147,6 +147,13 @@ fn check_planning(c: &mut Check, task: &pb::AgentTask) {
     }
 }
 
+/// Everything that is wrong with a plan which the engine was asked for inside a task.
+pub(crate) fn plan_faults(plan: &pb::ExecutionPlan) -> Vec<pb::FieldViolation> {
+    let mut c = Check(Vec::new());
+    check_plan(&mut c, plan);
+    c.0
+}
+
 /// Steps beyond the first faults are not listed: an answer has to fit in the trailers of a call.
 fn check_plan(c: &mut Check, plan: &pb::ExecutionPlan) {
     let mut own = Check(Vec::new());
@@ -328,6 +335,16 @@ fn check_hints(c: &mut Check, hints: &pb::ExecutionHints, now_ms: i64) {
     let at = |name: &str| format!("task.execution_hints.{name}");
     c.known_enum::<pb::ExecutionMethod>(&at("method"), hints.method);
     c.known_enum::<pb::PlanningMode>(&at("planning"), hints.planning);
+    let asked = hints.planning() == pb::PlanningMode::Model;
+    for (name, n, most) in [
+        ("max_plan_steps", hints.max_plan_steps, plan::propose::MOST_STEPS),
+        ("max_plan_depth", hints.max_plan_depth, plan::propose::MOST_DEPTH),
+    ] {
+        c.range(&at(name), i64::from(n), 0, i64::from(most));
+        if n > 0 && !asked {
+            c.fail(at(name), "is of a plan that a model makes; say planning MODEL, or leave it out");
+        }
+    }
     c.known_enum::<pb::Durability>(&at("durability"), hints.durability);
     c.known_enum::<pb::CacheMode>(&at("cache"), hints.cache);
     c.known_enum::<pb::StreamPolicy>(&at("stream_policy"), hints.stream_policy);

@@ -2,6 +2,7 @@
 //!
 //! A function with I/O enqueues and returns; exactly one final message follows, guaranteed by [`reply::Final`]. Pure functions run inline.
 
+mod around;
 mod atoms;
 mod budget;
 mod grpc;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use agent_core::header::{TaskHeader, header};
 use agent_core::plan::machine::{Effect, Event, Kept, Plan, Report, RunEnd, RunId};
-use agent_core::plan::propose;
+use agent_core::plan::{delegate, propose};
 use agent_core::{AgentError, Reason};
 use agent_proto::agents::v1 as pb;
 use agent_proto::worker::v1 as w;
@@ -81,6 +81,29 @@ fn plan_step<'a>(env: Env<'a>, machine: ResourceArc<Machine>, event: Term<'a>) -
     let effects = plan.step(event);
     let terms: Vec<Term<'a>> = effects.into_iter().map(|e| effect_term(env, e, &plan, &machine.payload)).collect();
     (atoms::ok(), terms).encode(env)
+}
+
+/// The plan of a worker's request for subtasks, `{ok, Header, Payload}`.
+#[rustler::nif]
+fn delegation<'a>(env: Env<'a>, payload: ResourceArc<Payload>, request: Binary<'a>, place: Binary<'a>) -> Term<'a> {
+    let Ok(request) = w::DelegateRequest::decode(request.as_slice()) else {
+        return terms::error_tuple(env, &AgentError::new(Reason::WorkerProtocolError, "malformed request for subtasks"));
+    };
+    match delegate::plan_of(&payload.task, &request, place.as_slice()) {
+        Ok(task) => {
+            let header = step_header(&payload.header, &task, false);
+            let term = header_term(env, &header);
+            (atoms::ok(), term, ResourceArc::new(Payload { header, task: task.into(), answers: payload.answers.clone() })).encode(env)
+        }
+        Err(e) => terms::error_tuple(env, &e),
+    }
+}
+
+/// What a worker is told of the steps of such a plan.
+#[rustler::nif]
+fn delegation_ends(env: Env<'_>, machine: ResourceArc<Machine>) -> Term<'_> {
+    let ends = machine.plan.lock().ends().into_iter().map(delegate::end_of).collect();
+    Bin(&w::DelegateReply { ends }.encode_to_vec()).encode(env)
 }
 
 /// What a plan would run on: `{Field, Executor, AgentId}`, each pair of the last two once.

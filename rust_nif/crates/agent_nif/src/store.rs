@@ -8,7 +8,7 @@ use agent_proto::agents::v1 as pb;
 use agent_store::journal::Change;
 use agent_store::ledger::{LedgerChange, LedgerOp, LedgerRow};
 use agent_store::schedule::Due;
-use agent_store::{AttemptInfo, Enqueued, Finish, Location, Metrics, Retention, ScheduleOp, TaskStore, WriteOp, Written};
+use agent_store::{AttemptInfo, Enqueued, Finish, Happened, Location, Metrics, Retention, ScheduleOp, TaskStore, WriteOp, Written};
 use parking_lot::RwLock;
 use pb::task_event::Event;
 use prost::Message;
@@ -448,8 +448,16 @@ pub(crate) fn proof_of(m: Term<'_>) -> pb::CancellationProof {
     }
 }
 
-fn events_of(term: Term<'_>) -> Vec<Event> {
-    term.decode::<Vec<Term<'_>>>().unwrap_or_default().into_iter().filter_map(event_of).collect()
+fn events_of(term: Term<'_>) -> Vec<Happened> {
+    term.decode::<Vec<Term<'_>>>().unwrap_or_default().into_iter().filter_map(happened).collect()
+}
+
+/// An event, or `{in_step, Step, Event}`.
+fn happened(term: Term<'_>) -> Option<Happened> {
+    match term.decode::<(Atom, Term<'_>, Term<'_>)>() {
+        Ok((kind, step, event)) if kind == atoms::in_step() => Some(Happened { event: event_of(event)?, step: string(step)? }),
+        _ => event_of(term).map(Happened::from),
+    }
 }
 
 fn event_of(term: Term<'_>) -> Option<Event> {

@@ -48,6 +48,7 @@ fn wire_encode<'a>(env: Env<'a>, kind: Atom, m: Term<'a>) -> Term<'a> {
             seed: int(m, atoms::seed()),
             traceparent: text(m, atoms::traceparent()),
             answers,
+            tool_limit: i32::try_from(int(m, atoms::tool_limit())).unwrap_or(0),
         }
         .encode_to_vec()
     } else if kind == atoms::error() {

@@ -423,6 +423,14 @@ impl Providers {
     }
 }
 
+impl Providers {
+    /// The window of a model or alias in tokens, question and answer together; 0: nobody has said it.
+    pub fn window(&self, model: &str) -> usize {
+        let endpoints = self.models.get(model).into_iter().flat_map(|m| &m.endpoints);
+        endpoints.map(|e| usize::try_from(e.context_tokens).unwrap_or(0)).max().unwrap_or(0)
+    }
+}
+
 /// What the configuration says of an alias: the largest context, what any endpoint can do, and the family that all of them share.
 fn described(model: &config::ModelConfig) -> pb::Model {
     // Images are asked of an endpoint that says nothing, and not promised of it.

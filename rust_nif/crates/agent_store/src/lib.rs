@@ -45,7 +45,7 @@ use hub::{Behind, End, Hub, Live};
 use journal::{Decision, Session, Sessions};
 use ledger::LedgerRow;
 use memory::Memory;
-pub use op::{AttemptInfo, Finish, MemoryAnswer, MemoryOp, Metrics, ScheduleOp, WriteOp, Written};
+pub use op::{AttemptInfo, Finish, Happened, MemoryAnswer, MemoryOp, Metrics, ScheduleOp, WriteOp, Written};
 use order::Order;
 use record::{Record, is_terminal};
 use schedule::Due;

@@ -8,6 +8,21 @@ use prost::Message;
 use crate::journal::{Change, Decision, Key, Replay};
 use crate::ledger::{LedgerOp, LedgerRow};
 
+/// What happened in an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Happened {
+    /// What.
+    pub event: pb::task_event::Event,
+    /// In which step of its plan; empty: in none.
+    pub step: String,
+}
+
+impl From<pb::task_event::Event> for Happened {
+    fn from(event: pb::task_event::Event) -> Self {
+        Self { event, step: String::new() }
+    }
+}
+
 /// How an attempt or task ended, and what it cost.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
@@ -20,7 +35,7 @@ pub struct Finish {
     pub outcome: String,
     pub cause: String,
     pub proof: Option<pb::CancellationProof>,
-    pub events: Vec<pb::task_event::Event>,
+    pub events: Vec<Happened>,
     /// Answers of the last model calls, recorded by the same commit.
     pub journal: Vec<(Key, Vec<u8>)>,
 }
@@ -174,7 +189,7 @@ pub enum WriteOp {
     Events {
         id: String,
         fence: i64,
-        events: Vec<pb::task_event::Event>,
+        events: Vec<Happened>,
     },
     Finish {
         id: String,
@@ -209,14 +224,14 @@ pub enum WriteOp {
         counts: bool,
         not_before_ms: i64,
         ran_ms: Option<i64>,
-        events: Vec<pb::task_event::Event>,
+        events: Vec<Happened>,
     },
     Park {
         id: String,
         fence: i64,
         inputs: Vec<pb::InputRequested>,
         ran_ms: Option<i64>,
-        events: Vec<pb::task_event::Event>,
+        events: Vec<Happened>,
     },
     Signal {
         tenant: String,
@@ -326,7 +341,7 @@ impl WriteOp {
 
     /// Bytes of content that it holds while it waits, roughly.
     pub fn size(&self) -> usize {
-        let events = |all: &[pb::task_event::Event]| all.iter().map(pb::task_event::Event::encoded_len).sum::<usize>();
+        let events = |all: &[Happened]| all.iter().map(|h| h.event.encoded_len() + h.step.len()).sum::<usize>();
         match self {
             WriteOp::Submit { spec, header, .. } => {
                 let recorded = header.record.as_ref().map_or(0, |r| r.entries.iter().map(prost::Message::encoded_len).sum::<usize>());

@@ -14,7 +14,7 @@ use agent_proto::agents::v1 as pb;
 use pb::TaskState as S;
 
 use crate::blob::Parts;
-use crate::op::{AttemptInfo, Finish, Metrics, Written};
+use crate::op::{AttemptInfo, Finish, Happened, Metrics, Written};
 use crate::questions;
 
 /// A task with what only the engine knows of it.
@@ -125,8 +125,9 @@ impl Record {
         h
     }
 
-    fn stamp(&mut self, event: pb::task_event::Event, now_ms: i64) -> pb::TaskEvent {
+    fn stamp(&mut self, happened: impl Into<Happened>, now_ms: i64) -> pb::TaskEvent {
         self.sequence += 1;
+        let Happened { event, step } = happened.into();
         let event = match event {
             pb::task_event::Event::TextDelta(mut delta) => {
                 delta.offset = self.text_offset;
@@ -135,7 +136,11 @@ impl Record {
             }
             other => other,
         };
-        let step_id = if self.task.attempts > 0 { "main".to_owned() } else { String::new() };
+        let step_id = match step {
+            step if !step.is_empty() => step,
+            _ if self.task.attempts > 0 => "main".to_owned(),
+            none => none,
+        };
         pb::TaskEvent { sequence: self.sequence, time: Some(timestamp(now_ms)), attempt: self.task.attempts, step_id, event: Some(event) }
     }
 
@@ -245,12 +250,7 @@ impl Record {
     }
 
     /// Numbers events of the running attempt.
-    pub fn events(
-        &mut self,
-        fence: i64,
-        new: Vec<pb::task_event::Event>,
-        now_ms: i64,
-    ) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
+    pub fn events(&mut self, fence: i64, new: Vec<Happened>, now_ms: i64) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
         self.running(fence)?;
         let events: Vec<pb::TaskEvent> = new.into_iter().map(|e| self.stamp(e, now_ms)).collect();
         self.touch();
@@ -291,7 +291,7 @@ impl Record {
         (outcome, cause, counts): (&str, &str, bool),
         not_before_ms: i64,
         ran_ms: Option<i64>,
-        new: Vec<pb::task_event::Event>,
+        new: Vec<Happened>,
         now_ms: i64,
     ) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
         self.running(fence)?;
@@ -314,7 +314,7 @@ impl Record {
         fence: i64,
         inputs: Vec<pb::InputRequested>,
         ran_ms: Option<i64>,
-        new: Vec<pb::task_event::Event>,
+        new: Vec<Happened>,
         now_ms: i64,
     ) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
         self.running(fence)?;
@@ -543,7 +543,7 @@ mod tests {
                 let not_before = |wait: bool| if wait { now + 1000 } else { 0 };
                 let (given, result) = match step {
                     Step::Claim => (None, r.claim(1, now)),
-                    Step::Events(o) => (Some(o), r.events(fence + o, vec![pb::task_event::Event::TextDelta(pb::TextDelta::default())], now)),
+                    Step::Events(o) => (Some(o), r.events(fence + o, vec![pb::task_event::Event::TextDelta(pb::TextDelta::default()).into()], now)),
                     Step::Fence(o) => (Some(o), r.fence(fence + o)),
                     Step::Requeue(o, wait) => (Some(o), r.requeue(fence + o, ("lost", "WORKER_CRASHED", true), not_before(wait), None, vec![], now)),
                     Step::Finish(o) => (Some(o), r.finish(fence + o, end(), now)),

@@ -15,7 +15,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use crate::journal::{Change, Key, Kind};
-use crate::op::{Finish, Metrics, WriteOp};
+use crate::op::{Finish, Happened, Metrics, WriteOp};
 use crate::record::metrics;
 
 /// Bytes that are kept at most. Beyond this, what comes waits in memory alone.
@@ -95,7 +95,11 @@ impl End {
             outcome: f.outcome.clone(),
             cause: f.cause.clone(),
             proof: f.proof.clone(),
-            events: f.events.iter().map(|e| pb::TaskEvent { event: Some(e.clone()), ..Default::default() }).collect(),
+            events: f
+                .events
+                .iter()
+                .map(|h| pb::TaskEvent { step_id: h.step.clone(), event: Some(h.event.clone()), ..Default::default() })
+                .collect(),
         }
     }
 
@@ -122,7 +126,7 @@ impl End {
             outcome: self.outcome,
             cause: self.cause,
             proof: self.proof,
-            events: self.events.into_iter().filter_map(|e| e.event).collect(),
+            events: self.events.into_iter().filter_map(|e| Some(Happened { event: e.event?, step: e.step_id })).collect(),
             journal,
         }
     }
@@ -275,7 +279,7 @@ mod tests {
             outcome: "succeeded".into(),
             cause: String::new(),
             proof: None,
-            events: vec![pb::task_event::Event::Log(pb::LogEvent { message: "said".into(), ..Default::default() })],
+            events: vec![pb::task_event::Event::Log(pb::LogEvent { message: "said".into(), ..Default::default() }).into()],
             journal: vec![(key(Kind::Chat, 1), b"paid".to_vec())],
         };
         WriteOp::Finish { id: "t1".into(), fence: 4, finish: Box::new(finish) }

@@ -110,7 +110,7 @@ fn finish(id: &str, fence: i64) -> WriteOp {
 
 fn text(id: &str, fence: i64, text: &str) -> WriteOp {
     let delta = pb::TextDelta { text: text.into(), ..Default::default() };
-    WriteOp::Events { id: id.into(), fence, events: vec![pb::task_event::Event::TextDelta(delta)] }
+    WriteOp::Events { id: id.into(), fence, events: vec![pb::task_event::Event::TextDelta(delta).into()] }
 }
 
 #[test]

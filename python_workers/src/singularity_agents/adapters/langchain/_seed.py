@@ -92,7 +92,8 @@ class SingularityLangChainAgent:
             ),
             _tool(
                 "performance_optimization",
-                "Gives advice on how to run a task.",
+                "Has others do a part of the task. goal: parallel (each line of task is done by itself, all at once), cache (what was "
+                "answered before is given again), or what matters most.",
                 {"task": _TEXT, "goal": _TEXT},
                 ["task"],
                 self.optimize_execution,
@@ -109,7 +110,7 @@ class SingularityLangChainAgent:
         return await self._engine.chat(prompt, model=wanted.get("model"), max_tokens=wanted.get("max_tokens"))
 
     async def optimize_execution(self, task: str, goal: str = "") -> str:
-        """Advice on a task."""
+        """Has a part of the task done by the engine in the way that suits a goal: `parallel`, `cache` or words."""
         return await self._engine.optimize(task, goal)
 
     async def store_execution_result(self, task: str, result: str) -> str:

@@ -19,7 +19,7 @@ use super::condition;
 use super::propose;
 use super::template::{self, Reference};
 use crate::header::{defaults, duration_ms, timestamp};
-use crate::{AgentError, Reason, json};
+use crate::{AgentError, Reason, around, json};
 
 /// Steps that one event looks at; beyond it the machine asks to be called again, so that none holds a scheduler for long.
 const LOOK: usize = 200;
@@ -172,6 +172,8 @@ struct Step {
     order: i32,
     /// As the result lists it.
     listed: pb::ResultStep,
+    /// Why a run of it failed.
+    error: Option<Box<pb::TaskError>>,
 }
 
 #[derive(Debug)]
@@ -339,6 +341,25 @@ impl Plan {
                 step.output = step.outputs.pop();
             }
         }
+    }
+
+    /// How each step ended, in their order.
+    pub fn ends(&self) -> Vec<Result<pb::AgentResult, pb::TaskError>> {
+        let end = |step: &Step| match &step.error {
+            Some(error) => Err((**error).clone()),
+            None => {
+                let value = step.output.clone().unwrap_or(Value::Null);
+                Ok(pb::AgentResult {
+                    task_id: self.task_id.clone(),
+                    status: pb::ResultStatus::Completed as i32,
+                    output: template::text_of(&value).into_owned(),
+                    structured_output: (!matches!(value, Value::String(_) | Value::Null)).then(|| json::to_value(&value)),
+                    executor: step.listed.input.clone(),
+                    ..Default::default()
+                })
+            }
+        };
+        self.steps.iter().map(end).collect()
     }
 
     /// Name of a step.
@@ -536,7 +557,12 @@ impl Plan {
             context.available_tools.clear();
         }
         let hints = task.execution_hints.get_or_insert_default();
+        if step.id == propose::PLAN && asks_for_plan && hints.cache() == pb::CacheMode::Unspecified {
+            // An equal task of the tenant has been planned before.
+            hints.cache = pb::CacheMode::Use as i32;
+        }
         hints.planning = pb::PlanningMode::Unspecified as i32;
+        (hints.max_plan_steps, hints.max_plan_depth) = (0, 0);
         hints.method = pb::ExecutionMethod::Unspecified as i32;
         hints.fallback_frameworks.clear();
         if let Some(retry) = &step.retry {
@@ -722,6 +748,9 @@ impl Plan {
             *slot = output_of(record);
         }
         note(&mut step.listed, &self.plan.steps[i], record);
+        if let Some(error) = &record.error {
+            step.error = Some(Box::new(error.clone()));
+        }
         if record.state() != pb::TaskState::Succeeded && !record.skipped {
             return self.fail(run, record, out);
         }
@@ -878,6 +907,7 @@ impl Plan {
             output: template::text_of(&value).into_owned(),
             structured_output: structured.as_ref().map(json::to_value),
             steps: ran.map(|(s, _)| s.listed.clone()).take(MAX_RESULT_STEPS).collect(),
+            artifacts: if propose::asked(&self.task) { self.store_execution_artifacts() } else { Vec::new() },
             executor: match self.executors.first() {
                 Some(one) if self.executors.len() == 1 => one.clone(),
                 _ => "hybrid".to_owned(),
@@ -887,12 +917,25 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// What the subtasks of a model's plan gave, for the result: what was not asked for by name would be seen by nobody.
+    fn store_execution_artifacts(&self) -> Vec<pb::Artifact> {
+        let own = |id: &str| [propose::PLAN, propose::REPAIR, propose::ANSWER].contains(&id);
+        let made = self.plan.steps.iter().zip(&self.steps).filter(|(spec, _)| !own(&spec.id));
+        made.filter_map(|(spec, step)| Some(artifact(&spec.id, step.output.as_ref().filter(|o| !o.is_null())?))).collect()
+    }
+}
+
+/// Content over the limit of a result stands in the plan itself: `steps/ID`.
+fn artifact(id: &str, output: &Value) -> pb::Artifact {
+    let (name, media_type) =
+        if output.is_string() { (format!("{id}.md"), "text/markdown") } else { (format!("{id}.json"), "application/json") };
+    let content = template::text_of(output).into_owned().into_bytes();
+    around::artifact(&name, media_type, content, || format!("steps/{id}"))
+}
+
 fn checked(value: Value, schema: &prost_types::Struct) -> Result<Value, AgentError> {
-    let schema = json::from_struct(schema);
-    match jsonschema::validator_for(&schema)
-        .ok()
-        .and_then(|v| v.iter_errors(&value).next().map(|e| format!("{e} (at {})", e.instance_path())))
-    {
+    match around::misfit(&json::from_struct(schema), &value) {
         Some(problem) => Err(mismatch(&problem)),
         None => Ok(value),
     }

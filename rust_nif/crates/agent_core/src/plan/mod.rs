@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod condition;
+pub mod delegate;
 pub mod hybrid;
 pub mod machine;
 pub mod progress;

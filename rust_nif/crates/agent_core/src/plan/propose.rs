@@ -17,10 +17,14 @@ use serde_json::{Map, Value, json};
 use super::machine::Kept;
 use super::{check, step};
 
-/// Most steps of a plan that a model makes.
+/// Most steps of a plan that a model makes, unless the task says another number.
 pub const MAX_STEPS: usize = 16;
-/// Most of them in a row, each needing the one before.
+/// Most of them in a row, each needing the one before, unless the task says another number.
 pub const MAX_DEPTH: usize = 6;
+/// What a task may say of the first.
+pub const MOST_STEPS: i32 = 64;
+/// What it may say of the second.
+pub const MOST_DEPTH: i32 = 16;
 /// Longest answer that is read as a plan, in bytes.
 pub const MAX_ANSWER_BYTES: usize = 256 * 1024;
 /// Faults that the model is told; the rest is counted.
@@ -34,6 +38,27 @@ pub const PLAN: &str = "plan";
 pub const REPAIR: &str = "repair";
 /// The step that answers the task.
 pub const ANSWER: &str = "answer";
+
+/// What a model's plan may be.
+#[derive(Clone, Debug)]
+pub struct Limits<'t> {
+    executors: Vec<&'t str>,
+    steps: usize,
+    depth: usize,
+}
+
+impl<'t> Limits<'t> {
+    /// As the task wants it.
+    pub fn of(task: &'t pb::AgentTask) -> Self {
+        let said = |n: Option<i32>, default| n.and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0).unwrap_or(default);
+        let hints = task.execution_hints.as_ref();
+        Self {
+            executors: executors(task),
+            steps: said(hints.map(|h| h.max_plan_steps), MAX_STEPS),
+            depth: said(hints.map(|h| h.max_plan_depth), MAX_DEPTH),
+        }
+    }
+}
 
 /// Whether the task's plan is made by a model.
 pub fn asked(task: &pb::AgentTask) -> bool {
@@ -67,8 +92,8 @@ pub fn decompose_task(task: &pb::AgentTask, plan: &pb::ExecutionPlan, answer: &s
         [_, second] if second.id == REPAIR => REPAIR,
         _ => return Vec::new(),
     };
-    match create_execution_plan(answer, &executors(task)) {
-        Ok(made) => with_answer(asked_by, made),
+    match create_execution_plan(answer, &Limits::of(task)) {
+        Ok(made) => with_answer(asked_by, assign_optimal_providers(task, made)),
         Err(faults) if asked_by == PLAN => vec![repair(task, &faults)],
         Err(_) => vec![step(ANSWER, "native", &[REPAIR], "")],
     }
@@ -101,12 +126,12 @@ pub fn origin(plan: &pb::ExecutionPlan) -> pb::PlanOrigin {
 /// What was wrong with the plans that the model made.
 pub fn faults(task: &pb::AgentTask, runs: &[(Kept, pb::PlanStepRun)]) -> Vec<String> {
     let plans = runs.iter().filter(|(kind, run)| *kind == Kept::Done && matches!(run.step_id.as_str(), PLAN | REPAIR));
-    plans.filter_map(|(_, run)| create_execution_plan(&run.output, &executors(task)).err()).flatten().collect()
+    plans.filter_map(|(_, run)| create_execution_plan(&run.output, &Limits::of(task)).err()).flatten().collect()
 }
 
 /// What a watcher is told when these steps follow; a good plan needs no words.
 pub(crate) fn remark(task: &pb::AgentTask, answer: &str, more: &[pb::PlanStep]) -> Option<String> {
-    let why = || match create_execution_plan(answer, &executors(task)) {
+    let why = || match create_execution_plan(answer, &Limits::of(task)) {
         Err(faults) => listed(&faults),
         Ok(_) => String::new(),
     };
@@ -118,7 +143,7 @@ pub(crate) fn remark(task: &pb::AgentTask, answer: &str, more: &[pb::PlanStep]) 
 }
 
 /// Reads an answer as a plan: its steps, or everything that is wrong with it.
-pub fn create_execution_plan(answer: &str, executors: &[&str]) -> Result<Vec<pb::PlanStep>, Vec<String>> {
+pub fn create_execution_plan(answer: &str, limits: &Limits<'_>) -> Result<Vec<Subtask>, Vec<String>> {
     if answer.len() > MAX_ANSWER_BYTES {
         return Err(vec![format!("it has {} bytes, must be at most {MAX_ANSWER_BYTES}", answer.len())]);
     }
@@ -130,20 +155,62 @@ pub fn create_execution_plan(answer: &str, executors: &[&str]) -> Result<Vec<pb:
         faults.push("steps: must be a list".into());
         return Err(faults);
     };
-    if !(1..=MAX_STEPS).contains(&items.len()) {
-        faults.push(format!("steps: {} of them, must be 1 to {MAX_STEPS}", items.len()));
+    if !(1..=limits.steps).contains(&items.len()) {
+        faults.push(format!("steps: {} of them, must be 1 to {}", items.len(), limits.steps));
         return Err(faults);
     }
-    let steps: Vec<pb::PlanStep> = items.iter().enumerate().map(|(i, item)| subtask(i, item, executors, &mut faults)).collect();
-    let plan = pb::ExecutionPlan { steps, ..Default::default() };
+    let made: Vec<Subtask> = items.iter().enumerate().map(|(i, item)| subtask(i, item, &limits.executors, &mut faults)).collect();
+    let plan = pb::ExecutionPlan { steps: made.iter().map(|m| m.step.clone()).collect(), ..Default::default() };
     if faults.is_empty() {
         faults
             .extend(check::violations(&plan).into_iter().map(|(field, why)| format!("{}: {why}", field.trim_start_matches("task.plan."))));
     }
-    if faults.is_empty() && depth(&plan.steps) > MAX_DEPTH {
-        faults.push(format!("steps: {} in a row need each other, must be at most {MAX_DEPTH}", depth(&plan.steps)));
+    if faults.is_empty() && depth(&plan.steps) > limits.depth {
+        faults.push(format!("steps: {} in a row need each other, must be at most {}", depth(&plan.steps), limits.depth));
     }
-    if faults.is_empty() { Ok(plan.steps) } else { Err(faults) }
+    if faults.is_empty() { Ok(made) } else { Err(faults) }
+}
+
+/// How hard a subtask is, as the model that planned it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// Any model can do it: the cheapest and fastest one shall.
+    Low,
+    /// As the task.
+    Normal,
+    /// The best model shall do it.
+    High,
+}
+
+/// A subtask of a model's plan.
+#[derive(Clone, Debug)]
+pub struct Subtask {
+    /// As a step.
+    pub step: pb::PlanStep,
+    /// How hard it is.
+    pub effort: Effort,
+}
+
+/// The steps with what their model calls weigh: each goes to the provider that fits it, of those that the task allows.
+///
+/// Quality, price and time are weighed by the weights of `TaskRequirements` (10 at most, 0.1 at least; 1 is as configured).
+pub fn assign_optimal_providers(task: &pb::AgentTask, made: Vec<Subtask>) -> Vec<pb::PlanStep> {
+    let assigned = |Subtask { mut step, effort }| {
+        let weights = match effort {
+            Effort::Normal => return step,
+            Effort::Low => pb::SelectionWeights { quality: 0.1, cost: 10.0, latency: 10.0 },
+            Effort::High => pb::SelectionWeights { quality: 10.0, cost: 0.1, latency: 0.1 },
+        };
+        // A step's own requirements replace the task's: what it asks for beside the weights is what the task asks for.
+        step.requirements = Some(pb::TaskRequirements {
+            output_schema: None,
+            expected_output: String::new(),
+            weights: Some(weights),
+            ..task.requirements.clone().unwrap_or_default()
+        });
+        step
+    };
+    made.into_iter().map(assigned).collect()
 }
 
 /// The text between the outermost braces: models like to wrap JSON in words and fences.
@@ -154,13 +221,13 @@ fn object(answer: &str) -> &str {
     }
 }
 
-fn subtask(i: usize, item: &Value, executors: &[&str], faults: &mut Vec<String>) -> pb::PlanStep {
+fn subtask(i: usize, item: &Value, executors: &[&str], faults: &mut Vec<String>) -> Subtask {
     let at = format!("steps[{i}].");
     let Value::Object(fields) = item else {
         faults.push(format!("steps[{i}]: is no object"));
-        return pb::PlanStep::default();
+        return Subtask { step: pb::PlanStep::default(), effort: Effort::Normal };
     };
-    unknown_fields(fields, &["id", "task", "needs", "executor"], &at, faults);
+    unknown_fields(fields, &["id", "task", "needs", "executor", "effort"], &at, faults);
     let mut text = |name: &str, default: Option<&str>| match (fields.get(name), default) {
         (Some(Value::String(text)), _) if !text.trim().is_empty() => text.clone(),
         (None, Some(default)) => default.to_owned(),
@@ -170,6 +237,15 @@ fn subtask(i: usize, item: &Value, executors: &[&str], faults: &mut Vec<String>)
         }
     };
     let (id, task, executor) = (text("id", None), text("task", None), text("executor", Some("native")));
+    let effort = match text("effort", Some("normal")).as_str() {
+        "low" => Effort::Low,
+        "high" => Effort::High,
+        "normal" | "" => Effort::Normal,
+        other => {
+            faults.push(format!("{at}effort: \"{}\" is not one of low, normal, high", clip(other)));
+            Effort::Normal
+        }
+    };
     if [PLAN, REPAIR, ANSWER].contains(&id.as_str()) {
         faults.push(format!("{at}id: \"{id}\" is a step of the engine, take another name"));
     }
@@ -184,7 +260,7 @@ fn subtask(i: usize, item: &Value, executors: &[&str], faults: &mut Vec<String>)
     }
     let needs: Vec<&str> = needs.into_iter().collect();
     let input = format!("{}\n\nIt is a part of this task:\n${{task.input}}{}", plain(&task), results(&needs));
-    step(&id, &executor, &needs, &input)
+    Subtask { step: step(&id, &executor, &needs, &input), effort }
 }
 
 fn unknown_fields(fields: &Map<String, Value>, known: &[&str], at: &str, faults: &mut Vec<String>) {
@@ -223,24 +299,28 @@ fn repair(task: &pb::AgentTask, faults: &[String]) -> pb::PlanStep {
 }
 
 fn rules(task: &pb::AgentTask) -> String {
+    let limits = Limits::of(task);
     plain(&format!(
-        "Answer with JSON alone, which must satisfy this schema:\n{}\nAt most {MAX_DEPTH} steps may need each other in a row. \
-         An id has letters, digits, \"_\" and \"-\", and is none of \"{PLAN}\", \"{REPAIR}\", \"{ANSWER}\".",
-        schema(&executors(task))
+        "Answer with JSON alone, which must satisfy this schema:\n{}\nAt most {} steps may need each other in a row. \
+         An id has letters, digits, \"_\" and \"-\", and is none of \"{PLAN}\", \"{REPAIR}\", \"{ANSWER}\". \
+         Say effort \"low\" of a subtask that any model can do, and \"high\" of one that needs the best.",
+        schema(&limits),
+        limits.depth
     ))
 }
 
 /// The JSON Schema of a plan, as the model is shown it.
-pub fn schema(executors: &[&str]) -> Value {
+pub fn schema(limits: &Limits<'_>) -> Value {
     json!({
         "type": "object", "additionalProperties": false, "required": ["steps"],
-        "properties": {"steps": {"type": "array", "minItems": 1, "maxItems": MAX_STEPS, "items": {
+        "properties": {"steps": {"type": "array", "minItems": 1, "maxItems": limits.steps, "items": {
             "type": "object", "additionalProperties": false, "required": ["id", "task"],
             "properties": {
                 "id": {"type": "string", "maxLength": check::MAX_STEP_ID_BYTES},
                 "task": {"type": "string", "description": "what is to be done"},
                 "needs": {"type": "array", "items": {"type": "string"}, "description": "ids of steps whose results it uses"},
-                "executor": {"enum": executors},
+                "executor": {"enum": limits.executors},
+                "effort": {"enum": ["low", "normal", "high"]},
             },
         }}},
     })

@@ -29,7 +29,7 @@ fn ids(plan: &pb::ExecutionPlan) -> Vec<&str> {
 }
 
 fn wrong(answer: &str) -> Vec<String> {
-    create_execution_plan(answer, &["native", "crewai"]).unwrap_err()
+    create_execution_plan(answer, &Limits::of(&task())).unwrap_err()
 }
 
 fn chain(n: usize) -> String {
@@ -80,8 +80,26 @@ fn endless_plans_are_refused() {
     assert_eq!(wrong(&wide), ["steps: 5000 of them, must be 1 to 16"]);
     assert_eq!(wrong(&chain(MAX_STEPS + 1)), ["steps: 17 of them, must be 1 to 16"]);
     assert_eq!(wrong(&chain(MAX_DEPTH + 1)), ["steps: 7 in a row need each other, must be at most 6"]);
-    assert!(create_execution_plan(&chain(MAX_DEPTH), &["native"]).is_ok());
+    assert!(create_execution_plan(&chain(MAX_DEPTH), &Limits::of(&task())).is_ok());
+    let mut deep = task();
+    deep.execution_hints.get_or_insert_default().max_plan_depth = 9;
+    assert!(create_execution_plan(&chain(9), &Limits::of(&deep)).is_ok());
+    assert!(create_execution_plan(&chain(10), &Limits::of(&deep)).is_err());
     assert!(wrong(&"[".repeat(100_000))[0].starts_with("it is not JSON"));
+}
+
+#[test]
+fn the_effort_of_a_subtask_weighs_its_providers_and_nothing_else() {
+    let mut task = task();
+    task.requirements = Some(pb::TaskRequirements { model: "m".into(), expected_output: "a poem".into(), ..Default::default() });
+    let answer =
+        r#"{"steps": [{"id": "a", "task": "x", "effort": "low"}, {"id": "b", "task": "x", "effort": "high"}, {"id": "c", "task": "x"}]}"#;
+    let steps = decompose_task(&task, &proposal(&task), answer);
+    let of = |i: usize| steps[i].requirements.clone();
+    let quality = |i| of(i).and_then(|r| r.weights).map(|w| w.quality);
+    assert_eq!((quality(0), quality(1), of(2)), (Some(0.1), Some(10.0), None));
+    assert_eq!((of(0).unwrap().model.as_str(), of(0).unwrap().expected_output.as_str()), ("m", ""));
+    assert!(wrong(r#"{"steps": [{"id": "a", "task": "x", "effort": "huge"}]}"#)[0].starts_with("steps[0].effort"));
 }
 
 #[test]
@@ -105,7 +123,7 @@ proptest! {
             })
             .collect();
         for answer in [text.clone(), json!({"steps": steps}).to_string()] {
-            match create_execution_plan(&answer, &["native", "crewai"]) {
+            match create_execution_plan(&answer, &Limits::of(&task())) {
                 Ok(_) => prop_assert_eq!(check::violations(&answered(&[("plan", &answer)])), vec![]),
                 Err(faults) => prop_assert!(!faults.is_empty()),
             }
