@@ -7,6 +7,7 @@
 %% API
 -export([tasks/0]).
 -export([task/1]).
+-export([plan/1]).
 -export([workers/0]).
 -export([agents/0]).
 -export([frameworks/0]).
@@ -40,6 +41,37 @@ task(Name) ->
             end;
         {error, Error} -> {error, Error}
     end.
+
+%% @doc The plan of a task as it is now: a line for each step, below what it needs.
+-spec plan(TaskId :: binary() | string()) -> {ok, [map()]} | {error, agent_error:t()}.
+plan(Name) ->
+    case find(engine_names:binary(Name)) of
+        {ok, Id} ->
+            case agent_store:read({plan, Id}) of
+                {ok, Steps} ->
+                    Depths = lists:foldl(fun depth/2, #{}, Steps),
+                    print("~-40s ~-16s ~-10s ~-8s ~-14s ~s~n", ["STEP", "EXECUTOR", "STATE", "ATTEMPTS", "TOKENS IN/OUT", "COST"],
+                          [step(Step, maps:get(maps:get(id, Step), Depths)) || Step <- Steps]),
+                    {ok, Steps};
+                {error, Error} -> {error, engine_errors:from(Error)}
+            end;
+        {error, Error} -> {error, Error}
+    end.
+
+%% Steps stand behind what they need, unless their writer ordered them otherwise.
+-spec depth(map(), #{binary() => non_neg_integer()}) -> #{binary() => non_neg_integer()}.
+depth(#{id := Id, needs := Needs}, Depths) ->
+    Depths#{Id => lists:max([0 | [maps:get(Need, Depths, 0) + 1 || Need <- Needs]])}.
+
+-spec step(map(), non_neg_integer()) -> [term()].
+step(#{id := Id, executor := Executor, attempts := Attempts, input_tokens := In, output_tokens := Out} = Step, Depth) ->
+    State = case Step of
+                #{skipped := true} -> "skipped";
+                #{reason := Reason} when Reason =/= <<>> -> Reason;
+                #{state := S} -> S
+            end,
+    [[lists:duplicate(2 * Depth, $\s), Id], Executor, State, integer_to_list(Attempts), io_lib:format("~b/~b", [In, Out]),
+     dollars(maps:get(cost_micros, Step, undefined))].
 
 %% @doc Framework workers: one line each.
 -spec workers() -> [map()].

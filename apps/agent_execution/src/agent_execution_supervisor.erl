@@ -57,25 +57,20 @@ execute_task(AgentId, Task, Options) ->
         {auto, Hints} -> engine_shell:run(AgentId, Task, Hints#{method => auto})
     end.
 
-%% @doc Runs the native part, then the framework's with the first one's answer as its context: two linked tasks.
+%% @doc Runs the native part, then the framework's with the first one's answer for its work: one task with a plan of two steps, under one
+%% bill, journal, deadline and cancel.
 %%
-%% A part is `{Task, Options}' or a task. Over gRPC, hybrid plans come with workflows.
+%% A part is a task, or `{Task, Options}' with `framework' (of the second; else the task's preferred one decides), `model' and `agent_id'.
 -spec execute_hybrid_task(binary() | atom(), NativePart :: term(), FrameworkPart :: term()) ->
     {ok, map()} | {error, agent_error:t()}.
 execute_hybrid_task(AgentId, NativePart, FrameworkPart) ->
-    {NativeTask, NativeOptions} = part(NativePart),
-    case engine_shell:run(AgentId, NativeTask, NativeOptions#{method => native}) of
-        {ok, #{task_id := Parent, state := succeeded} = First} ->
-            {Task, Options} = part(FrameworkPart),
-            Description = engine_shell:with_context(Task, maps:get(output, First, <<>>)),
-            Linked = Options#{method => framework, parent_task_id => Parent},
-            case engine_shell:run(AgentId, Description, Linked) of
-                {ok, Second} -> {ok, Second#{native_part => First}};
-                {error, Error} -> {error, Error}
-            end;
-        Other ->
-            Other
-    end.
+    {Native, NativeOptions} = part(NativePart),
+    {Framework, Options} = part(FrameworkPart),
+    Executor = engine_names:binary(maps:get(framework, Options, <<"auto">>)),
+    Parts = [engine_shell:step(<<"native">>, <<"native">>, Native, NativeOptions),
+             engine_shell:step(<<"framework">>, Executor, Framework, Options)],
+    Own = maps:without([model, agent_id, framework], maps:merge(NativeOptions, Options)),
+    engine_shell:run(AgentId, Framework, Own#{method => auto, parts => Parts}).
 
 %% @doc How a task would run, from its options: what the caller says wins, `auto' is decided by the router later.
 -spec determine_execution_method(Task :: term(), options()) -> method() | {auto, map()}.

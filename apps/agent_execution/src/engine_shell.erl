@@ -3,7 +3,7 @@
 
 -export([run/3]).
 -export([wait/3]).
--export([with_context/2]).
+-export([step/4]).
 
 %% How long a call from the shell waits for the end, unless it says so, in ms.
 -define(WAIT_MS, 120000).
@@ -47,11 +47,12 @@ wait_until(TaskId, Until, Tenant) ->
             {error, engine_errors:from(Error)}
     end.
 
-%% @doc A task that is told what another one answered.
--spec with_context(Task :: iodata() | map(), Output :: binary()) -> map().
-with_context(Task, Output) ->
-    #{description := Description} = Map = task(Task),
-    Map#{description => <<Description/binary, "\n\nFor your work, the result of the step before:\n", Output/binary>>}.
+%% @doc A part of a task that several do in turn.
+-spec step(Name :: binary(), Executor :: binary(), Task :: iodata() | map(), Options :: map()) -> map().
+step(Name, Executor, Task, Options) ->
+    #{description := Description} = task(Task),
+    Texts = maps:map(fun(_, Value) -> engine_names:binary(Value) end, maps:with([model, agent_id], Options)),
+    Texts#{name => Name, executor => Executor, description => Description}.
 
 -spec task(iodata() | map()) -> map().
 task(#{description := D} = Task) -> Task#{description => engine_names:binary(D)};
@@ -67,7 +68,8 @@ agent(Name, Tenant, Map) ->
 
 -spec texts(map()) -> map().
 texts(Map) ->
-    maps:map(fun(Key, Value) when is_list(Value), Key =/= tools -> engine_names:binary(Value);
+    maps:map(fun(parts, Parts) -> Parts;
+                (Key, Value) when is_list(Value), Key =/= tools -> engine_names:binary(Value);
                 (tools, Tools) -> [engine_names:binary(T) || T <- Tools];
                 (Key, Value) when is_atom(Value), Key =/= method, Key =/= durability, not is_boolean(Value) -> engine_names:binary(Value);
                 (_, Value) -> Value

@@ -30,7 +30,7 @@ rustler::atoms! {
     // agent machine
     model_reply, model_error, call_model, call_tool, emit, tool_error, unknown_tool,
     // plans
-    scope, life, answers, plan, again, go, keep, kept, timeout_ms, streams, asked, in_step,
+    scope, life, answers, plan, again, go, keep, kept, timeout_ms, streams, asked, in_step, skipped,
     // grpc methods and replies
     submit_task, cancel_task, retry_task, delete_task, create_agent, get_agent, list_agents, update_agent, list_agent_types,
     list_frameworks, get_framework, restart_workers, agent_types, frameworks, restarted, serving, draining,

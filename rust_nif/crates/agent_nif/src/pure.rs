@@ -6,7 +6,7 @@ use agent_core::agent::{Agent, Effect, Event, Options};
 use agent_core::header::{TaskHeader, duration, header};
 use agent_core::task_key::{Cacheable, cacheable};
 use agent_core::validate::validate_task;
-use agent_core::{AgentError, tools};
+use agent_core::{AgentError, plan, tools};
 use agent_proto::agents::v1 as pb;
 use parking_lot::Mutex;
 use prost::Message;
@@ -131,6 +131,7 @@ fn task_encode<'a>(env: Env<'a>, map: Term<'a>) -> Term<'a> {
             durability: if durability == "ephemeral" { pb::Durability::Ephemeral } else { pb::Durability::Durable } as i32,
             ..Default::default()
         }),
+        plan: get::<Vec<Term<'_>>>(map, atoms::parts()).map(|parts| plan::chain(&parts.into_iter().map(part).collect::<Vec<_>>())),
         ..Default::default()
     };
     let now = agent_store::now_ms();
@@ -142,6 +143,17 @@ fn task_encode<'a>(env: Env<'a>, map: Term<'a>) -> Term<'a> {
     let h = header(&task, &id, &id, &tenant, now);
     let term = header_term(env, &h);
     (atoms::ok(), term, ResourceArc::new(Payload { header: h, task: Arc::new(task), answers: Vec::new() })).encode(env)
+}
+
+/// A part of the shell's `hybrid`.
+fn part(map: Term<'_>) -> plan::Part {
+    plan::Part {
+        id: text(map, atoms::name()),
+        executor: text(map, atoms::executor()),
+        agent_id: text(map, atoms::agent_id()),
+        task: text(map, atoms::description()),
+        model: text(map, atoms::model()),
+    }
 }
 
 /// What the whole-task cache may do with a task on a framework: `{ok, Read, Key, Tools}`, `{error, Tool}` or `undefined`.

@@ -558,12 +558,14 @@ enum Answer {
     Schedules(Vec<Due>),
     Queued(Vec<TaskHeader>),
     Ledger(Vec<LedgerRow>),
+    Plan(pb::ExecutionPlan),
 }
 
 impl Answer {
     fn term(self, env: Env<'_>) -> Term<'_> {
         match self {
             Answer::Task(t) => task_term(env, &t),
+            Answer::Plan(plan) => plan.steps.iter().map(|s| step_term(env, s)).collect::<Vec<_>>().encode(env),
             Answer::Tasks(all) => all.iter().map(|t| task_term(env, t)).collect::<Vec<_>>().encode(env),
             Answer::Attempts(all) => all.iter().map(|a| attempt_term(env, a)).collect::<Vec<_>>().encode(env),
             Answer::Agents(all) => all.iter().map(|(t, id, data)| (t, id, Bin(data)).encode(env)).collect::<Vec<_>>().encode(env),
@@ -598,6 +600,14 @@ fn read_of(op: Term<'_>) -> NifResult<Read> {
     } else if kind == atoms::attempts() {
         let id = str_of(arg)?;
         Box::new(move |s| Ok(Answer::Attempts(s.attempts(&tenant, &id)?)))
+    } else if kind == atoms::plan() {
+        let id = str_of(arg)?;
+        Box::new(move |s| {
+            let task = s.get(&tenant, &id)?;
+            let runs = s.plan_runs(&id)?;
+            let state = task.state();
+            Ok(Answer::Plan(agent_core::plan::progress(&task.spec.unwrap_or_default(), runs, state)))
+        })
     } else if kind == atoms::agents() {
         Box::new(|s| Ok(Answer::Agents(s.agents()?)))
     } else if kind == atoms::running() {
@@ -671,6 +681,25 @@ fn task_term<'a>(env: Env<'a>, t: &pb::Task) -> Term<'a> {
         .put(atoms::reason(), t.error.as_ref().map_or("", |e| &e.reason))
         .put(atoms::message(), t.error.as_ref().map_or("", |e| &e.message))
         .put(atoms::output(), t.result.as_ref().map_or("", |r| &r.output))
+        .end()
+}
+
+/// A step of a plan with the sums of its runs.
+fn step_term<'a>(env: Env<'a>, s: &pb::PlanStep) -> Term<'a> {
+    let sum = |of: fn(&pb::PlanStepRun) -> i64| s.runs.iter().map(of).sum::<i64>();
+    let ran = s.runs.iter().map(|r| r.executor.as_str()).find(|e| !e.is_empty()).unwrap_or(&s.executor);
+    let failed = s.runs.iter().find_map(|r| r.error.as_ref());
+    Map::new(env)
+        .put(atoms::id(), &s.id)
+        .put(atoms::executor(), ran)
+        .put(atoms::needs(), &s.needs)
+        .put(atoms::state(), terms::state_atom(s.state()))
+        .put(atoms::skipped(), s.runs.iter().any(|r| r.skipped))
+        .put(atoms::attempts(), sum(|r| i64::from(r.attempts)))
+        .put(atoms::input_tokens(), sum(|r| r.usage.as_ref().map_or(0, |u| u.input_tokens)))
+        .put(atoms::output_tokens(), sum(|r| r.usage.as_ref().map_or(0, |u| u.output_tokens)))
+        .opt(atoms::cost_micros(), s.runs.iter().map(|r| r.cost_micros).sum::<Option<i64>>())
+        .put(atoms::reason(), failed.map_or("", |e| &e.reason))
         .end()
 }
 

@@ -13,7 +13,7 @@ pub mod template;
 use agent_proto::agents::v1 as pb;
 
 pub use check::{MAX_STEP_ID_BYTES, MAX_STEPS, violations};
-pub use hybrid::hybrid;
+pub use hybrid::{Part, chain, hybrid};
 pub use progress::progress;
 
 /// A step that needs others and says nothing more.
