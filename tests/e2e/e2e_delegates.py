@@ -19,7 +19,10 @@ async def asks_natively(task: Any, engine: Any) -> str:
 async def splits(task: Any, engine: Any) -> str:
     parts = [line.partition("chain ") for line in task.description.split("; ")]
     ends = await engine.delegate_all(
-        [{"description": last, "framework": "langchain"} if mark else first for first, mark, last in parts]
+        [
+            {"description": last or first, "framework": "langchain" if mark else "native", "model": task.model}
+            for first, mark, last in parts
+        ]
     )
     return "; ".join(end.output if end.error is None else end.error.reason for end in ends)
 

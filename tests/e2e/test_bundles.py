@@ -40,18 +40,30 @@ TASKS: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "langchain with a tool": ("step 6", {"agent": "calculator"}, "42", 2),
     "code with effects": ("x", {"agent": "steps"}, "a1 a2 a3 a4 done 1done 2", 4),
     "plan": ("x", {"plan": PLAN}, ANSWER, 5),
+    "a crew": ("step 7", {"framework": "crewai"}, "a7", 1),
+    "subtasks": ("step 8; chain step 9", {"agent": "splits"}, "a8; a9", 2),
 }
+
+HERE = Path(__file__).resolve().parent
+#: An agent that gives its task away, here with the model that the provider has.
+SPLITS = f"""
+[agents.splits]
+framework = "custom:e2e"
+project = "{HERE}"
+entrypoint = "e2e_delegates:splits"
+model = "counted"
+"""
 
 
 @pytest.fixture
 def node(killable: Callable[[str], KillableNode], counting: CountingModel) -> KillableNode:
-    return killable(openai_provider("counting", counting.model.base_url, "counted"))
+    return killable(openai_provider("counting", counting.model.base_url, "counted") + SPLITS)
 
 
 @pytest.fixture
 def other(killable: Callable[..., KillableNode]) -> KillableNode:
     """A fresh node that has no provider of the model."""
-    return killable()
+    return killable(SPLITS)
 
 
 def run(node: KillableNode, text: str, **options: Any) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -152,6 +153,70 @@ def test_no_money_for_a_plan_is_no_money_for_the_task(planned: tuple[KillableNod
     with pytest.raises(TaskFailed) as error:
         submit(client, model="priced", max_cost_micros=1).result()
     assert error.value.reason == "BUDGET_EXHAUSTED" and not planner.counts
+
+
+def test_money_that_ends_in_the_middle_ends_the_task_with_what_ran(
+    planned: tuple[KillableNode, Client], planner: Planner
+) -> None:
+    _, client = planned
+    # Enough for the plan, by the bytes of its question, and not for the first of its steps.
+    planner.plans = [GOOD.replace("do one", "do one " + "x" * 6000)]
+    with pytest.raises(TaskFailed) as failed:
+        submit(client, model="priced", max_cost_micros=4_500, max_tokens=50).result()
+    assert failed.value.reason == "BUDGET_EXHAUSTED"
+    assert planner.counts["plan"] == 1 and planner.counts["answer"] == 0
+
+
+def test_an_equal_task_is_not_planned_again_unless_it_says_so(planned: tuple[KillableNode, Client], planner: Planner) -> None:
+    _, client = planned
+    first, second = submit(client).result(), submit(client).result()
+    assert first.output == second.output and planner.counts["plan"] == 1
+    assert planner.counts["one"] == planner.counts["answer"] == 2, "what it planned is done again"
+    for cache in ("bypass", "refresh"):
+        submit(client, cache=cache).result()
+    assert planner.counts["plan"] == 3
+
+
+def test_what_the_subtasks_gave_comes_with_the_answer(planned: tuple[KillableNode, Client]) -> None:
+    _, client = planned
+    artifacts = submit(client).result().artifacts
+    assert [(a.name, a.media_type, base64.b64decode(a.inline or "")) for a in artifacts] == [
+        (f"{step}.md", "text/markdown", f"<{step}>".encode()) for step in ("one", "two", "three")
+    ]
+
+
+def test_the_limits_of_a_plan_are_the_tasks(planned: tuple[KillableNode, Client], planner: Planner) -> None:
+    _, client = planned
+    narrow = submit(client, max_plan_steps=2)
+    assert narrow.result().output == "<the whole>"
+    assert any("must be 1 to 2" in fault for fault in plan_of(client, narrow.id)["planning"]["faults"])
+    flat = submit(client, max_plan_depth=1)
+    assert any("must be at most 1" in fault for fault in eventually(lambda: plan_of(client, flat.id)["planning"].get("faults")))
+    flat.result()
+    for options in ({"max_plan_steps": 65}, {"max_plan_depth": 17}, {"max_plan_steps": 3, "planning": "off"}):
+        with pytest.raises(SingularityError) as refused:
+            client.submit("x", **{"planning": "model", **options})
+        assert refused.value.reason == "INVALID_FIELD" and "max_plan_" in str(refused.value)
+
+
+def test_the_effort_of_a_subtask_chooses_among_the_endpoints(killable: Callable[[str], KillableNode], planner: Planner) -> None:
+    """Two endpoints of one model: a cheap one, and a dear one that is better."""
+    price = 'prices = [{{ valid_from = "2026-01-01", input = "{0}", output = "{0}" }}]'
+    names = {"cheap": ("0.10", 0.2), "good": ("9.00", 0.95)}
+    more = "".join(openai_provider(name, planner.model.base_url, name) for name in names)
+    more += "".join(f"[models.{name}]\n{price.format(cost)}\n" for name, (cost, _) in names.items())
+    more += "[models.both]\nendpoints = ["
+    more += ", ".join(f'{{ provider = "{name}", name = "{name}", quality = {quality} }}' for name, (_, quality) in names.items())
+    planner.plans = [
+        json.dumps(
+            {"steps": [{"id": "one", "task": "do one", "effort": "low"}, {"id": "two", "task": "do two", "effort": "high"}]}
+        )
+    ]
+    with Client(killable(more + "]\n").address, max_retries=0) as client:
+        handle = submit(client, model="both")
+        assert handle.result().output == "<answer>"
+        served = {e.step_id: e.data["provider"] for e in handle.watch() if e.kind == "provider_call"}
+        assert (served["one"], served["two"]) == ("cheap", "good"), served
 
 
 def test_two_plans_at_once_are_refused(planned: tuple[KillableNode, Client]) -> None:
