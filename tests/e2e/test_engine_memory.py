@@ -32,6 +32,8 @@ class Model:
         self.script = ScriptedModel(*[self._answer] * MANY)
 
     def _answer(self, asked: Asked) -> str | ToolCall:
+        if "performance_optimization" in " ".join(asked.tools) and asked.messages[-1]["role"] != "tool":
+            return ToolCall("performance_optimization", task="step 4\nstep 5", goal="parallel")
         text = "\n".join(str(message.get("content") or "") for message in asked.messages)
         self.counts[asked.last] += 1
         if "step" in asked.last:
@@ -57,6 +59,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Model
     )
     tools = "".join(
         f'[agents.of_{name}]\nframework = "{name}"\ntools = ["distributed_memory"]\nmemory_namespace = "shared/{name}"\n'
+        for name in FRAMEWORKS
+    )
+    tools += "".join(
+        f'[agents.gives_{name}]\nframework = "{name}"\ntools = ["ai_provider_federation", "performance_optimization"]\n'
         for name in FRAMEWORKS
     )
     with model.script:
@@ -143,3 +149,10 @@ def test_a_model_remembers_by_the_tool(client: Client, model: Model, framework: 
     task = client.submit("how is it?", agent=f"of_{framework}").wait("60s")
     assert task.result is not None, task.error
     assert task.result.output == "It said bright"
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_model_gives_work_away_by_the_tool(client: Client, model: Model, framework: str) -> None:
+    done = client.execute("go", agent=f"gives_{framework}")
+    assert done.output == 'It said ["did 4", "did 5"]' and done.executor == framework
+    assert model.counts["step 4"] == model.counts["step 5"] == 1 and done.metrics.provider_calls == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from .._tool import Tool, content_of
 from .._tool import tool as as_tool
@@ -12,14 +12,7 @@ from ..worker._inputs import InputNeeded
 from ..worker._wire import arguments_text, common, from_struct, worker
 from . import _chat, _project
 from ._base import Setup
-
-#: Name of the tool that reads and writes the engine's memory, in every framework.
-MEMORY_TOOL: Final = "distributed_memory"
-#: What the model reads of it.
-MEMORY_TEXT: Final = (
-    "Reads and writes memory that outlives this task. op: get (key), set (key, value), delete (key), list (key: how keys begin), "
-    "search (query)."
-)
+from ._engine_tools import ENGINE_TOOLS
 
 
 class Said(NamedTuple):
@@ -71,20 +64,13 @@ def engine_tools(execute: worker.Execute) -> list[WorkerTool]:
 
 
 def own_tools(setup: Setup) -> list[WorkerTool]:
-    """The user's functions that the configuration names as `module:function`. Raises LookupError where one is missing."""
-    named = [worker_tool(_project.resolve(name)) for name in setup.tools if ":" in name]
-    return [*named, worker_tool(memory_tool())] if MEMORY_TOOL in setup.tools else named
+    """The user's functions that the configuration names as `module:function`, and the engine's own tools by their names.
 
-
-def memory_tool() -> Tool[..., Any]:
-    """`distributed_memory`: the memory of the task's namespace for a model. What a call gave is recorded: a task that runs again is
-    told the same, and writes nothing twice."""
-
-    @as_tool(name=MEMORY_TOOL, description=MEMORY_TEXT, replay="journaled")
-    async def distributed_memory(op: str, key: str = "", value: str = "", query: str = "") -> str:
-        return await _runtime.engine().memory(op, key=key, value=value, query=query)
-
-    return distributed_memory
+    Raises LookupError where one is missing.
+    """
+    named = [_project.resolve(name) for name in setup.tools if ":" in name]
+    ours = [ENGINE_TOOLS[name]() for name in setup.tools if name in ENGINE_TOOLS]
+    return [worker_tool(tool) for tool in (*named, *ours)]
 
 
 def worker_tool(found: Any) -> WorkerTool:

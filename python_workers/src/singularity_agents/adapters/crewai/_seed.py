@@ -13,7 +13,8 @@ from ..._script import engine as engine_of
 from ..._tool import tool as as_tool
 from ...worker._engine import Engine
 from ...worker._wire import common, to_struct
-from .._tooling import MEMORY_TEXT, MEMORY_TOOL, WorkerTool, worker_tool
+from .._engine_tools import MEMORY_TEXT, MEMORY_TOOL
+from .._tooling import WorkerTool, worker_tool
 from . import _crews
 from ._model import EngineLLM
 from ._tools import converted, crewai_tool

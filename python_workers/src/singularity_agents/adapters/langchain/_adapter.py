@@ -18,8 +18,8 @@ from ...worker._scope import CURRENT
 from ...worker._wire import agents, from_struct, tasks, worker
 from .. import _project
 from .._base import Health, Loaded, Outcome, Setup, result_of
+from .._engine_tools import ENGINE_TOOLS
 from .._entry import Entry
-from .._tooling import MEMORY_TOOL, memory_tool
 from . import _deployment, _tools
 from ._graph import NodeSteps, invoke
 from ._messages import from_engine
@@ -80,8 +80,8 @@ class LangChainAdapter:
         for name in setup.tools:
             if ":" in name:
                 self._worker_tools.append(_tools.langchain_tool(_project.resolve(name)))
-            elif name == MEMORY_TOOL:
-                self._worker_tools.append(_tools.langchain_tool(memory_tool()))
+            elif name in ENGINE_TOOLS:
+                self._worker_tools.append(_tools.langchain_tool(ENGINE_TOOLS[name]()))
         if setup.entrypoint:
             found = _deployment.resolve(setup.entrypoint, setup.project) if _deployment.is_meant(setup.entrypoint) else None
             # LangGraph's own word for options: a factory reads them where a graph would.

@@ -11,7 +11,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.tools import BaseTool, StructuredTool
 
 from ..._script import engine as engine_of
-from .._tooling import MEMORY_TEXT, MEMORY_TOOL
+from .._engine_tools import MEMORY_TEXT, MEMORY_TOOL, PERFORMANCE_TEXT
 from ._history import EngineChatHistory
 from ._model import EngineChatModel
 from ._tools import REPLAY, langchain_tool
@@ -92,8 +92,7 @@ class SingularityLangChainAgent:
             ),
             _tool(
                 "performance_optimization",
-                "Has others do a part of the task. goal: parallel (each line of task is done by itself, all at once), cache (what was "
-                "answered before is given again), or what matters most.",
+                PERFORMANCE_TEXT,
                 {"task": _TEXT, "goal": _TEXT},
                 ["task"],
                 self.optimize_execution,
