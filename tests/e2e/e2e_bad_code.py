@@ -74,6 +74,58 @@ async def exits(task: Any, engine: Any) -> str:
     os._exit(0)
 
 
+@agent("raises")
+async def raises(task: Any, engine: Any) -> str:
+    """Ends its run as the task says."""
+    match task.description:
+        case "exception":
+            raise ValueError("the agent says no")
+        case "exit":
+            raise SystemExit("the agent leaves")
+        case "interrupt":
+            raise KeyboardInterrupt
+        case "recursion":
+            return _again()
+        case "half a character":
+            raise ValueError("\udcff")
+        case "half an answer":
+            return "\udcff"
+        case _:
+            raise Strange
+
+
+def _again() -> str:
+    return _again()
+
+
+class Strange(Exception):
+    """Says nothing, and not even that in peace."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def _leave_a_daemon() -> None:
+    """Forked twice, in a session of its own, with nothing that ties it to us."""
+    if (first := os.fork()) == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.closerange(0, 64)
+            os.execv("/bin/sleep", ["sleep", "983"])
+        os._exit(0)
+    os.waitpid(first, 0)
+
+
+@agent("escapes")
+async def escapes(task: Any, engine: Any) -> str:
+    """Leaves a daemon behind, and goes or stays itself."""
+    _leave_a_daemon()
+    if task.description == "wait":
+        engine.text("it is out")
+        await asyncio.sleep(3600)
+    return "it is out"
+
+
 @agent("talks")
 def talks(task: Any, engine: Any) -> str:
     line = "x" * 9_999

@@ -17,6 +17,8 @@ AGENTS = (
     "multiplies",
     "bomb",
     "bomb_of_sessions",
+    "raises",
+    "escapes",
     "closes_its_channel",
     "exits",
     "talks",
@@ -137,6 +139,47 @@ def is_child(process: Path) -> bool:
     """Whether it is a child of `multiplies`."""
     try:
         return (process / "cmdline").read_bytes() == b"sleep\x00984\x00"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("exception", "ValueError: the agent says no"),
+        ("exit", "SystemExit(the agent leaves)"),
+        ("interrupt", "KeyboardInterrupt"),
+        ("recursion", "RecursionError"),
+        ("strange", "Strange: (its text could not be made: RuntimeError)"),
+        ("half a character", "ValueError: ?"),
+        ("half an answer", "UnicodeEncodeError"),
+    ],
+)
+def test_whatever_a_run_raises_is_an_error_of_the_framework(client: Client, how: str, says: str) -> None:
+    task = client.submit(how, agent="raises", max_attempts=1).wait("60s")
+    assert task.error is not None and task.error.reason == "FRAMEWORK_ERROR", (task.state, task.error)
+    assert says in task.error.message, task.error
+
+
+@pytest.mark.parametrize("description", ["wait", "leave"])
+def test_a_daemon_that_escaped_ends_with_its_worker(client: Client, description: str) -> None:
+    handle = client.submit(description, agent="escapes", max_attempts=1)
+    if description == "wait":
+        assert any(e.kind == "text_delta" for e in client.watch(handle.id))
+        answer = client.cancel(handle.id, grace="0s")
+        assert answer.proof.witness and not answer.proof.survivors
+    else:
+        assert handle.wait("60s").state == "SUCCEEDED"
+        # The worker lives on for the next task of the agent; with it ends what it left behind.
+        assert [p for p in Path("/proc").glob("[0-9]*") if is_daemon(p)]
+        client.frameworks.restart("custom:bad")
+    eventually(lambda: not [p for p in Path("/proc").glob("[0-9]*") if is_daemon(p)])
+
+
+def is_daemon(process: Path) -> bool:
+    """Whether it is the daemon of `escapes`."""
+    try:
+        return (process / "cmdline").read_bytes() == b"sleep\x00983\x00"
     except OSError:
         return False
 

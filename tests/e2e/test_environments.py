@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
+import http.server
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,7 @@ import pytest
 from conftest import eventually
 
 from singularity_agents import Client, SingularityError
+from singularity_agents._environments import uv_program
 from singularity_agents._interpreters import present
 from singularity_agents._local_node import LocalNode
 
@@ -203,6 +207,45 @@ def test_a_project_with_requirements_is_locked_beside_its_framework(place: Place
         assert client.execute("x", agent="says_version").output == "1.2"
 
 
+@contextlib.contextmanager
+def index(place: Place) -> Iterator[str]:
+    """The wheels as an index, which unlike a folder says their hashes."""
+    page = place.wheels / "simple" / "greetings-of-tests"
+    page.mkdir(parents=True)
+    links = [
+        f'<a href="/{w.name}#sha256={hashlib.sha256(w.read_bytes()).hexdigest()}">{w.name}</a>'
+        for w in place.wheels.glob("*.whl")
+    ]
+    (page / "index.html").write_text("\n".join(links))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(place.wheels))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/simple"
+        finally:
+            server.shutdown()
+
+
+def test_the_lock_that_uv_keeps_is_a_lock(place: Place) -> None:
+    """`uv.lock` beside a `pyproject.toml`; the project itself is the code that is there, and is not installed."""
+    (place.project / "singularity.lock").unlink()
+    (place.project / "pyproject.toml").write_text(
+        '[project]\nname = "mine"\nversion = "1"\nrequires-python = ">=3.11"\ndependencies = ["greetings-of-tests"]\n'
+    )
+    uv = uv_program(ROOT / "_build" / "venvs")
+    assert uv is not None
+    with index(place) as url:
+        command = [uv, "lock", "-q", "--project", str(place.project), "--python", sys.executable, "--index", url]
+        subprocess.run(command, check=True, timeout=120)
+    text = place.write("says_version")
+    done = place.install("says_version")
+    assert done.returncode == 0, done.stderr
+    with place.node(text) as node, Client(node.address, max_retries=0) as client:
+        assert client.execute("x", agent="says_version").output == "1.2"
+        [own] = client.frameworks.get("custom").environments
+        assert own.lock_hash[:12] in own.name
+
+
 def test_an_open_task_goes_on_in_its_environment_which_is_kept_for_it(place: Place) -> None:
     text = place.write("asks_first")
     assert place.install("asks_first").returncode == 0
@@ -261,6 +304,19 @@ def test_a_missing_environment_is_made_at_first_use_once(place: Place) -> None:
             assert log_of(client, handle.id) == [f"waits for the Python environment {place.folder().name}, which is being made"]
         assert client.frameworks.get("custom").environments[0].state == "READY"
     eventually(lambda: not builders(place))
+
+
+def test_a_framework_that_is_named_is_made_at_first_use(place: Place) -> None:
+    """From its own lock, without an agent of the configuration; then it is held to it."""
+    with place.node(place.write("says_version", auto=True)) as node, Client(node.address, max_retries=0) as client:
+        assert client.frameworks.get("autogen").state == "UNAVAILABLE"
+        handle = client.submit("hello", framework="autogen")
+        task = handle.wait("180s")
+        assert task.result is not None and task.result.executor == "autogen", task.error
+        assert log_of(client, handle.id) == ["waits for the Python environment autogen, which is being made"]
+        lock = hashlib.sha256((ROOT / "python_workers" / "locks" / "autogen.txt").read_bytes()).hexdigest()
+        framework = client.frameworks.get("autogen")
+        assert (framework.state, framework.lock_hash) == ("READY", lock)
 
 
 def test_a_task_that_waits_for_its_environment_is_cancelled_at_once(place: Place) -> None:

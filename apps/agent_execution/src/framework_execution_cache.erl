@@ -104,21 +104,22 @@ keep(_, _) ->
 -spec version(binary(), map()) -> binary() | unknown.
 version(Executor, Agent) ->
     Table = engine_tables:executions(),
-    Name = {version, Executor, maps:get(project, Agent, <<>>)},
+    Name = {version, Executor, [maps:get(Key, Agent, <<>>) || Key <- [project, requirements, python]]},
     Now = now_ms(),
     case ets:lookup(Table, Name) of
         [{_, Version, Until}] when Until > Now ->
             Version;
         _ ->
-            Version = look_at(Executor, maps:get(project, Agent, <<>>)),
+            Version = look_at(Executor, Agent),
             true = ets:insert(Table, {Name, Version, Now + ?VERSION_MS}),
             Version
     end.
 
--spec look_at(binary(), binary()) -> binary() | unknown.
-look_at(Executor, Project) ->
-    Lock = framework_adapter_env:lock_hash(Executor),
-    try files(Project) of
+-spec look_at(binary(), map()) -> binary() | unknown.
+look_at(Executor, Agent) ->
+    #{name := Environment} = framework_adapter_lock:of_agent(Executor, Agent),
+    Lock = [Environment, framework_adapter_lock:stamp(Environment)],
+    try files(maps:get(project, Agent, <<>>)) of
         Files -> crypto:hash(sha256, [Lock, 0, term_to_binary(Files)])
     catch
         throw:too_many_files -> unknown

@@ -184,23 +184,23 @@ class _Run:
 
     def __call__(self, command: Sequence[str]) -> str:
         """What it wrote. Raises Failed with its last lines."""
-        process = subprocess.Popen(
+        said: list[str] = []
+        with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
             start_new_session=True,
-        )  # fmt: skip
-        clock = threading.Timer(self._timeout, self._end, [process])
-        clock.start()
-        said: list[str] = []
-        reader = threading.Thread(target=self._read, args=[process, said], daemon=True)
-        reader.start()
-        try:
-            assert process.stdout is not None
-            out = process.stdout.read()
-            process.wait()
-            reader.join()
-        finally:
-            clock.cancel()
-            self._kill(process)
+        ) as process:  # fmt: skip
+            clock = threading.Timer(self._timeout, self._end, [process])
+            clock.start()
+            reader = threading.Thread(target=self._read, args=[process, said], daemon=True)
+            reader.start()
+            try:
+                assert process.stdout is not None
+                out = process.stdout.read()
+                process.wait()
+                reader.join()
+            finally:
+                clock.cancel()
+                self._kill(process)
         if self._overdue.is_set():
             raise Failed(f"{self._name} was not made within {self._timeout:.0f} s")
         if process.returncode != 0:

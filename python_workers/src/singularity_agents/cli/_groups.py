@@ -135,7 +135,7 @@ def list_frameworks(ctx: Context) -> int:
     rows = (
         (
             f.name, f.state, f.versions.get(f.name, "-"), str(sum(w.state == "busy" for w in f.workers)), str(len(f.workers)),
-            str(f.restarts), one_line(f.unavailable_reason, 80) or "-",
+            str(f.restarts), one_line(f.unavailable_reason or f.progress, 80) or "-",
         )
         for f in frameworks
     )  # fmt: skip
@@ -155,6 +155,11 @@ def get_framework(ctx: Context) -> int:
     ctx.io.line(f"{framework.name}   {framework.state}   {framework.unavailable_reason}".rstrip())
     for name, version in sorted(framework.versions.items()):
         ctx.io.line(f"  {name} {version}")
+    if framework.progress:
+        ctx.io.line(f"  being made: {framework.progress}")
+    for e in framework.environments:
+        why = f"   {e.unavailable_reason or e.progress}" if e.unavailable_reason or e.progress else ""
+        ctx.io.line(f"  environment {e.name}   {e.state}   lock {e.lock_hash[:12] or '-'}   of {', '.join(e.agent_ids)}{why}")
     ctx.io.line(f"  isolation: {', '.join(framework.isolation) or 'unknown until a worker starts'}")
     for w in framework.workers:
         task = f"   task {short(w.task_id)}" if w.task_id else ""

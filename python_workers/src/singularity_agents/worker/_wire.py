@@ -74,17 +74,30 @@ def error_message(error: BaseException, reason: str = "FRAMEWORK_ERROR") -> work
     if isinstance(error, SingularityError):
         return worker.Error(
             reason=error.reason,
-            message=error.message[:_MAX_MESSAGE],
-            metadata=dict(error.metadata),
+            message=_sendable(error.message)[:_MAX_MESSAGE],
+            metadata={_sendable(key): _sendable(value) for key, value in error.metadata.items()},
             retryable=isinstance(error, ProviderFailed) and error.retry_after is not None,
         )
     name = type(error).__qualname__
     return worker.Error(
         reason=reason,
-        message=f"{name}: {error}"[:_MAX_MESSAGE],
+        message=_sendable(f"{name}: {words(error)}")[:_MAX_MESSAGE],
         metadata={"type": name},
-        traceback=_users_frames(error)[-_MAX_TRACEBACK:],
+        traceback=_sendable(_users_frames(error))[-_MAX_TRACEBACK:],
     )
+
+
+def words(error: BaseException) -> str:
+    """What an exception says; one that cannot even say it must not take its task's end with it."""
+    try:
+        return str(error)
+    except Exception as worse:
+        return f"(its text could not be made: {type(worse).__name__})"
+
+
+def _sendable(text: str) -> str:
+    """Halves of characters, as in names of files that are no UTF-8, have no place in a message."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _users_frames(error: BaseException) -> str:

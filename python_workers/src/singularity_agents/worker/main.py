@@ -32,7 +32,7 @@ from ._events import Events
 from ._heartbeat import Heartbeat, rss_bytes
 from ._inputs import InputNeeded
 from ._scope import CURRENT, Scope, TrackedThreads, task_factory
-from ._wire import error_message, tasks, worker
+from ._wire import error_message, tasks, words, worker
 
 #: Objects that may be made before the collector looks at the young ones.
 _GC_YOUNG: Final = 20_000
@@ -193,7 +193,7 @@ class Worker:
             result = adapter.convert_result(native)
         except (SystemExit, KeyboardInterrupt) as error:
             # The loop would end with these; the user's code may fail, not the worker.
-            raise RuntimeError(f"the agent raised {type(error).__name__}({error})") from error
+            raise RuntimeError(f"the agent raised {type(error).__name__}({words(error)})") from error
         result.task_id = execute.task_id
         result.artifacts.extend(scope.artifacts.values())
         return result
