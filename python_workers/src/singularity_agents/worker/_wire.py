@@ -109,8 +109,12 @@ def _users_frames(error: BaseException) -> str:
 
 def to_struct(data: Mapping[str, Any]) -> Struct:
     """A Struct of JSON-like data; what JSON does not know becomes text."""
-    struct = Struct()
-    struct.update(json.loads(json.dumps(data, default=str)))
+    try:
+        struct = Struct()
+        struct.update(data)
+    except (TypeError, ValueError):
+        struct = Struct()
+        struct.update(json.loads(json.dumps(data, default=str)))
     return struct
 
 

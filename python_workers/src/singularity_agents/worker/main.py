@@ -24,7 +24,7 @@ from .._errors import SingularityError
 from ..adapters import load
 from ..adapters._base import Adapter, Setup
 from . import _frames as f
-from . import _runtime, _shim
+from . import _loop, _runtime, _shim
 from ._calls import Calls
 from ._channel import Channel
 from ._engine import Engine
@@ -298,7 +298,8 @@ def run(fd: int, worker_id: str, framework: str) -> NoReturn:
         adapter = load(framework)
         import_ms = _preload_ms or int((time.monotonic() - started) * 1000)
         served = Worker(fd, worker_id, framework, adapter, import_ms)
-        asyncio.run(served.serve())
+        with asyncio.Runner(loop_factory=_loop.new) as runner:
+            runner.run(served.serve())
     except BaseException as error:
         sys.stderr.write(f"the worker ends: {type(error).__name__}: {error} (version {__version__})\n")
         sys.stderr.flush()

@@ -20,7 +20,7 @@ from .. import _project
 from .._base import Health, Loaded, Outcome, Setup, result_of
 from .._engine_tools import ENGINE_TOOLS
 from .._entry import Entry
-from . import _deployment, _tools
+from . import _deployment, _memo, _tools
 from ._graph import NodeSteps, invoke
 from ._messages import from_engine
 from ._model import LAST_ANSWER, EngineChatModel, definition_of
@@ -60,6 +60,7 @@ class LangChainAdapter:
 
     def __init__(self) -> None:
         _tools.install()
+        _memo.install()
         self._setup: Setup | None = None
         self._engine: Engine | None = None
         self._own: Runnable[Any, Any] | None = None

@@ -10,7 +10,7 @@ from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -28,6 +28,9 @@ LAST_ANSWER = "langchain.last_answer"
 # Definitions by tool object: LangChain binds the same tools again for every call of a model.
 _definitions: dict[int, tuple[Any, common.ToolDefinition]] = {}
 _MAX_DEFINITIONS = 1000
+# Models with tools, by the objects that were bound.
+_bound: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+_MAX_BOUND = 100
 
 
 class EngineChatModel(BaseChatModel):
@@ -50,7 +53,18 @@ class EngineChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """The model with tools that it may call."""
-        return self.bind(tools=[definition_of(tool) for tool in tools], tool_choice=tool_choice, **kwargs)
+        if kwargs:
+            return self.bind(tools=[definition_of(tool) for tool in tools], tool_choice=tool_choice, **kwargs)
+        key = (id(self), tool_choice, *map(id, tools))
+        known = _bound.get(key)
+        # An id is given again after its object's end: those of the entry live with it.
+        if known is None:
+            if len(_bound) >= _MAX_BOUND:
+                _bound.clear()
+            options = {"tools": [definition_of(tool) for tool in tools], "tool_choice": tool_choice}
+            known = _bound[key] = (WithTools(bound=self, kwargs=options), self, *tools)
+        found: Runnable[LanguageModelInput, AIMessage] = known[0]
+        return found
 
     def _request(
         self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, options: Mapping[str, Any]
@@ -138,6 +152,16 @@ class EngineChatModel(BaseChatModel):
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(text, chunk=chunk)
                 yield chunk
+
+
+class WithTools(RunnableBinding[LanguageModelInput, AIMessage]):
+    """The engine's model with tools, as an agent asks for it in each step. Without settings of its own there is nothing to merge."""
+
+    async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
+        """One call."""
+        if self.config or self.config_factories:
+            return await super().ainvoke(input, config, **kwargs)
+        return await self.bound.ainvoke(input, config, **{**self.kwargs, **kwargs})
 
 
 def definition_of(tool: Any) -> common.ToolDefinition:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
+from langchain_core.tools import Tool as SingleInputTool
 from langgraph.errors import GraphBubbleUp
 from pydantic import ValidationError
 
@@ -82,6 +83,20 @@ def install() -> None:
     """Brackets the tools of this process. Outside of tasks they run as always."""
     BaseTool.arun = _bracketed_async  # type: ignore[method-assign]
     BaseTool.run = _bracketed  # type: ignore[method-assign]
+    for kind in (StructuredTool, SingleInputTool):
+        kind.ainvoke = _on_the_loop(kind.ainvoke)  # type: ignore[method-assign]
+
+
+def _on_the_loop(ainvoke: Any) -> Any:
+    """A synchronous function's thread gets the function alone. LangChain would take the whole call there, and each word of the bracket
+    would change threads on its way to the engine and back."""
+
+    async def invoked(self: BaseTool, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        if _runtime.in_task() is None:
+            return await ainvoke(self, input, config, **kwargs)
+        return await BaseTool.ainvoke(self, input, config, **kwargs)
+
+    return invoked
 
 
 async def _bracketed_async(self: BaseTool, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
