@@ -45,6 +45,13 @@ fn every_fault_is_named_with_line_and_nearest_key() {
 }
 
 #[test]
+fn a_key_that_is_meant_for_later_says_what_to_do_instead() {
+    let e = bad("[agents.a]\nframework = \"langchain\"\nconcurrency = 4\n");
+    assert!(e.contains("t.toml:3: [agents.a.concurrency] concurrency = 4") && e.contains("max_per_framework"), "{e}");
+    assert!(!bad("[agents.a]\nzzz = 1\n").contains("concurrency"), "it is offered to nobody");
+}
+
+#[test]
 fn a_key_is_never_in_the_file_and_never_repeated() {
     let e = bad("[providers.x]\ndialect = \"openai\"\nbase_url = \"http://a\"\napi_key = \"sk-very-secret\"\n");
     assert!(e.contains("never the key itself") && !e.contains("very-secret"), "{e}");
