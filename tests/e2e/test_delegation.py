@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,34 @@ def test_a_node_that_is_killed_under_a_subtask_asks_only_what_was_not_answered(
         done = eventually(lambda: t if (t := client.get(task.id)).state == "SUCCEEDED" else None, within_s=60)
         assert done.result.output == "ak x+ak y+ak z"
     assert model.counts["step k z"] == 1 and model.counts["step k x"] <= 2
+
+
+def test_a_task_ends_with_its_parent_unless_it_says_otherwise(asks: Client) -> None:
+    parent = asks.submit("go", agent="loop")
+    eventually(sleepers)
+    later = datetime.now(UTC) + timedelta(hours=1)
+    child = asks.submit("go", agent="loop", parent_task_id=parent.id)
+    waiting = asks.submit("step p", parent_task_id=parent.id, not_before=later)
+    freed = asks.submit("step p", parent_task_id=parent.id, on_parent_end="continue", not_before=later)
+    eventually(lambda: child.get().state == "RUNNING")
+    asks.cancel(parent.id, grace="0s")
+    eventually(lambda: [t.get().state for t in (child, waiting)] == ["CANCELLED"] * 2)
+    eventually(lambda: not sleepers())
+    assert freed.get().state == "WAITING"
+    asks.cancel(freed.id)
+    # Whoever links a task to one that has ended wants the link alone.
+    assert asks.submit("step p", framework="native", parent_task_id=parent.id).wait("60s").state == "SUCCEEDED"
+
+
+def test_a_parent_that_ended_in_another_life_of_the_node_ends_its_child(killable: Callable[..., KillableNode]) -> None:
+    node = killable()
+    with Client(node.address, max_retries=0, timeout="60s") as client:
+        parent = client.submit("x", framework="native", not_before=datetime.now(UTC) + timedelta(hours=1))
+        child = client.submit(
+            "x", framework="native", parent_task_id=parent.id, not_before=datetime.now(UTC) + timedelta(seconds=6)
+        ).id
+    node.kill()
+    node.start()
+    with Client(node.address, max_retries=0, timeout="60s") as client:
+        client.cancel(parent.id)
+        assert eventually(lambda: s if (s := client.get(child).state) not in ("WAITING", "QUEUED") else None) == "CANCELLED"

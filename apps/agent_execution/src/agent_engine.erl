@@ -139,7 +139,7 @@ cancel_waiting(TaskId, Fence) ->
                result => undefined, metrics => #{queue_ms => 0, execution_ms => 0}, attempt_outcome => cancelled,
                cause => <<"TASK_CANCELLED">>, proof => Proof, events => []},
     case agent_store:write({finish, TaskId, Fence, Finish}) of
-        {ok, _} -> {ok, Proof};
+        {ok, _} -> execution_family:ended(TaskId), {ok, Proof};
         {error, #{reason := Reason}} when Reason =:= attempt_fenced; Reason =:= task_already_terminal -> again;
         {error, Error} -> {error, engine_errors:from(Error)};
         {unknown, _} -> again

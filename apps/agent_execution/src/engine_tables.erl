@@ -14,6 +14,7 @@
 -export([performance/0]).
 -export([history/0]).
 -export([executions/0]).
+-export([families/0]).
 
 %% gen_server
 -export([init/1, handle_call/3, handle_cast/2, format_status/1]).
@@ -47,6 +48,10 @@ history() -> engine_history.
 -spec executions() -> atom().
 executions() -> engine_executions.
 
+%% @doc Name of the table of children of live tasks, see {@link execution_family}.
+-spec families() -> atom().
+families() -> engine_families.
+
 -spec init([]) -> {ok, none}.
 init([]) ->
     Table = fun(Name, Options) -> Name = ets:new(Name, [named_table, public, {read_concurrency, true} | Options]) end,
@@ -56,6 +61,7 @@ init([]) ->
     _ = Table(performance(), [{write_concurrency, true}]),
     _ = Table(history(), [ordered_set]),
     _ = Table(executions(), []),
+    _ = Table(families(), [bag, {write_concurrency, true}]),
     {ok, none}.
 
 -spec handle_call(term(), gen_server:from(), none) -> {reply, {error, unknown_call}, none}.

@@ -134,9 +134,11 @@ class(Executor, _) -> Executor.
 
 -spec submitted({ok, term()} | {error, agent_error:t()} | {unknown, term()}, {pid(), reference()}, #task{}) -> ok.
 submitted({ok, {created, #{attempt := Attempt, fence := Fence}}}, From, T = #task{row = #row{task_id = Id}}) when Attempt > 0 ->
+    ok = execution_family:joined(T#task.header),
     reply(From, {ok, Id}),
     run(Attempt, Fence, 0, T#task{route_known = true});
 submitted({ok, {created, _}}, From, T = #task{row = #row{task_id = Id} = Row}) ->
+    ok = execution_family:joined(T#task.header),
     free(Row),
     run_queue:enqueue(item(0, T)),
     reply(From, {ok, Id});
@@ -206,7 +208,7 @@ end_unclaimed(Id, Fence, End) ->
     end.
 
 %% The end of a task that has no attempt.
--spec unclaimed(failed | timed_out, agent_error:t(), binary(), run_queue:item()) -> map().
+-spec unclaimed(failed | timed_out | cancelled, agent_error:t(), binary(), #{create_ms => integer(), _ => _}) -> map().
 unclaimed(State, Error, Cause, Item) ->
     Now = now_ms(),
     #{state => State, error => Error, executor => <<>>, result => undefined,
@@ -214,7 +216,19 @@ unclaimed(State, Error, Cause, Item) ->
       attempt_outcome => State, cause => Cause, proof => undefined, events => []}.
 
 -spec claimed(map(), #task{}) -> ok.
-claimed(#{fence := Fence, attempt := Attempt, lost_count := Used} = Claimed, T = #task{header = Header, row = Row}) ->
+claimed(#{fence := Fence} = Claimed, T = #task{header = Header, row = Row}) ->
+    case execution_family:is_orphan(Header) of
+        false ->
+            ok = execution_family:joined(Header),
+            start_claimed(Claimed, T);
+        true ->
+            _ = agent_store:write({finish, Row#row.task_id, Fence, unclaimed(cancelled, execution_core:cancelled(), <<"TASK_CANCELLED">>,
+                                                                            #{create_ms => Row#row.create_ms})}),
+            gone(Row)
+    end.
+
+-spec start_claimed(map(), #task{}) -> ok.
+start_claimed(#{fence := Fence, attempt := Attempt, lost_count := Used} = Claimed, T = #task{header = Header, row = Row}) ->
     Resolved = case refused(Claimed, Header) of
                    none -> agent_engine:resolve(Header#{recorded => maps:get(executor, Claimed, <<>>)});
                    Refused -> {error, Refused}
@@ -685,7 +699,9 @@ unrecorded(_, Pending, T = #task{row = Row}) ->
      [{state_timeout, ?RECORD_RETRY_MS, record}]}.
 
 -spec finished(map(), #task{}) -> gen_statem:event_handler_result(atom()).
-finished(#{state := State} = End, T = #task{cached = Cached}) ->
+finished(#{state := State} = End, T = #task{cached = Cached, header = Header, row = #row{task_id = Id}}) ->
+    ok = execution_family:left(Header),
+    ok = execution_family:ended(Id),
     ok = learn(End, T),
     ok = case State of succeeded -> framework_execution_cache:keep(maps:get(result, End, undefined), Cached); _ -> ok end,
     Proof = case maps:get(proof, End, undefined) of undefined -> execution_core:no_proof_needed(); P -> P end,

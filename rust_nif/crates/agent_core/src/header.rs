@@ -75,6 +75,8 @@ pub struct TaskHeader {
     pub stream_text: bool,
     pub allow_replay: bool,
     pub parent_task_id: String,
+    /// It is cancelled when its parent ends.
+    pub ends_with_parent: bool,
     pub retry_of: String,
     /// The task whose answers this one begins with.
     pub fork_of: String,
@@ -210,6 +212,7 @@ pub fn header(task: &pb::AgentTask, task_id: &str, request_id: &str, tenant: &st
         stream_text: hints.stream_text.unwrap_or(true) && hints.stream_policy() != pb::StreamPolicy::Restart,
         allow_replay: hints.allow_replay,
         parent_task_id: task.parent_task_id.clone(),
+        ends_with_parent: !task.parent_task_id.is_empty() && task.on_parent_end() != pb::OnParentEnd::Continue,
         retry_of: String::new(),
         fork_of: String::new(),
         fork_after: 0,

@@ -6,7 +6,7 @@ rustler::atoms! {
     reason, message, metadata, fields, field, description, retry_after_ms, epoch, schema, database, schedule_fired, due_schedules, schedule_id, tick_ms, overlap, last_task, queue, cancel_old, allow, skip, address, port, threads,
     task_id, request_id, tenant, agent_id, agent_type, task_type, method, framework, fallback_frameworks, priority, durability, capabilities, model,
     tools, labels, max_steps, retry, max_attempts, initial_backoff_ms, max_backoff_ms, multiplier, non_retryable, max_duration_ms,
-    max_attempt_duration_ms, ran_ms, max_queue_duration_ms, not_before_ms, heartbeat_timeout_ms, block_grace_ms, stream_text, allow_replay, parent_task_id,
+    max_attempt_duration_ms, ran_ms, max_queue_duration_ms, not_before_ms, heartbeat_timeout_ms, block_grace_ms, stream_text, allow_replay, parent_task_id, ends_with,
     retry_of, has_plan, create_ms, fence, attempt, header, payload, lost_count, token, call, agent, grace_ms, name, run,
     worker, host_pid, env_lock_hash, executor, unjournaled_tools, candidates, score, refused, rule, parts, explored, exploration, state, result, metrics, attempt_outcome, cause, proof,
     events, outcome, counts, queue_ms, execution_ms, input_tokens, output_tokens, cached_tokens, reasoning_tokens, provider_calls, tool_calls,

@@ -91,6 +91,7 @@ pub(crate) fn header_term<'a>(env: Env<'a>, h: &TaskHeader) -> Term<'a> {
         .put(atoms::has_plan(), h.has_plan)
         .put(atoms::create_ms(), h.create_ms)
         .opt(atoms::replay(), h.replayed.then_some(true))
+        .opt(atoms::ends_with(), h.ends_with_parent.then_some(&h.parent_task_id))
         .end()
 }
 
