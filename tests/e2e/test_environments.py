@@ -152,17 +152,23 @@ def test_a_project_runs_on_its_own_lock_and_is_held_to_it(place: Place) -> None:
     packages = next(folder.glob("lib/python3.*/site-packages"))
     there = packages / "greetings_of_tests-1.2.dist-info"
     metadata = (there / "METADATA").read_text()
+    # The file is a link into uv's cache, which must stay as it is.
+    (there / "METADATA").unlink()
     (there / "METADATA").write_text(metadata.replace("1.2", "1.1"))
     with place.node(text) as node, Client(node.address, max_retries=0) as client:
         reason, message = ends(client, "says_version")
         assert reason == "FRAMEWORK_UNAVAILABLE", message
         assert "greetings-of-tests 1.1 is installed" in message and "the lock says 1.2" in message, message
+        assert message.endswith("singularity frameworks install says_version --force")
         # It is refused before it runs from then on.
         reason, message = ends(client, "says_version")
         assert reason == "FRAMEWORK_UNAVAILABLE" and "greetings-of-tests 1.1" in message, message
         assert "greetings-of-tests 1.1" in client.frameworks.get("custom").environments[0].unavailable_reason
+    # What the message says mends it.
+    assert place.install("says_version", "--force").returncode == 0
+    with place.node(text) as node, Client(node.address, max_retries=0) as client:
+        assert client.execute("x", agent="says_version").output == "1.2"
     # Another lock.
-    (there / "METADATA").write_text(metadata)
     (folder / STAMP).write_text("0" * 64 + "\n")
     with place.node(text) as node, Client(node.address, max_retries=0) as client:
         reason, message = ends(client, "says_version")
@@ -317,6 +323,12 @@ def test_a_framework_that_is_named_is_made_at_first_use(place: Place) -> None:
         lock = hashlib.sha256((ROOT / "python_workers" / "locks" / "autogen.txt").read_bytes()).hexdigest()
         framework = client.frameworks.get("autogen")
         assert (framework.state, framework.lock_hash) == ("READY", lock)
+
+
+def test_a_framework_that_is_kept_warm_is_made_with_the_node(place: Place) -> None:
+    text = place.write("says_version", auto=True).replace("[workers]\n", '[workers]\nwarm_frameworks = ["custom"]\n')
+    with place.node(text) as node, Client(node.address, max_retries=0) as client:
+        eventually(lambda: client.frameworks.get("custom").state == "READY", 60.0)
 
 
 def test_a_task_that_waits_for_its_environment_is_cancelled_at_once(place: Place) -> None:

@@ -20,6 +20,9 @@
 -define(ZYGOTE_FAILURES, 3).
 %% Length of the id in a runtime path is bounded (a Unix socket's path is at most 107 bytes).
 -define(MAX_FRAMEWORK_NAME, 32).
+%% How long an agent's environment is taken for what it was, in ms, and of how many agents that is kept.
+-define(FOUND_MS, 1000).
+-define(MAX_FOUND, 1000).
 
 -record(zygote, {state = starting :: starting | up | down, failures = 0 :: non_neg_integer(), restarts = 0 :: non_neg_integer(),
                  reason = <<>> :: binary(), os_pid = 0 :: non_neg_integer(), info = <<>> :: binary()}).
@@ -38,6 +41,8 @@
     wanting = #{} :: #{Env :: binary() => [{binary(), framework_adapter_leases:key(), map()}]},
     attached = 0 :: non_neg_integer(),
     owners = #{} :: #{reference() => reference()},
+    %% Environments of agents as they were found a moment ago: to find one takes several questions to the file system.
+    found = #{} :: #{term() => {framework_adapter_lock:env(), UntilMs :: integer()}},
     %% Leases that their worker has not confirmed: one that ends before gives its request back.
     granted = #{} :: #{binary() => {framework_adapter_leases:key(), map()}}
 }).
@@ -89,8 +94,8 @@ handle_call({restart_workers, Framework}, _From, M = #manager{leases = Leases, p
     {reply, {ok, length(Idle)}, M}.
 
 -spec handle_cast(term(), #manager{}) -> {noreply, #manager{}}.
-handle_cast({lease, Ref, #{framework := F, agent := Given, tenant := Tenant, task_id := TaskId, owner := Owner} = Asked}, M) ->
-    Env = #{name := Name} = framework_adapter_lock:of_agent(F, Given, maps:get(environments, Asked, [])),
+handle_cast({lease, Ref, #{framework := F, agent := Given, tenant := Tenant, task_id := TaskId, owner := Owner} = Asked}, M0) ->
+    {#{name := Name} = Env, M} = environment(F, Given, maps:get(environments, Asked, []), M0),
     Agent = Given#{environment => Env},
     Request = #{ref => Ref, owner => Owner, task_id => TaskId, agent => Agent, depth => maps:get(depth, Asked, 0)},
     Key = {F, maps:get(id, Agent, <<>>), {maps:get(version, Agent, 0), Name}, Tenant},
@@ -337,6 +342,21 @@ usable(Framework, #{name := Name, framework := Env} = Wanted, #manager{zygotes =
     end.
 
 %% ---- environments
+
+-spec environment(binary(), map(), [binary()], #manager{}) -> {framework_adapter_lock:env(), #manager{}}.
+environment(Framework, Agent, [], M = #manager{found = Found}) ->
+    Key = {Framework, maps:with([id, project, requirements, python], Agent)},
+    Now = erlang:monotonic_time(millisecond),
+    case Found of
+        #{Key := {Env, Until}} when Until > Now ->
+            {Env, M};
+        #{} ->
+            Env = framework_adapter_lock:of_agent(Framework, Agent),
+            Others = case map_size(Found) < ?MAX_FOUND of true -> Found; false -> #{} end,
+            {Env, M#manager{found = Others#{Key => {Env, Now + ?FOUND_MS}}}}
+    end;
+environment(Framework, Agent, Recorded, M) ->
+    {framework_adapter_lock:of_agent(Framework, Agent, Recorded), M}.
 
 %% What the configuration wants loaded at the start, made first where that is allowed.
 -spec warm(binary(), #manager{}) -> #manager{}.

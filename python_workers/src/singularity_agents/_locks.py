@@ -146,10 +146,10 @@ def verify(folder: Path, wanted: str, remedy: str) -> None:
     for pin in parse(copy.read_text("utf-8"), copy.name).values():
         there = installed.get(pin.name)
         if there is None and not pin.marker:
-            raise WrongLock(f"{pin.name} {pin.version} is not installed in the environment {folder.name}; run: {remedy}")
+            raise WrongLock(f"{pin.name} {pin.version} is not installed in the environment {folder.name}; run: {remedy} --force")
         if there is not None and there != pin.version:
             raise WrongLock(
-                f"{pin.name} {there} is installed in the environment {folder.name}, the lock says {pin.version}; run: {remedy}"
+                f"{pin.name} {there} is installed in the environment {folder.name}, the lock says {pin.version}; run: {remedy} --force"
             )
 
 

@@ -36,9 +36,11 @@ def versions(framework: str) -> dict[str, str]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            raise WrongVersion(f"{package} {wanted} is not installed here; run: singularity frameworks install {name}") from None
+            raise WrongVersion(
+                f"{package} {wanted} is not installed here; run: singularity frameworks install {name} --force"
+            ) from None
         if found[package] != wanted:
             raise WrongVersion(
-                f"{package} {found[package]} is installed, the lock says {wanted}; run: singularity frameworks install {name}"
+                f"{package} {found[package]} is installed, the lock says {wanted}; run: singularity frameworks install {name} --force"
             )
     return found
