@@ -78,6 +78,16 @@ def definition(tool: _T, make: Callable[[_T], common.ToolDefinition]) -> common.
     return known[1]
 
 
+def definition_as(name: str, description: str | None, parameters: Mapping[str, Any] | None) -> common.ToolDefinition:
+    """What the model reads of a tool that runs in this worker; without a schema it takes no arguments."""
+    return common.ToolDefinition(
+        name=name,
+        description=description or "",
+        parameters=to_struct(parameters or {"type": "object", "properties": {}}),
+        kind=common.TOOL_KIND_PYTHON,
+    )
+
+
 async def ask(asked: providers.ChatRequest) -> providers.ChatResponse:
     """One call; its text is shown as it comes where the task's is wanted."""
     scope = CURRENT.get()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from agent_framework import Agent, AgentResponseUpdate, Message, Workflow
 
-from ...worker._engine import Engine
 from ...worker._wire import tasks, worker
-from .. import _chat, _pins, _project, _prompt, _tooling
-from .._base import Health, Loaded, Outcome, Setup, result_of
-from .._entry import Entry
+from .. import _chat, _prompt
+from .._agents import AgentAdapter, Native, of_default
+from .._base import Outcome, result_of
+from .._tooling import WorkerTool
 from . import _people, _tools
 from ._model import EngineChatClient, from_engine
 
@@ -23,42 +24,24 @@ class Handle(NamedTuple):
     text: str
 
 
-class Native(NamedTuple):
-    """What came back; None where a limit ended the run."""
-
-    value: Any
-    is_default: bool
-
-
-class AgentFrameworkAdapter:
+class AgentFrameworkAdapter(AgentAdapter[Agent]):
     """An agent of the engine's making, or the user's own agent or workflow."""
 
     name = "agent_framework"
+    package = "agent-framework-core"
+    ready = (Agent, Workflow)
 
-    def __init__(self) -> None:
-        self._engine: Engine | None = None
-        self._entry: Entry | None = None
-        self._own: list[_tooling.WorkerTool] = []
+    def model(self) -> EngineChatClient:
+        """The engine's model."""
+        return EngineChatClient()
 
-    def versions(self) -> dict[str, str]:
-        """Versions of the packages that matter."""
-        return _pins.versions("agent_framework")
+    def offered(self, tools: Sequence[WorkerTool]) -> list[Any]:
+        """Function tools."""
+        return [_tools.converted(tool) for tool in tools]
 
-    async def initialize(self, setup: Setup, engine: Engine) -> Loaded:
-        """Imports the user's agent or workflow, and tools."""
-        self._engine = engine
-        _project.add_folder(setup.project)
-        self._own = _tooling.own_tools(setup)
-        if setup.entrypoint:
-            tools = [_tools.converted(tool) for tool in self._own]
-            self._entry = Entry(setup, engine, EngineChatClient, lambda: tools)
-            self._entry.is_factory(Agent, Workflow)
-        return Loaded(tools=_tooling.definitions(self._own))
-
-    async def health_check(self) -> Health:
-        """An agent can be built; no model is called."""
-        Agent(EngineChatClient(), "health")
-        return Health(True, "", _pins.PINS["agent_framework"]["agent-framework-core"])
+    def bare(self) -> Agent:
+        """An agent of a name."""
+        return Agent(EngineChatClient(), "health")
 
     def convert_task(self, execute: worker.Execute) -> Handle:
         """The agent, and the conversation."""
@@ -73,24 +56,18 @@ class AgentFrameworkAdapter:
             EngineChatClient(function_invocation_configuration=limits),
             _prompt.system_text(execute.agent, execute.task) or None,
             name=execute.agent.id or "assistant",
-            tools=[_tools.converted(tool) for tool in [*_tooling.engine_tools(execute), *self._own]],
+            tools=self.offered(self.tools_of(execute)),
         )
         return Handle(agent, messages, text)
 
     async def execute_framework_task(self, handle: Handle) -> Native:
         """Runs it."""
-        runs: Any = handle.agent
-        if runs is None:
-            assert self._entry is not None
-            runs = await self._entry.make(Agent, Workflow)
+        runs = await self.runs(handle.agent)
         if isinstance(runs, Workflow):
             return Native(await _chat.settled(self._workflow(runs, handle)), False)
         if handle.agent is None:
             _tools.bracket(runs)
-        try:
-            return Native(await _chat.settled(_people.run(runs, handle.messages)), handle.agent is not None)
-        except _chat.StepLimit:
-            return Native(None, True)
+        return await self.to_its_end(_people.run(runs, handle.messages), handle.agent is not None)
 
     async def _workflow(self, workflow: Workflow, handle: Handle) -> Any:
         assert self._engine is not None
@@ -114,9 +91,7 @@ class AgentFrameworkAdapter:
         """Text of the answer; of a workflow its outputs."""
         value = native.value
         if native.is_default:
-            if value is None:
-                return result_of(_prompt.outcome(_chat.last_answer(), limit_reached="max_steps"))
-            return result_of(_prompt.outcome(value.text))
+            return of_default(None if value is None else value.text)
         if isinstance(value, list):
             said = _said(value)
             return result_of(Outcome(text=said[-1] if said else "", data={"outputs": said}))

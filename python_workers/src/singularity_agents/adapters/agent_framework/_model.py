@@ -9,7 +9,7 @@ from agent_framework import BaseChatClient, ChatResponse, ChatResponseUpdate, Co
 from pydantic import BaseModel
 
 from ...worker._engine import finish_name, message_of, text_of
-from ...worker._wire import arguments_text, common, providers, to_struct
+from ...worker._wire import arguments_text, common, providers
 from .. import _chat
 
 _FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"}
@@ -107,9 +107,7 @@ def contents_of(response: providers.ChatResponse) -> list[Content]:
 
 def definition_of(tool: Any) -> common.ToolDefinition:
     """What the model reads of a tool."""
-    return common.ToolDefinition(
-        name=tool.name, description=tool.description or "", parameters=to_struct(tool.parameters()), kind=common.TOOL_KIND_PYTHON
-    )
+    return _chat.definition_as(tool.name, tool.description, tool.parameters())
 
 
 def _calls(message: common.Message) -> list[Content]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from autogen_agentchat.agents import AssistantAgent
@@ -19,17 +20,17 @@ from autogen_core.models import (
     UserMessage,
 )
 
-from ...worker._engine import Engine, text_of
+from ...worker._engine import text_of
 from ...worker._wire import common, tasks, worker
-from .. import _chat, _pins, _project, _prompt, _tooling
-from .._base import Health, Loaded, Outcome, Setup, result_of
+from .. import _prompt
+from .._agents import AgentAdapter, Native, of_default
+from .._base import Outcome, result_of
 from .._entry import Entry
+from .._tooling import WorkerTool
 from . import _people
 from ._model import EngineChatCompletionClient
 from ._tools import EngineWorkbench, bracket
 
-#: Kinds of objects that run.
-_RUNS: Final = (ChatAgent, Team)
 #: Messages of a run shown in its result, and characters of each.
 _MAX_MESSAGES: Final = 200
 _MAX_TEXT: Final = 4000
@@ -42,44 +43,28 @@ class Handle(NamedTuple):
     messages: list[TextMessage]
 
 
-class Native(NamedTuple):
-    """What came back; None where a limit ended the run."""
-
-    result: TaskResult | None
-    is_default: bool
-
-
-class AutoGenAdapter:
+class AutoGenAdapter(AgentAdapter[AssistantAgent]):
     """An agent of the engine's making, or the user's own agent or team. One of each per task: they keep their history."""
 
     name = "autogen"
+    package = "autogen-agentchat"
+    ready = (ChatAgent, Team)
 
-    def __init__(self) -> None:
-        self._engine: Engine | None = None
-        self._entry: Entry | None = None
-        self._own: list[_tooling.WorkerTool] = []
+    def model(self) -> EngineChatCompletionClient:
+        """The engine's model."""
+        return EngineChatCompletionClient()
 
-    def versions(self) -> dict[str, str]:
-        """Versions of the packages that matter."""
-        return _pins.versions("autogen")
+    def offered(self, tools: Sequence[WorkerTool]) -> EngineWorkbench:
+        """All tools as one workbench."""
+        return EngineWorkbench(tools)
 
-    async def initialize(self, setup: Setup, engine: Engine) -> Loaded:
-        """Imports the user's agent and tools."""
-        self._engine = engine
-        _project.add_folder(setup.project)
-        self._own = _tooling.own_tools(setup)
-        unjournaled: list[str] = []
-        if setup.entrypoint:
-            bench = EngineWorkbench(self._own)
-            self._entry = Entry(setup, engine, EngineChatCompletionClient, lambda: bench)
-            if not self._entry.is_factory(*_RUNS):
-                unjournaled = bracket(self._entry.found)
-        return Loaded(tools=_tooling.definitions(self._own), unjournaled=unjournaled)
+    def bare(self) -> AssistantAgent:
+        """An agent of a name."""
+        return AssistantAgent("health", EngineChatCompletionClient())
 
-    async def health_check(self) -> Health:
-        """An agent can be built; no model is called."""
-        AssistantAgent("health", EngineChatCompletionClient())
-        return Health(True, "", _pins.PINS["autogen"]["autogen-agentchat"])
+    def seen(self, entry: Entry) -> list[str]:
+        """A ready object is bracketed here, one that is made where it is made."""
+        return [] if entry.is_factory(*self.ready) else bracket(entry.found)
 
     def convert_task(self, execute: worker.Execute) -> Handle:
         """The agent and the conversation so far; an agent of the user's hears it as messages."""
@@ -87,7 +72,7 @@ class AutoGenAdapter:
         if self._entry is not None:
             return Handle(None, [*_heard(execute), asked])
         _prompt.begin(execute)
-        tools = [*_tooling.engine_tools(execute), *self._own]
+        tools = self.tools_of(execute)
         agent = AssistantAgent(
             re.sub(r"\W", "_", f"_{execute.agent.id}").strip("_") or "assistant",
             EngineChatCompletionClient(),
@@ -101,18 +86,13 @@ class AutoGenAdapter:
 
     async def execute_framework_task(self, handle: Handle) -> Native:
         """Runs it to its end. Without a cancellation token: AutoGen hangs on one that fires in a tool."""
-        agent: Any = handle.agent
-        if agent is None:
-            assert self._entry is not None
-            agent = await self._entry.make(*_RUNS)
-            if agent is self._entry.found:
+        agent = await self.runs(handle.agent)
+        if handle.agent is None:
+            if self._entry is not None and agent is self._entry.found:
                 await _emptied(agent)
             else:
                 bracket(agent)
-        try:
-            return Native(await _chat.settled(self._run(agent, handle.messages)), handle.agent is not None)
-        except _chat.StepLimit:
-            return Native(None, True)
+        return await self.to_its_end(self._run(agent, handle.messages), handle.agent is not None)
 
     async def _run(self, agent: Any, messages: list[TextMessage]) -> TaskResult:
         """Until it has ended for good: what is handed to a user goes on with the user's answer."""
@@ -149,13 +129,13 @@ class AutoGenAdapter:
 
     def convert_result(self, native: Native) -> tasks.AgentResult:
         """The last message, why the run stopped, and who said what."""
-        result = native.result
+        result = native.value
         if result is None:
-            return result_of(_prompt.outcome(_chat.last_answer(), limit_reached="max_steps"))
+            return of_default(None)
         last = result.messages[-1] if result.messages else None
         text = last.to_text() if isinstance(last, (BaseChatMessage, BaseAgentEvent)) else ""
         if native.is_default:
-            return result_of(_prompt.outcome(text))
+            return of_default(text)
         said = [
             {"source": m.source, "type": type(m).__name__, "content": m.to_text()[:_MAX_TEXT]}
             for m in result.messages[-_MAX_MESSAGES:]

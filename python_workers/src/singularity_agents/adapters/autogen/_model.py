@@ -22,7 +22,7 @@ from autogen_core.tools import Tool
 from pydantic import BaseModel
 
 from ...worker._engine import finish_name, message_of, text_of
-from ...worker._wire import common, providers, to_struct
+from ...worker._wire import common, providers
 from .. import _chat
 
 _FINISH = {"stop": "stop", "length": "length", "tool_calls": "function_calls", "content_filter": "content_filter"}
@@ -159,9 +159,4 @@ def to_engine(message: LLMMessage) -> list[common.Message]:
 def definition_of(tool: Any) -> common.ToolDefinition:
     """What the model reads of a tool."""
     schema = tool.schema if isinstance(tool, Tool) else tool
-    return common.ToolDefinition(
-        name=schema["name"],
-        description=schema.get("description", ""),
-        parameters=to_struct(schema.get("parameters") or {"type": "object", "properties": {}}),
-        kind=common.TOOL_KIND_PYTHON,
-    )
+    return _chat.definition_as(schema["name"], schema.get("description"), schema.get("parameters"))

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from ..._errors import SingularityError
 from ...worker._engine import message_of, text_of
-from ...worker._wire import common, providers, to_struct
+from ...worker._wire import common, providers
 from .. import _chat
 
 #: Tokens that CrewAI may fill before it shortens a conversation by itself; the engine knows the model's own limit.
@@ -108,12 +108,7 @@ def _message(item: Mapping[str, Any]) -> common.Message:
 def definition_of(tool: Mapping[str, Any]) -> common.ToolDefinition:
     """What the model reads of a tool."""
     function = tool["function"]
-    return common.ToolDefinition(
-        name=function["name"],
-        description=function.get("description", ""),
-        parameters=to_struct(function.get("parameters") or {"type": "object", "properties": {}}),
-        kind=common.TOOL_KIND_PYTHON,
-    )
+    return _chat.definition_as(function["name"], function.get("description"), function.get("parameters"))
 
 
 def _answer(response: providers.ChatResponse) -> tuple[str | Sequence[dict[str, Any]], LLMCallType]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from haystack import Pipeline
@@ -10,19 +10,17 @@ from haystack.components.agents import Agent
 from haystack.dataclasses import ChatMessage
 
 from ..._errors import InvalidRequest
-from ...worker._engine import Engine
 from ...worker._wire import from_struct, tasks, worker
-from .. import _chat, _pins, _project, _prompt, _tooling
-from .._base import Health, Loaded, Outcome, Setup, result_of
-from .._entry import Entry
+from .. import _chat, _prompt
+from .._agents import AgentAdapter, Native, of_default
+from .._base import Outcome, result_of
+from .._tooling import WorkerTool
 from . import _messages, _tools
 from ._model import EngineChatGenerator
 
 #: Names of a pipeline's inputs that take the task's text, and its messages.
 _TEXT_INPUTS: Final = ("query", "question", "prompt", "text", "task", "description")
 _MESSAGE_INPUT: Final = "messages"
-#: Agents kept, by what they are made of: building one costs more than running it.
-_MAX_CACHED: Final = 64
 
 
 class Handle(NamedTuple):
@@ -34,45 +32,29 @@ class Handle(NamedTuple):
     data: dict[str, Any]
 
 
-class Native(NamedTuple):
-    """What came back; None where a limit ended the run."""
-
-    result: dict[str, Any] | None
-    is_default: bool
-
-
-class HaystackAdapter:
+class HaystackAdapter(AgentAdapter[Agent]):
     """An agent of the engine's making, or the user's own agent or pipeline."""
 
     name = "haystack"
+    package = "haystack-ai"
+    ready = (Agent, Pipeline)
 
     def __init__(self) -> None:
-        self._engine: Engine | None = None
-        self._entry: Entry | None = None
-        self._own: list[_tooling.WorkerTool] = []
-        self._agents: dict[tuple[Any, ...], Agent] = {}
+        super().__init__()
         # Templates and schemas are built on first use: done here they are shared by all forks.
         Agent(chat_generator=EngineChatGenerator(), system_prompt="warm")
 
-    def versions(self) -> dict[str, str]:
-        """Versions of the packages that matter."""
-        return _pins.versions("haystack")
+    def model(self) -> EngineChatGenerator:
+        """The engine's model."""
+        return EngineChatGenerator()
 
-    async def initialize(self, setup: Setup, engine: Engine) -> Loaded:
-        """Imports the user's agent or pipeline, and tools."""
-        self._engine = engine
-        _project.add_folder(setup.project)
-        self._own = _tooling.own_tools(setup)
-        if setup.entrypoint:
-            tools = [_tools.converted(tool) for tool in self._own]
-            self._entry = Entry(setup, engine, EngineChatGenerator, lambda: tools)
-            self._entry.is_factory(Agent, Pipeline)
-        return Loaded(tools=_tooling.definitions(self._own))
+    def offered(self, tools: Sequence[WorkerTool]) -> list[Any]:
+        """Tools of Haystack's own kind."""
+        return [_tools.converted(tool) for tool in tools]
 
-    async def health_check(self) -> Health:
-        """An agent can be built; no model is called."""
-        Agent(chat_generator=EngineChatGenerator())
-        return Health(True, "", _pins.PINS["haystack"]["haystack-ai"])
+    def bare(self) -> Agent:
+        """An agent without anything."""
+        return Agent(chat_generator=EngineChatGenerator())
 
     def convert_task(self, execute: worker.Execute) -> Handle:
         """Messages, and the agent that fits."""
@@ -82,39 +64,27 @@ class HaystackAdapter:
         if self._entry is not None:
             return Handle(None, messages, execute.task.description, data)
         _prompt.begin(execute)
-        return Handle(self._built(execute), messages, execute.task.description, data)
+        agent = self.kept(execute, lambda told, limit: self._built(execute, told, limit))
+        return Handle(agent, messages, execute.task.description, data)
 
-    def _built(self, execute: worker.Execute) -> Agent:
-        told = _prompt.system_text(execute.agent, execute.task)
-        key = (told, _prompt.max_steps(execute), *(t.SerializeToString(deterministic=True) for t in execute.engine_tools))
-        agent = self._agents.get(key)
-        if agent is None:
-            if len(self._agents) >= _MAX_CACHED:
-                self._agents.clear()
-            agent = self._agents[key] = Agent(
-                chat_generator=EngineChatGenerator(),
-                tools=[_tools.converted(tool) for tool in [*_tooling.engine_tools(execute), *self._own]],
-                # The text is no template of the user's.
-                system_prompt=_plain(told) if told else None,
-                # One more than the task allows: the engine's own count ends the run, not a bare tool result.
-                max_agent_steps=_prompt.max_steps(execute) + 1,
-            )
-        return agent
+    def _built(self, execute: worker.Execute, told: str, limit: int) -> Agent:
+        return Agent(
+            chat_generator=EngineChatGenerator(),
+            tools=self.offered(self.tools_of(execute)),
+            # The text is no template of the user's.
+            system_prompt=_plain(told) if told else None,
+            # One more than the task allows: the engine's own count ends the run, not a bare tool result.
+            max_agent_steps=limit + 1,
+        )
 
     async def execute_framework_task(self, handle: Handle) -> Native:
         """Runs it."""
-        runs: Any = handle.agent
-        if runs is None:
-            assert self._entry is not None
-            runs = await self._entry.make(Agent, Pipeline)
+        runs = await self.runs(handle.agent)
         if isinstance(runs, Pipeline):
             return Native(await _chat.settled(self._pipeline(runs, handle)), False)
         if handle.agent is None:
             _tools.bracket(runs)
-        try:
-            return Native(await _chat.settled(runs.run_async(messages=handle.messages)), handle.agent is not None)
-        except _chat.StepLimit:
-            return Native(None, True)
+        return await self.to_its_end(runs.run_async(messages=handle.messages), handle.agent is not None)
 
     async def _pipeline(self, pipeline: Pipeline, handle: Handle) -> dict[str, Any]:
         assert self._engine is not None
@@ -136,11 +106,9 @@ class HaystackAdapter:
 
     def convert_result(self, native: Native) -> tasks.AgentResult:
         """Text of the last message; of a pipeline its outputs."""
-        result = native.result
-        if result is None:
-            return result_of(_prompt.outcome(_chat.last_answer(), limit_reached="max_steps"))
+        result = native.value
         if native.is_default:
-            return result_of(_prompt.outcome(_text(result.get("last_message"))))
+            return of_default(None if result is None else _text(result.get("last_message")))
         last = result.get("last_message")
         if isinstance(last, ChatMessage):
             limit = "max_agent_steps" if result.get("exit_reason") == "max_agent_steps" else ""

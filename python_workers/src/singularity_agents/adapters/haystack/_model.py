@@ -9,7 +9,7 @@ from haystack import component
 from haystack.dataclasses import ChatMessage, StreamingChunk
 from haystack.tools import flatten_tools_or_toolsets
 
-from ...worker._wire import common, providers, to_struct
+from ...worker._wire import common, providers
 from .. import _chat
 from . import _messages
 
@@ -68,6 +68,4 @@ class EngineChatGenerator:
 
 def definition_of(tool: Any) -> common.ToolDefinition:
     """What the model reads of a tool."""
-    return common.ToolDefinition(
-        name=tool.name, description=tool.description, parameters=to_struct(tool.parameters), kind=common.TOOL_KIND_PYTHON
-    )
+    return _chat.definition_as(tool.name, tool.description, tool.parameters)

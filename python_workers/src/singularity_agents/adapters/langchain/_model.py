@@ -19,15 +19,13 @@ from ..._errors import SingularityError
 from ...worker import _runtime
 from ...worker._engine import finish_name
 from ...worker._scope import CURRENT
-from ...worker._wire import common, providers, to_struct
+from ...worker._wire import common, providers
+from .. import _chat
 from . import _messages
 
 #: Name under which the last answer of a task is kept: what is left where a limit ends the run.
 LAST_ANSWER = "langchain.last_answer"
 
-# Definitions by tool object: LangChain binds the same tools again for every call of a model.
-_definitions: dict[int, tuple[Any, common.ToolDefinition]] = {}
-_MAX_DEFINITIONS = 1000
 # Models with tools, by the objects that were bound.
 _bound: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 _MAX_BOUND = 100
@@ -166,22 +164,12 @@ class WithTools(RunnableBinding[LanguageModelInput, AIMessage]):
 
 def definition_of(tool: Any) -> common.ToolDefinition:
     """What the model reads of a tool, made once for each tool object."""
-    if isinstance(tool, common.ToolDefinition):
-        return tool
-    known = _definitions.get(id(tool))
-    if known is not None and known[0] is tool:
-        return known[1]
+    return tool if isinstance(tool, common.ToolDefinition) else _chat.definition(tool, _defined)
+
+
+def _defined(tool: Any) -> common.ToolDefinition:
     function = convert_to_openai_tool(tool)["function"]
-    made = common.ToolDefinition(
-        name=function["name"],
-        description=function.get("description", ""),
-        parameters=to_struct(function.get("parameters") or {"type": "object", "properties": {}}),
-        kind=common.TOOL_KIND_PYTHON,
-    )
-    if len(_definitions) >= _MAX_DEFINITIONS:
-        _definitions.clear()
-    _definitions[id(tool)] = (tool, made)
-    return made
+    return _chat.definition_as(function["name"], function.get("description"), function.get("parameters"))
 
 
 def _kept(response: providers.ChatResponse) -> AIMessage:

@@ -12,7 +12,7 @@ from semantic_kernel.connectors.ai.prompt_execution_settings import PromptExecut
 from semantic_kernel.contents import ChatHistory, ChatMessageContent, StreamingChatMessageContent, StreamingTextContent
 from semantic_kernel.contents.utils.author_role import AuthorRole
 
-from ...worker._wire import common, providers, to_struct
+from ...worker._wire import common, providers
 from .. import _chat
 from . import _messages
 
@@ -93,12 +93,7 @@ def _offered(settings: Any) -> list[str]:
 
 
 def _definition(function: Mapping[str, Any]) -> common.ToolDefinition:
-    return common.ToolDefinition(
-        name=_messages.short(function["name"]),
-        description=function.get("description") or "",
-        parameters=to_struct(function.get("parameters") or {"type": "object", "properties": {}}),
-        kind=common.TOOL_KIND_PYTHON,
-    )
+    return _chat.definition_as(_messages.short(function["name"]), function.get("description"), function.get("parameters"))
 
 
 def _schema(wanted: Any) -> Mapping[str, Any] | None:
