@@ -164,3 +164,16 @@ def test_a_killed_node_keeps_what_it_finished_and_runs_the_rest(killable: Callab
 def _cancel(address: str, task_id: str) -> None:
     with Client(address, max_retries=0) as client, contextlib.suppress(SingularityError):
         client.cancel(task_id, grace="60s")
+
+
+def test_workers_of_a_warm_framework_are_there_before_the_first_task(killable: Callable[..., KillableNode]) -> None:
+    more = '[workers]\nwarm = 2\nmax_per_framework = 3\nwarm_frameworks = ["custom"]\n'
+    with Client(killable(more).address, max_retries=0) as client:
+
+        def idle() -> list[tuple[str, int]]:
+            return sorted((w.agent_id, w.host_pid) for w in client.frameworks.get("custom:e2e").workers if w.state == "idle")
+
+        there: list[tuple[str, int]] = eventually(lambda: found if len(found := idle()) == 3 else None)
+        before = [agent for agent, _ in there]
+        # As many as there is room for.
+        assert sorted(before.count(agent) for agent in set(before)) == [1, 2]

@@ -9,6 +9,7 @@
 
 -export([new/1]).
 -export([request/3]).
+-export([warm/4]).
 -export([cancel/2]).
 -export([idle/2]).
 -export([ended/3]).
@@ -63,6 +64,16 @@ request(Key, Request, L = #leases{idle = Idle, waiting = N, limits = #{max_waiti
             Queue = enqueue(Request, maps:get(Key, L#leases.queues, queue:new())),
             grow(Key, L#leases{queues = (L#leases.queues)#{Key => Queue}, waiting = N + 1})
     end.
+
+%% @doc An agent shall have so many workers before anybody asks for one, as far as there is room.
+-spec warm(key(), Agent :: map(), pos_integer(), leases()) -> {[effect()], leases()}.
+warm({Framework, _, _, _} = Key, Agent, N, L = #leases{workers = Workers}) ->
+    Have = length([x || #w{key = K} <- maps:values(Workers), K =:= Key]),
+    Room = max_workers(Framework, L) - length(of_framework(Framework, L)),
+    lists:foldl(fun(_, {Effects, Acc = #leases{workers = All}}) ->
+                    {Id, Acc1} = new_id(Framework, Acc),
+                    {[{start, Id, Key, Agent} | Effects], Acc1#leases{workers = All#{Id => #w{key = Key}}}}
+                end, {[], L}, lists:seq(1, min(N - Have, Room))).
 
 -spec enqueue(request(), queue:queue(request())) -> queue:queue(request()).
 enqueue(Request, Queue) ->

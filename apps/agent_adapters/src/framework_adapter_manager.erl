@@ -10,6 +10,7 @@
 -export([start_link/0]).
 -export([lease/1]).
 -export([cancel_lease/1]).
+-export([warm_agent/2]).
 -export([restart_workers/1]).
 -export([attach/1]).
 
@@ -64,6 +65,11 @@ lease(Request) ->
 cancel_lease(Ref) ->
     gen_server:cast(?MODULE, {cancel, Ref}).
 
+%% @doc See {@link framework_adapter_pool:warm_agent/2}.
+-spec warm_agent(Agent :: map(), Tenant :: binary()) -> ok.
+warm_agent(Agent, Tenant) ->
+    gen_server:cast(?MODULE, {warm, Agent, Tenant}).
+
 %% @doc Ends the idle workers of a framework and, as they finish, the busy ones; gives the number of idle ones ended.
 -spec restart_workers(binary()) -> {ok, non_neg_integer()}.
 restart_workers(Framework) ->
@@ -95,10 +101,10 @@ handle_call({restart_workers, Framework}, _From, M = #manager{leases = Leases, p
 
 -spec handle_cast(term(), #manager{}) -> {noreply, #manager{}}.
 handle_cast({lease, Ref, #{framework := F, agent := Given, tenant := Tenant, task_id := TaskId, owner := Owner} = Asked}, M0) ->
-    {#{name := Name} = Env, M} = environment(F, Given, maps:get(environments, Asked, []), M0),
+    {Env, M} = environment(F, Given, maps:get(environments, Asked, []), M0),
     Agent = Given#{environment => Env},
     Request = #{ref => Ref, owner => Owner, task_id => TaskId, agent => Agent, depth => maps:get(depth, Asked, 0)},
-    Key = {F, maps:get(id, Agent, <<>>), {maps:get(version, Agent, 0), Name}, Tenant},
+    Key = key(F, Agent, Env, Tenant),
     case usable(F, Env, M) of
         ok ->
             {noreply, request(Key, Request, M)};
@@ -107,6 +113,15 @@ handle_cast({lease, Ref, #{framework := F, agent := Given, tenant := Tenant, tas
         {error, Error} ->
             Owner ! {adapter, Ref, {refused, Error}},
             {noreply, M}
+    end;
+handle_cast({warm, #{framework := F} = Given, Tenant}, M0) ->
+    {Env, M} = environment(F, Given, [], M0),
+    N = agent_config:get([workers, warm], 1),
+    IsWarm = lists:member(framework_adapter_env:environment(F),
+                          [framework_adapter_env:environment(W) || W <- agent_config:get([workers, warm_frameworks], [])]),
+    case IsWarm andalso N > 0 andalso usable(F, Env, M) of
+        ok -> {noreply, run(framework_adapter_leases:warm(key(F, Given, Env, Tenant), Given#{environment => Env}, N, M#manager.leases), M)};
+        _ -> {noreply, M}
     end;
 handle_cast({attach, Remote}, M = #manager{attached = N, monitors = Monitors}) ->
     Id = <<"remote-", (integer_to_binary(N + 1))/binary>>,
@@ -161,6 +176,11 @@ handle_info(_, M) ->
     {noreply, M}.
 
 %% ---- leases
+
+%% A worker is of one agent in one version and one environment, and of one tenant.
+-spec key(binary(), map(), framework_adapter_lock:env(), binary()) -> framework_adapter_leases:key().
+key(Framework, Agent, #{name := Environment}, Tenant) ->
+    {Framework, maps:get(id, Agent, <<>>), {maps:get(version, Agent, 0), Environment}, Tenant}.
 
 -spec request(framework_adapter_leases:key(), map(), #manager{}) -> #manager{}.
 request(Key, #{ref := Ref, owner := Owner} = Request, M = #manager{owners = Owners, leases = Leases}) ->

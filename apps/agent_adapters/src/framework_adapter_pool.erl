@@ -9,6 +9,7 @@
 -export([start_link/0]).
 -export([lease/1]).
 -export([cancel_lease/1]).
+-export([warm_agent/2]).
 -export([workers/0]).
 -export([frameworks/0]).
 -export([framework/1]).
@@ -39,6 +40,11 @@ lease(Request) ->
 -spec cancel_lease(reference()) -> ok.
 cancel_lease(Ref) ->
     framework_adapter_manager:cancel_lease(Ref).
+
+%% @doc Starts the workers that `[workers] warm' wants of an agent; those of `warm_frameworks' only.
+-spec warm_agent(Agent :: map(), Tenant :: binary()) -> ok.
+warm_agent(Agent, Tenant) ->
+    framework_adapter_manager:warm_agent(Agent, Tenant).
 
 %% @doc Every worker: `#{worker, framework, agent_id, state, task_id, host_pid, rss_bytes, started_ms, isolation}'.
 -spec workers() -> [map()].

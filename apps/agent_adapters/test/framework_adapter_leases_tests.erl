@@ -53,3 +53,12 @@ what_is_deeper_has_more_workers_and_goes_first_test() ->
     {[{stop, Two}], L13} = framework_adapter_leases:idle(Two, L12),
     {[], L14} = framework_adapter_leases:ended(Two, normal, L13),
     ?assertMatch({[], _}, framework_adapter_leases:idle(One, L14)).
+
+an_agent_is_warm_as_far_as_there_is_room_test() ->
+    L0 = framework_adapter_leases:new(#{max_per_framework => 3, max_waiting => 10}),
+    {[{start, One, ?KEY, agent}, {start, _, ?KEY, agent}], L1} = framework_adapter_leases:warm(?KEY, agent, 2, L0),
+    ?assertMatch({[], _}, framework_adapter_leases:warm(?KEY, agent, 2, L1)),
+    Other = {<<"langchain">>, <<"b">>, 1, <<"default">>},
+    {[{start, _, Other, agent}], L2} = framework_adapter_leases:warm(Other, agent, 2, L1),
+    {[], L3} = framework_adapter_leases:idle(One, L2),
+    ?assertMatch({[{grant, One, _}], _}, request(1, L3)).

@@ -10,7 +10,9 @@ start(_Type, _Args) ->
     _ = execution_world:reload(),
     ok = agent_engine:resume(),
     case agent_engine_sup:start_link() of
-        {ok, Pid} -> {ok, Pid};
+        {ok, Pid} ->
+            ok = agent_registry:warm(),
+            {ok, Pid};
         ignore -> {error, ignore};
         {error, Reason} -> {error, Reason}
     end.

@@ -8,6 +8,7 @@
 
 %% API
 -export([start_link/0]).
+-export([warm/0]).
 -export([resolve/3]).
 -export([get/2]).
 -export([list/1]).
@@ -109,6 +110,13 @@ spawn_agent(AgentType, Framework) ->
     end.
 
 %% A change waits for its commit: longer than a store write may take.
+%% @doc Has workers started for the agents of the configuration, see {@link framework_adapter_pool:warm_agent/2}.
+-spec warm() -> ok.
+warm() ->
+    Tenants = case maps:keys(agent_config:get([tenants], #{})) of [] -> [<<"default">>]; Names -> Names end,
+    lists:foreach(fun({A, Tenant}) -> framework_adapter_pool:warm_agent(A, Tenant) end,
+                  [{with_payload(A), Tenant} || A <- engine_agents:configured(), Tenant <- Tenants]).
+
 -spec call(tuple()) -> term().
 call(Request) ->
     gen_server:call(?MODULE, Request, 40000).
