@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,11 @@ import grpc
 import pytest
 from conftest import eventually, make_certificates
 
+from singularity_agents import Client
 from singularity_agents._local_node import LocalNode, free_port, program
+from singularity_agents._transport import Tls
+
+HERE = Path(__file__).resolve().parent
 
 KEY = "a-key-that-is-long-enough"
 LIST = "/singularity.agents.v1.TaskService/ListTasks"
@@ -22,6 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keys")
     make_certificates(folder)
     (folder / "acme.key").write_text(KEY + "\n")
+    (folder / "worker.key").write_text("a-key-that-may-attach-workers\n")
     return folder
 
 
@@ -36,6 +43,12 @@ tls = {{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}
 dialect = "echo"
 [tenants.acme]
 keys = [{{ file = "{folder}/acme.key" }}]
+[workers]
+remote_keys = [{{ file = "{folder}/worker.key" }}]
+[agents.shout]
+framework = "custom:e2e"
+project = "{HERE}"
+entrypoint = "e2e_agents:shout"
 """)
     environment = {
         **os.environ,
@@ -73,6 +86,45 @@ def test_a_known_key_over_tls_is_let_in_and_no_other(folder: Path, address: str)
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
     assert KEY not in (folder / "log").read_text()
     assert KEY not in "".join(p.read_text(errors="replace") for p in (folder / "state").rglob("*") if p.is_file())
+
+
+def test_a_worker_of_another_machine_attaches_over_tls_and_to_no_stranger(folder: Path, address: str) -> None:
+    eventually(lambda: ask(folder, address, KEY) is grpc.StatusCode.OK, within_s=60)
+    named = f"localhost:{address.rpartition(':')[2]}"
+    own = [
+        sys.executable,
+        "-m",
+        "singularity_agents.cli",
+        "worker",
+        "--address",
+        named,
+        "--framework",
+        "custom:e2e",
+        "--project",
+        str(HERE),
+    ]
+    own += ["--key-file", str(folder / "worker.key"), "--tls"]
+    with (
+        Client(named, api_key=KEY, tls=Tls(ca=folder / "ca.pem"), max_retries=0, timeout="60s") as client,
+        subprocess.Popen([*own, "--ca", str(folder / "ca.pem")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as worker,
+    ):
+        try:
+            eventually(lambda: [w for f in client.frameworks.list() for w in f.workers if w.host], within_s=30)
+            done = client.submit("over tls", agent="shout").wait("60s")
+            assert done.result is not None and done.result.output == "OVER TLS"
+            assert [w.host_pid for w in client.frameworks.get("custom:e2e").workers if w.host] == [done.worker_pid]
+        finally:
+            worker.send_signal(signal.SIGINT)
+            worker.wait(timeout=30)
+    # Without the authority it does not know the node, and gives it neither its key nor a worker.
+    with subprocess.Popen(own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as stranger:
+        assert stranger.stdout is not None
+        try:
+            said = next(line for line in stranger.stdout if "CERTIFICATE" in line or "UNAVAILABLE" in line or "connect" in line)
+            assert "a-key-that-may" not in said
+        finally:
+            stranger.send_signal(signal.SIGINT)
+            stranger.wait(timeout=30)
 
 
 def test_off_loopback_without_tls_and_keys_does_not_start(tmp_path: Path) -> None:
