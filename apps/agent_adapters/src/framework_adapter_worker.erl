@@ -4,8 +4,8 @@
 %% task's coordinator) at a time and speaks to it only by message, `{adapter, LeaseRef, What}'; it never calls upward. It is
 %% `temporary': after a kill or a loss the manager starts another.
 %%
-%% Longer than most modules: it is the whole lifecycle in one place. The codecs, credit, liveness and calls are modules
-%% of their own.
+%% Longer than most modules: it is the whole lifecycle in one place. The opening, codecs, payloads, credit, pace of events, liveness, calls
+%% and the guard's report are modules of their own.
 -module(framework_adapter_worker).
 -behaviour(gen_statem).
 
@@ -29,8 +29,6 @@
 
 %% From the opening of the guard to HELLO, and from INIT to READY, in ms.
 -define(START_TIMEOUT_MS, 10000).
-%% The guard connects at once; this is for a machine under load.
--define(CONNECT_TIMEOUT_MS, 5000).
 %% TERM to KILL when the grace was used up before.
 -define(TERM_GRACE_MS, 20).
 %% The guard's own deadline for the proof is 1 s; ours is behind it.
@@ -40,15 +38,8 @@
 %% An idle worker that is drained says GOODBYE at once; behind this it is ended all the same, in ms.
 -define(DRAIN_TIMEOUT_MS, 1000).
 -define(TICK_MS, 500).
--define(SEND_TIMEOUT_MS, 1000).
 -define(MAX_FRAME_BYTES, 16777216).
-%% Frames taken from the socket before it is asked again.
--define(ACTIVE, 64).
 -define(LOG_LINES, 50).
-%% Events of a worker that are acknowledged per slot: 2,000 a second. Beyond it the worker waits for its credit, so that no task can fill
-%% the store's queue; one that does not wait is ended.
--define(EVENT_SLOT_MS, 50).
--define(EVENTS_PER_SLOT, 100).
 -define(SIGUSR1, 10).
 %% A worker of another machine says something every 250 ms; silent for so long it is lost, in ms.
 -define(REMOTE_SILENCE_MS, 3000).
@@ -108,15 +99,13 @@
     out = framework_adapter_credit:new() :: framework_adapter_credit:credit(),
     calls = framework_adapter_calls:new() :: framework_adapter_calls:calls(),
     lease = none :: none | #lease{},
-    events_left = ?EVENTS_PER_SLOT :: non_neg_integer(),
-    held = [] :: [pos_integer()],
-    slot = false :: boolean(),
+    pace = framework_adapter_pace:new() :: framework_adapter_pace:pace(),
     live = none :: none | framework_adapter_liveness:liveness(),
     rss = 0 :: non_neg_integer(),
     tasks = 0 :: non_neg_integer(),
     started_ms :: integer(),
     ready = #{} :: map(),
-    report = #{} :: map(),
+    report = framework_adapter_report:new() :: framework_adapter_report:report(),
     log = [] :: [binary()],
     killing = none :: none | #{why := term(), at_us := integer(), signals := [map()], fenced_at_ms => integer()}
 }).
@@ -212,7 +201,7 @@ handle_event(info, {tcp, S, Bin}, State, W = #worker{socket = S}) ->
         {error, Why} -> protocol_error(io_lib:format("bad frame header: ~0p", [Why]), State, W)
     end;
 handle_event(info, {tcp_passive, S}, _, #worker{socket = S}) ->
-    _ = inet:setopts(S, [{active, ?ACTIVE}]),
+    ok = framework_adapter_opening:more(S),
     keep_state_and_data;
 handle_event(info, {agent_native, Ref, frame, Bin}, State, W = #worker{stream = Ref}) when byte_size(Bin) =< ?MAX_FRAME_BYTES ->
     case framework_adapter_frame:decode(Bin) of
@@ -288,13 +277,13 @@ handle_event(cast, {kill, _}, _, _) ->
     keep_state_and_data;
 
 %% clocks
-handle_event({timeout, events}, events, _, W = #worker{held = Held}) ->
-    W1 = lists:foldl(fun consume/2, W#worker{held = [], slot = false, events_left = max(0, ?EVENTS_PER_SLOT - length(Held))}, Held),
-    paced({keep_state, W1});
+handle_event({timeout, events}, events, _, W = #worker{pace = Pace}) ->
+    {Sizes, Pace1} = framework_adapter_pace:turn(Pace),
+    paced({keep_state, lists:foldl(fun consume/2, W#worker{pace = Pace1}, Sizes)});
 handle_event({timeout, tick}, tick, State, W) ->
     tick(State, W);
 handle_event(state_timeout, proof, killing, W) ->
-    gone(#{proof => unconfirmed, survivors => survivors(W)}, W);
+    gone(unproved(W), W);
 handle_event(state_timeout, report, _, W) ->
     lose(worker_crashed, <<"the channel ended and the guard did not report">>, killing, W);
 handle_event(_, _, _, _) ->
@@ -304,40 +293,14 @@ handle_event(_, _, _, _) ->
 
 -spec open(#worker{}) -> {ok, #worker{}} | {error, binary(), #worker{}}.
 open(W = #worker{spec = #{id := Id, agent := Agent, environment := Environment}, dir = Dir}) ->
-    Data = filename:join(framework_adapter_env:runtime_dir(), "d-" ++ binary_to_list(Id)),
-    ok = filelib:ensure_dir(filename:join(Dir, "x")),
-    _ = file:delete(Data),
-    case gen_tcp:listen(0, [{ifaddr, {local, Data}}, binary, {packet, 4}, {packet_size, ?MAX_FRAME_BYTES},
-                            {active, false}, {backlog, 1}, {send_timeout, ?SEND_TIMEOUT_MS},
-                            {send_timeout_close, true}]) of
-        {ok, Listen} ->
-            Args = framework_adapter_env:worker_args(#{
-                environment => Environment, worker_id => Id, data => Data, dir => Dir,
-                zygote => framework_adapter_zygote:socket(Environment),
-                project => framework_adapter_env:project(Agent)}),
-            Port = port_guard:open(worker, Args),
-            GuardPid = case erlang:port_info(Port, os_pid) of {os_pid, P} -> P; undefined -> 0 end,
-            Accepted = gen_tcp:accept(Listen, ?CONNECT_TIMEOUT_MS),
-            ok = gen_tcp:close(Listen),
-            _ = file:delete(Data),
-            accepted(Accepted, W#worker{port = Port, guard_pid = GuardPid});
-        {error, Reason} ->
-            {error, iolist_to_binary(io_lib:format("cannot listen for the worker: ~0p", [Reason])), W}
+    case framework_adapter_opening:open(Id, Agent, Environment, Dir) of
+        {ok, Opened} -> {ok, opened(Opened, W)};
+        {error, Detail, Opened} -> {error, Detail, opened(Opened, W)}
     end.
 
-%% Only the guard that we started may be at the other end (SO_PEERCRED is option 17 of level SOL_SOCKET, 1).
--spec accepted({ok, gen_tcp:socket()} | {error, term()}, #worker{}) -> {ok, #worker{}} | {error, binary(), #worker{}}.
-accepted({ok, S}, W = #worker{guard_pid = GuardPid}) ->
-    case inet:getopts(S, [{raw, 1, 17, 12}]) of
-        {ok, [{raw, 1, 17, <<GuardPid:32/native, _/binary>>}]} ->
-            ok = inet:setopts(S, [{active, ?ACTIVE}]),
-            {ok, W#worker{socket = S}};
-        _ ->
-            _ = gen_tcp:close(S),
-            {error, <<"a stranger connected to the worker's socket">>, W}
-    end;
-accepted({error, Reason}, W) ->
-    {error, iolist_to_binary(io_lib:format("the guard did not connect: ~0p", [Reason])), W}.
+-spec opened(framework_adapter_opening:opened(), #worker{}) -> #worker{}.
+opened(#{port := Port, guard_pid := GuardPid, socket := Socket}, W) ->
+    W#worker{port = Port, guard_pid = GuardPid, socket = Socket}.
 
 %% ---- frames
 
@@ -365,12 +328,12 @@ is_shown(#{type := call, kind := Kind}) ->
 is_shown(_) ->
     false.
 
-%% An event beyond the slot's number is dealt with, but acknowledged only in a later slot.
 -spec acknowledge(Shown :: boolean(), pos_integer(), #worker{}) -> #worker{}.
-acknowledge(true, Size, W = #worker{events_left = 0, held = Held}) ->
-    W#worker{held = [Size | Held]};
-acknowledge(true, Size, W = #worker{events_left = N}) ->
-    consume(Size, W#worker{events_left = N - 1});
+acknowledge(true, Size, W = #worker{pace = Pace}) ->
+    case framework_adapter_pace:event(Size, Pace) of
+        {now, Pace1} -> consume(Size, W#worker{pace = Pace1});
+        {later, Pace1} -> W#worker{pace = Pace1}
+    end;
 acknowledge(false, Size, W) ->
     consume(Size, W).
 
@@ -379,10 +342,12 @@ consume(Size, W = #worker{in = In}) ->
     {In1, Grant} = framework_adapter_credit:consumed(Size, In),
     grant(Grant, W#worker{in = In1}).
 
-%% The slot's clock runs only while events come.
 -spec paced(gen_statem:event_handler_result(atom())) -> gen_statem:event_handler_result(atom()).
-paced({keep_state, W = #worker{events_left = N, slot = false}}) when N < ?EVENTS_PER_SLOT ->
-    {keep_state, W#worker{slot = true}, [{{timeout, events}, ?EVENT_SLOT_MS, events}]};
+paced({keep_state, W = #worker{pace = Pace}} = Result) ->
+    case framework_adapter_pace:clock(Pace) of
+        {start, Ms, Pace1} -> {keep_state, W#worker{pace = Pace1}, [{{timeout, events}, Ms, events}]};
+        none -> Result
+    end;
 paced(Result) ->
     Result.
 
@@ -451,10 +416,11 @@ offered(_, W) ->
 
 %% What the guard of a worker of another machine says. Its lines are counted like events: here no guard of ours caps them.
 -spec remote_control(port_guard:message(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
-remote_control({log, _, _}, _, W = #worker{events_left = 0}) ->
-    {keep_state, W};
-remote_control({log, _, _} = Line, State, W = #worker{events_left = N}) ->
-    paced(control(Line, State, W#worker{events_left = N - 1}));
+remote_control({log, _, _} = Line, State, W = #worker{pace = Pace}) ->
+    case framework_adapter_pace:line(Pace) of
+        {taken, Pace1} -> paced(control(Line, State, W#worker{pace = Pace1}));
+        dropped -> {keep_state, W}
+    end;
 remote_control(Message, State, W) ->
     control(Message, State, W).
 
@@ -466,11 +432,7 @@ hello(_, W) ->
 
 -spec initialise(#worker{}) -> gen_statem:event_handler_result(atom()).
 initialise(W = #worker{spec = #{agent := Agent, tenant := Tenant}, dir = Dir}) ->
-    Init = agent_native:wire_encode(init, #{
-        agent => maps:get(payload, Agent, <<>>), tenant => Tenant,
-        entrypoint => maps:get(entrypoint, Agent, <<>>), project => framework_adapter_env:project(Agent),
-        tools => maps:get(tools, Agent, []), storage_dir => iolist_to_binary(Dir),
-        engine_version => <<"0.1.0">>, config_json => maps:get(config_json, Agent, <<"{}">>)}),
+    Init = framework_adapter_payloads:init(Agent, Tenant, Dir),
     W1 = send(framework_adapter_frame:encode(init, Init), W),
     {next_state, binding, W1, [{state_timeout, ?START_TIMEOUT_MS, start}]}.
 
@@ -500,15 +462,9 @@ refused(P, W) ->
 -spec execute_task(map(), #worker{}) -> gen_statem:event_handler_result(atom()).
 execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence := Fence} = Task,
              W = #worker{lease = Lease, out = Out, spec = #{agent := Agent, id := Id, manager := Manager}}) ->
-    WantText = maps:get(stream_text, Task, true),
     Header = maps:get(header, Task, #{}),
-    Execute = agent_native:wire_encode(execute, #{
-        task_id => TaskId, task => Payload, attempt => Attempt,
-        deadline_ms => maps:get(deadline_ms, Task, 0), stream_text => WantText,
-        agent => maps:get(payload, Agent, <<>>), engine_tools => engine_tools:served(Agent, Header),
-        tool_limit => maps:get(tool_limit, Task, 0), model => model(Agent, Header), start_time_ms => erlang:system_time(millisecond),
-        seed => erlang:phash2(TaskId)}),
-    Flags = [want_text || WantText],
+    Flags = [want_text || maps:get(stream_text, Task, true)],
+    Execute = framework_adapter_payloads:execute(Task, Agent),
     Frame = framework_adapter_frame:encode(execute, 0, Flags, {0, 0}, Fence, Execute),
     %% Nothing else is unacknowledged on an idle worker, so there is credit for any size.
     Out1 = case framework_adapter_credit:take(iolist_size(Frame), Out) of {ok, O} -> O; wait -> Out end,
@@ -521,13 +477,6 @@ execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence 
                   out = Out1, tasks = W#worker.tasks + 1, log = [],
                   live = framework_adapter_liveness:new(now_ms())},
     {next_state, busy, send(Frame, W1)}.
-
--spec model(map(), map()) -> binary().
-model(Agent, Header) ->
-    case maps:get(model, Header, <<>>) of
-        <<>> -> maps:get(model, Agent, <<"default">>);
-        Model -> Model
-    end.
 
 -spec result(framework_adapter_frame:frame(), #worker{}) -> gen_statem:event_handler_result(atom()).
 result(#{kind := Kind, payload := P}, W = #worker{lease = Lease, calls = Calls}) ->
@@ -606,9 +555,9 @@ kill_tree(Why, GraceMs, State, W = #worker{calls = Calls, spec = #{id := Id, man
     W1 = W#worker{calls = framework_adapter_calls:new(),
                   killing = #{why => Why, at_us => erlang:monotonic_time(microsecond), signals => Signals}},
     Gone = State =:= opening orelse guard_kill(GraceMs, W) =:= gone,
-    case {Gone, maps:find(gone, W#worker.report)} of
+    case {Gone, framework_adapter_report:proof(W#worker.report)} of
         {_, {ok, Proof}} -> gone(Proof, W1);
-        {true, error} -> gone(#{proof => unconfirmed, survivors => survivors(W1)}, W1);
+        {true, error} -> gone(unproved(W1), W1);
         {false, error} -> {next_state, killing, W1, [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]}
     end.
 
@@ -634,10 +583,8 @@ gone(#{proof := Proof, survivors := Survivors},
     {stop, {shutdown, ended(Why)}, W#worker{lease = none}}.
 
 -spec lost(term(), port_guard:proof(), #worker{}) -> map().
-lost({Cause, Detail}, Proof, #worker{report = Report, log = Log, host_pid = HostPid}) ->
-    #{cause => Cause, detail => iolist_to_binary(Detail), proof => Proof, host_pid => HostPid,
-      stack => maps:get(stack, Report, <<>>), log => lists:reverse(Log),
-      peak_rss => maps:get(peak_rss, Report, 0), cpu_ms => maps:get(cpu_ms, Report, 0)};
+lost({_, _} = Why, Proof, #worker{report = Report, log = Log, host_pid = HostPid}) ->
+    framework_adapter_report:lost(Why, Proof, HostPid, Log, Report);
 lost(Why, Proof, W) ->
     lost({worker_crashed, atom_to_binary(Why)}, Proof, W).
 
@@ -651,8 +598,7 @@ lose(Cause, Detail, State, W = #worker{spec = #{id := Id}, host_pid = HostPid}) 
     ?LOG_WARNING(#{msg => worker_lost, worker => Id, host_pid => HostPid, cause => Cause,
                    detail => iolist_to_binary(Detail)}, #{domain => [agent, adapters]}),
     case State of
-        killing -> gone(maps:get(gone, W#worker.report, #{proof => unconfirmed, survivors => survivors(W)}),
-                        killing_for({Cause, Detail}, W));
+        killing -> gone(proof(W), killing_for({Cause, Detail}, W));
         _ -> kill_tree({Cause, Detail}, 0, State, W)
     end.
 
@@ -673,50 +619,45 @@ protocol_error(Detail, State, W) ->
 -spec channel_closed(atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
 channel_closed(killing, W) ->
     {keep_state, W};
-channel_closed(_, W = #worker{report = #{gone := _}}) ->
-    lose(cause(W), detail(W), killing, W);
-channel_closed(_, W) ->
-    {next_state, killing, killing_for({cause(W), detail(W)}, W), [{state_timeout, ?REPORT_TIMEOUT_MS, report}]}.
+channel_closed(_, W = #worker{report = Report}) ->
+    case framework_adapter_report:proof(Report) of
+        {ok, _} -> lose(cause(W), detail(W), killing, W);
+        error -> {next_state, killing, killing_for({cause(W), detail(W)}, W), [{state_timeout, ?REPORT_TIMEOUT_MS, report}]}
+    end.
 
 %% The stream of a worker of another machine ended: its guard takes it down, but nobody here hears of it.
 -spec stream_closed(atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
-stream_closed(killing, W = #worker{report = Report}) ->
-    gone(maps:get(gone, Report, #{proof => unconfirmed, survivors => []}), W);
+stream_closed(killing, W) ->
+    gone(proof(W), W);
 stream_closed(offered, W) ->
     {stop, {shutdown, stopped}, W};
 stream_closed(State, W) ->
     lose(cause(W), <<"the connection to the worker's machine was cut">>, State, W).
 
 -spec control(port_guard:message(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
-control({up, #{host_pid := HostPid, layers := Layers} = Up}, _, W) ->
-    {keep_state, W#worker{host_pid = HostPid, layers = Layers, report = (W#worker.report)#{up => Up}}};
+control({up, #{host_pid := HostPid, layers := Layers}} = Message, _, W) ->
+    {keep_state, reported(Message, W#worker{host_pid = HostPid, layers = Layers})};
 control({log, Stream, Line}, _, W = #worker{log = Log, lease = Lease}) ->
     Level = case Stream of stderr -> <<"warning">>; stdout -> <<"info">> end,
     tell({event, {log, #{level => Level, source => <<"worker">>, message => Line}}}, Lease),
     {keep_state, W#worker{log = lists:sublist([Line | Log], ?LOG_LINES)}};
-control({stack, Text}, _, W = #worker{report = Report, lease = Lease}) ->
+control({stack, Text} = Message, _, W = #worker{lease = Lease}) ->
     tell({event, {log, #{level => <<"warning">>, source => <<"stack">>, message => Text}}}, Lease),
-    {keep_state, W#worker{report = Report#{stack => <<(maps:get(stack, Report, <<>>))/binary, Text/binary>>}}};
-control({limit, Which, Value, Limit} = Message, State, W) ->
-    Report = (W#worker.report)#{limit => {Which, Value, Limit}},
-    case State of
-        killing -> {keep_state, W#worker{report = Report}};
-        _ -> {next_state, killing,
-              killing_for({over(Which), port_guard:cause(Message)}, W#worker{report = Report}),
-              [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]}
-    end;
-control({exited, #{peak_rss := Rss, cpu_ms := Cpu} = Exited} = Message, State, W) ->
-    Report = (W#worker.report)#{exited => Exited, peak_rss => Rss, cpu_ms => Cpu},
-    W1 = W#worker{report = Report},
-    case State of
-        killing -> {keep_state, reason_from(Message, W1)};
-        _ -> {next_state, killing, killing_for({worker_crashed, port_guard:cause(Message)}, W1),
-              [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]}
-    end;
+    {keep_state, reported(Message, W)};
+control({limit, _, _, _} = Message, killing, W) ->
+    {keep_state, reported(Message, W)};
+control({limit, _, _, _} = Message, _, W) ->
+    W1 = reported(Message, W),
+    {next_state, killing, killing_for({cause(W1), port_guard:cause(Message)}, W1), [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]};
+control({exited, _} = Message, killing, W) ->
+    {keep_state, reason_from(Message, reported(Message, W))};
+control({exited, _} = Message, _, W) ->
+    W1 = killing_for({worker_crashed, port_guard:cause(Message)}, reported(Message, W)),
+    {next_state, killing, W1, [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]};
 control({gone, Gone}, killing, W) ->
     gone(Gone, W);
-control({gone, Gone}, _, W) ->
-    lose(cause(W), detail(W), killing, W#worker{report = (W#worker.report)#{gone => Gone}});
+control({gone, _} = Message, _, W) ->
+    lose(cause(W), detail(W), killing, reported(Message, W));
 control({failed, _} = Message, State, W) ->
     lose(worker_start_failed, port_guard:cause(Message),
          case State of killing -> killing; _ -> opening end, W);
@@ -735,24 +676,32 @@ guard_ended(Status, State, W0) ->
     W = W0#worker{port = none},
     Detail = io_lib:format("the guard ended with status ~b", [Status]),
     case State of
-        killing -> gone(maps:get(gone, W#worker.report, #{proof => unconfirmed, survivors => survivors(W)}), W);
+        killing -> gone(proof(W), W);
         _ when Status =:= 125 -> lose(worker_start_failed, <<"the zygote is not there">>, State, W);
         _ -> lose(worker_crashed, Detail, State, W)
     end.
 
--spec cause(#worker{}) -> atom().
-cause(#worker{report = #{limit := {Which, _, _}}}) -> over(Which);
-cause(_) -> worker_crashed.
+-spec reported(port_guard:message(), #worker{}) -> #worker{}.
+reported(Message, W = #worker{report = Report}) ->
+    W#worker{report = framework_adapter_report:add(Message, Report)}.
 
-%% Each limit of the guard's has a reason of its own.
--spec over(max_memory | max_processes) -> worker_oom | worker_process_limit.
-over(max_memory) -> worker_oom;
-over(max_processes) -> worker_process_limit.
+-spec cause(#worker{}) -> atom().
+cause(#worker{report = Report}) -> framework_adapter_report:cause(Report).
 
 -spec detail(#worker{}) -> binary().
-detail(#worker{report = #{limit := {Which, V, L}}}) -> port_guard:cause({limit, Which, V, L});
-detail(#worker{report = #{exited := Exited}}) -> port_guard:cause({exited, Exited});
-detail(_) -> <<"the worker closed its channel">>.
+detail(#worker{report = Report}) -> framework_adapter_report:detail(Report).
+
+%% What is known of the death of everything.
+-spec proof(#worker{}) -> map().
+proof(W = #worker{report = Report}) ->
+    case framework_adapter_report:proof(Report) of
+        {ok, Proof} -> Proof;
+        error -> unproved(W)
+    end.
+
+-spec unproved(#worker{}) -> map().
+unproved(W) ->
+    #{proof => unconfirmed, survivors => survivors(W)}.
 
 %% Host pids that still exist after a kill without proof: honest, not complete.
 -spec survivors(#worker{}) -> [pos_integer()].
@@ -877,7 +826,7 @@ format_status(Status) ->
     maps:map(fun(data, W = #worker{spec = Spec, log = Log, report = Report}) ->
                      W#worker{spec = maps:with([id, framework, tenant], Spec), ready = #{},
                               calls = framework_adapter_calls:new(), log = [integer_to_binary(length(Log))],
-                              report = maps:without([stack], Report)};
+                              report = framework_adapter_report:format(Report)};
                 (messages, Messages) -> [{count, length(Messages)}];
                 (queue, Queue) -> [{count, length(Queue)}];
                 (_, Other) -> Other
