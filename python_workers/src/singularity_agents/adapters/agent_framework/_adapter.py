@@ -50,15 +50,17 @@ class AgentFrameworkAdapter(AgentAdapter[Agent]):
         if self._entry is not None:
             return Handle(None, messages, text)
         _prompt.begin(execute)
+        return Handle(self.kept(execute, lambda told, limit: self._built(execute, told, limit)), messages, text)
+
+    def _built(self, execute: worker.Execute, told: str, limit: int) -> Agent:
         # One more than the task allows: the engine's own count ends the run, not a forced last answer.
-        limits: Any = {"max_iterations": _prompt.max_steps(execute) + 1}
-        agent = Agent(
+        limits: Any = {"max_iterations": limit + 1}
+        return Agent(
             EngineChatClient(function_invocation_configuration=limits),
-            _prompt.system_text(execute.agent, execute.task) or None,
+            told or None,
             name=execute.agent.id or "assistant",
             tools=self.offered(self.tools_of(execute)),
         )
-        return Handle(agent, messages, text)
 
     async def execute_framework_task(self, handle: Handle) -> Native:
         """Runs it."""

@@ -59,7 +59,9 @@ class _Client(BaseChatClient):
         tools = options.get("tools") or ()
         return _chat.request(
             [*told, *(made for message in messages for made in to_engine(message))],
-            [definition_of(tool) for tool in (tools if isinstance(tools, Sequence) else [tools])] if mode != "none" else (),
+            [_chat.definition(tool, definition_of) for tool in (tools if isinstance(tools, Sequence) else [tools])]
+            if mode != "none"
+            else (),
             model=self.engine_model or str(options.get("model") or ""),
             tool_choice="required" if mode == "required" else "",
             temperature=options.get("temperature"),
