@@ -110,6 +110,7 @@ def test_a_fork_bomb_is_ended_whole(client: Client, agent: str) -> None:
     task = handle.wait("60s")
     assert task.error is not None and task.error.reason == "WORKER_PROCESS_LIMIT", task.error
     assert "[workers] max_processes allows 64" in task.error.message
+    assert (task.error.metadata["key"], task.error.metadata["limit"]) == ("workers.max_processes", "64")
     [lost] = [e.data for e in client.watch(handle.id) if e.kind == "worker_lost"]
     assert lost["cause"] == "WORKER_PROCESS_LIMIT"
     eventually(lambda: not [p for p in Path("/proc").glob("[0-9]*") if p.name not in before and is_worker(p)])

@@ -400,6 +400,19 @@ def test_an_agent_runs_on_the_python_that_it_names(place: Place, version: str) -
         assert client.execute("x", agent="says_python").output == version
 
 
+@pytest.mark.parametrize("version", ["3.12", "3.13"])
+def test_a_framework_runs_on_the_python_that_the_configuration_names(place: Place, version: str) -> None:
+    """Made at first use, beside the one of another version."""
+    if version not in present():
+        pytest.skip(f"this machine has no Python {version}")
+    text = place.write("says_python", auto=True) + f'[frameworks]\nautogen = {{ python = "{version}" }}\n'
+    with place.node(text) as node, Client(node.address, max_retries=0) as client:
+        task = client.submit("hello", framework="autogen").wait("180s")
+        assert task.result is not None and task.result.executor == "autogen", task.error
+    home = (place.environments / f"autogen-py{version}" / "pyvenv.cfg").read_text()
+    assert f"version_info = {version}" in home or f"version = {version}" in home
+
+
 def test_a_python_that_is_not_there_is_named_with_those_that_are(place: Place) -> None:
     missing = "3.13"
     place.variables |= {"PATH": "/usr/bin:/bin", "PYENV_ROOT": "/nonexistent", "SINGULARITY_USER_HOME": "/nonexistent"}

@@ -48,9 +48,17 @@ detail(_) -> <<"the worker closed its channel">>.
 %% @doc What the owner of the lease hears of a worker that was lost.
 -spec lost({atom(), iodata()}, port_guard:proof(), non_neg_integer(), [binary()], report()) -> map().
 lost({Cause, Detail}, Proof, HostPid, Log, R) ->
-    #{cause => Cause, detail => iolist_to_binary(Detail), proof => Proof, host_pid => HostPid,
+    #{cause => Cause, detail => iolist_to_binary(Detail), metadata => limit(R), proof => Proof, host_pid => HostPid,
       stack => maps:get(stack, R, <<>>), log => lists:reverse(Log),
       peak_rss => maps:get(peak_rss, R, 0), cpu_ms => maps:get(cpu_ms, R, 0)}.
+
+%% Which limit of the guard's was passed, for programs.
+-spec limit(report()) -> #{binary() => binary()}.
+limit(#{limit := {Which, Value, Limit}}) ->
+    #{<<"key">> => <<"workers.", (atom_to_binary(Which))/binary>>, <<"limit">> => integer_to_binary(Limit),
+      <<"value">> => integer_to_binary(Value)};
+limit(_) ->
+    #{}.
 
 %% @doc Without what may hold a prompt.
 -spec format(report()) -> report().

@@ -137,13 +137,13 @@ step({lost, Lost}, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= kil
     stopped(#{witness => Proof, host_pid => maps:get(host_pid, Lost, 0), signals => [],
               confirmed_dead => Proof =/= unconfirmed, survivors => [], fenced_at_ms => 0, duration_us => 0}, C);
 step({lost, Lost}, C = #core{phase = Phase}) when Phase =:= working; Phase =:= leasing ->
-    lost(maps:get(cause, Lost, worker_crashed), maps:get(detail, Lost, <<>>), C);
+    lost(maps:get(cause, Lost, worker_crashed), maps:get(detail, Lost, <<>>), maps:get(metadata, Lost, #{}), C);
 step(step_down, C = #core{phase = native}) ->
-    lost(native_panic, <<"the process of the native step ended unexpectedly">>, C);
+    lost(native_panic, <<"the process of the native step ended unexpectedly">>, #{}, C);
 step(step_down, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
     stopped(unseen(C), C);
 step(worker_down, C = #core{phase = working}) ->
-    lost(worker_crashed, <<"the process that owned the worker ended">>, C);
+    lost(worker_crashed, <<"the process that owned the worker ended">>, #{}, C);
 step(worker_down, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= killing ->
     stopped(unconfirmed(), C);
 %% Stops.
@@ -216,9 +216,9 @@ failed(#{reason := Reason} = Error, C) ->
         false -> give_up(Error, failed, C)
     end.
 
--spec lost(atom(), binary(), core()) -> {[effect()], core()}.
-lost(Cause, Detail, C = #core{used = Used, max_attempts = Max}) ->
-    Error = agent_error:new(Cause, Detail),
+-spec lost(atom(), binary(), #{binary() => binary()}, core()) -> {[effect()], core()}.
+lost(Cause, Detail, Metadata, C = #core{used = Used, max_attempts = Max}) ->
+    Error = agent_error:new(Cause, Detail, Metadata),
     Event = {event, {worker_lost, #{cause => text(Cause), detail => Detail}}},
     {Effects, C1} =
         case lists:member(Cause, [worker_oom, worker_process_limit, worker_start_failed]) orelse refused_retry(Cause, C) of

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use crate::control::{self, Command, Commands, IN, Log, PROOF_NAMESPACE, PROOF_UNCONFIRMED};
@@ -73,6 +74,7 @@ fn start(o: &Options) -> Result<Guard, Failure> {
         pids: [0, 0],
         max_memory: o.number("max-memory").and_then(|n| u64::try_from(n).ok()).unwrap_or(u64::MAX),
         max_processes: o.number("max-processes").and_then(|n| u64::try_from(n).ok()).unwrap_or(u64::MAX),
+        measured: None,
         killing: None,
         code: 0,
     })
@@ -88,6 +90,8 @@ struct Guard {
     pids: [i32; 2],
     max_memory: u64,
     max_processes: u64,
+    /// The tree's memory, while it is being asked for.
+    measured: Option<Receiver<u64>>,
     /// Since when, with which grace, and whether we had to do it ourselves.
     killing: Option<(Instant, Duration, bool)>,
     code: i32,
@@ -267,12 +271,21 @@ impl Guard {
         if count > self.max_processes {
             control::limit(2, count, self.max_processes);
             self.kill(0);
-        } else if tree::resident(&pids) > self.max_memory / 5 * 4 {
-            let bytes = tree::proportional(&pids);
-            if bytes > self.max_memory {
+            return;
+        }
+        match self.measured.as_ref().map(Receiver::try_recv) {
+            Some(Err(TryRecvError::Empty)) => {}
+            Some(Ok(bytes)) if bytes > self.max_memory => {
                 control::limit(1, bytes, self.max_memory);
                 self.kill(0);
             }
+            _ if tree::resident(&pids) > self.max_memory / 5 * 4 => {
+                // Aside: the question waits for a lock that a process which forks all the time hardly ever gives back, and a bomb must be seen.
+                let (say, measured) = channel();
+                let asked = std::thread::Builder::new().spawn(move || say.send(tree::proportional(&pids)));
+                self.measured = asked.is_ok().then_some(measured);
+            }
+            _ => self.measured = None,
         }
     }
 }
