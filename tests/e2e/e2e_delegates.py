@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable
@@ -32,6 +33,7 @@ async def dies_behind(task: Any, engine: Any) -> str:
     """Dies once, behind its subtask and in front of its own model call."""
     model = "scripted/scripted"
     first, second = await engine.delegate_all([{"description": f"{task.description} {part}", "model": model} for part in "xy"])
+    # A step of a plan is tried again within the task's first attempt.
     if task.attempt == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return f"{first.output}+{second.output}+{await engine.chat(task.description + ' z', model=model)}"
@@ -95,3 +97,11 @@ def weather_forecast(city: str) -> str:
 
 for _number in range(60):
     globals()[f"tool_{_number}"] = _numbered(_number)
+
+
+@agent("asks_too_much")
+async def asks_too_much(task: Any, engine: Any) -> str:
+    """Many requests at once, each of one subtask."""
+    ends = await asyncio.gather(*(engine.delegate(f"step {n}") for n in range(40)), return_exceptions=True)
+    refused = [end.reason for end in ends if isinstance(end, SingularityError)]
+    return f"{len(ends) - len(refused)} {set(refused)}"

@@ -16,7 +16,17 @@ from singularity_agents import Client, TaskFailed
 from singularity_agents._local_node import LocalNode
 
 HERE = Path(__file__).resolve().parent
-AGENTS = ("asks_natively", "splits", "dies_behind", "deeper", "gives_a_loop", "optimizes", "Universal", "gives_files")
+AGENTS = (
+    "asks_natively",
+    "splits",
+    "dies_behind",
+    "deeper",
+    "gives_a_loop",
+    "optimizes",
+    "Universal",
+    "gives_files",
+    "asks_too_much",
+)
 #: The nodes of `killable` have it already.
 LOOP = f'[agents.loop]\nframework = "custom:e2e"\nproject = "{HERE}"\nentrypoint = "e2e_agents:loop"\n'
 PRICES = '[[models.scripted.prices]]\nvalid_from = "2026-01-01"\ninput = "1.00"\noutput = "1.00"\n'
@@ -78,6 +88,19 @@ def test_an_agent_that_runs_again_is_told_the_same_by_its_subtasks(asks: Client,
     assert task.attempts == 2
     assert task.result.output == "aq x+aq y+aq z"
     assert [model.counts[f"step q {part}"] for part in "xyz"] == [1, 1, 1], "a kept end is not asked for again"
+
+
+def test_a_step_that_is_tried_again_is_told_the_same_by_its_subtasks(asks: Client, model: CountingModel) -> None:
+    plan = {"steps": [{"id": "one", "executor": "custom:e2e", "agent_id": "dies_behind", "input": "step r"}]}
+    task = asks.submit("x", plan=plan).wait("60s")
+    assert task.result is not None, task.error
+    assert (task.attempts, task.result.output) == (1, "ar x+ar y+ar z")
+    assert [model.counts[f"step r {part}"] for part in "xyz"] == [1, 1, 1]
+
+
+def test_requests_beyond_those_that_may_be_open_are_refused(asks: Client) -> None:
+    answered, _, refused = asks.execute("x", agent="asks_too_much").output.partition(" ")
+    assert int(answered) >= 16 and refused == "{'OVERLOADED'}"
 
 
 def test_four_levels_run_with_two_workers_and_the_fifth_is_refused(asks: Client) -> None:

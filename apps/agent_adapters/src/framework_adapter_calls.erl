@@ -103,7 +103,7 @@ dispatch(delegate, #{payload := Payload} = Frame, Ctx, C = #calls{open = Open}) 
     Ref = make_ref(),
     {[{delegate, Ref, Payload}], C#calls{open = Open#{Ref => #delegate{call = call(Frame, Ctx)}}}};
 dispatch(select_provider, #{payload := Payload} = Frame, Ctx, C) ->
-    case agent_providers:select(Payload) of
+    case agent_providers:select(Payload, maps:get(policy, Ctx, <<>>)) of
         {ok, Choice} -> {[], reply(call(Frame, Ctx), Choice, C)};
         {error, Error} -> {[], refuse(Frame, Ctx, Error, C)}
     end;

@@ -4,7 +4,8 @@
 %% framework is at its maximum, an idle worker of another key is ended to make room; a busy one never is.
 %%
 %% A subtask of a running task (`depth' above 0) has as many more workers for each level, and goes before what is less deep: the workers
-%% above it wait for it, so it must not wait for them.
+%% above it wait for it, so it must not wait for them. What is less deep never holds the places of a level below it: a request is granted
+%% only while fewer workers are leased than its own level may have.
 -module(framework_adapter_leases).
 
 -export([new/1]).
@@ -55,8 +56,9 @@ new(Limits) ->
 %% @doc A task wants a worker of `Key'.
 -spec request(key(), request(), leases()) -> {[effect()], leases()}.
 request(Key, Request, L = #leases{idle = Idle, waiting = N, limits = #{max_waiting := Max}}) ->
+    MayHaveOne = may_have_one(element(1, Key), Request, L),
     case Idle of
-        #{Key := [Id | Rest]} ->
+        #{Key := [Id | Rest]} when MayHaveOne ->
             {[{grant, Id, Request}], set(Id, leased, L#leases{idle = put_idle(Key, Rest, Idle)})};
         #{} when N >= Max ->
             {[{refuse, Request, queue_full}], L};
@@ -73,7 +75,7 @@ warm({Framework, _, _, _} = Key, Agent, N, L = #leases{workers = Workers}) ->
     lists:foldl(fun(_, {Effects, Acc = #leases{workers = All}}) ->
                     {Id, Acc1} = new_id(Framework, Acc),
                     {[{start, Id, Key, Agent} | Effects], Acc1#leases{workers = All#{Id => #w{key = Key}}}}
-                end, {[], L}, lists:seq(1, min(N - Have, Room))).
+                end, {[], L}, lists:seq(1, max(0, min(N - Have, Room)))).
 
 -spec enqueue(request(), queue:queue(request())) -> queue:queue(request()).
 enqueue(Request, Queue) ->
@@ -157,14 +159,28 @@ workers(#leases{workers = Workers}) ->
 waiting(#leases{waiting = N}) ->
     N.
 
+%% Whether one more worker of the framework may be leased at the level of a request.
+-spec may_have_one(binary(), request(), leases()) -> boolean().
+may_have_one(Framework, Request, L) ->
+    Leased = length([x || #w{state = leased} <- of_framework(Framework, L)]),
+    Leased < max_workers(Framework, L) * (depth(Request) + 1).
+
 -spec serve(binary(), key(), leases()) -> {[effect()], leases()}.
-serve(Id, Key, L = #leases{queues = Queues, waiting = N}) ->
-    case Queues of
-        #{Key := Queue} ->
-            {{value, Request}, Rest} = queue:out(Queue),
-            Queues1 = case queue:is_empty(Rest) of true -> maps:remove(Key, Queues); false -> Queues#{Key => Rest} end,
-            {[{grant, Id, Request}], set(Id, leased, L#leases{queues = Queues1, waiting = N - 1})};
-        #{} ->
+serve(Id, Key, L0) ->
+    %% Not leased any more.
+    L = #leases{queues = Queues, waiting = N} = set(Id, idle, L0),
+    Next = case Queues of
+               #{Key := Queue} ->
+                   {{value, Request}, Rest} = queue:out(Queue),
+                   may_have_one(element(1, Key), Request, L) andalso {Request, Rest};
+               #{} ->
+                   false
+           end,
+    case Next of
+        {Served, Others} ->
+            Queues1 = case queue:is_empty(Others) of true -> maps:remove(Key, Queues); false -> Queues#{Key => Others} end,
+            {[{grant, Id, Served}], set(Id, leased, L#leases{queues = Queues1, waiting = N - 1})};
+        false ->
             case length(of_framework(element(1, Key), L)) > max_workers(element(1, Key), L) of
                 true ->
                     %% It was one of those for subtasks.

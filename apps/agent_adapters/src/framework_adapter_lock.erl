@@ -50,7 +50,7 @@ of_agent(Framework, Agent) ->
         {Project, Requirements, Python0} ->
             #{framework := Base, python := Default} = Own,
             Python = case Python0 of <<>> -> Default; _ -> Python0 end,
-            case project_lock(binary_to_list(Project), binary_to_list(Requirements)) of
+            case project_lock(unicode:characters_to_list(Project), unicode:characters_to_list(Requirements)) of
                 none when Python =:= Default -> Own;
                 none -> env(Base, none, Python, <<Base/binary, " --python ", Python/binary>>);
                 {ok, Lock} -> env(Base, Lock, Python, maps:get(id, Agent, Base));

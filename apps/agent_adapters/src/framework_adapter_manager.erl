@@ -516,5 +516,8 @@ format_status(Status) ->
     maps:map(fun(state, #manager{pids = Pids, leases = Leases, zygotes = Zygotes}) ->
                      #{workers => maps:size(Pids), waiting => framework_adapter_leases:waiting(Leases),
                        zygotes => maps:keys(Zygotes)};
+                %% A request holds its agent, with its instructions.
+                (message, _) -> hidden;
+                (log, _) -> [];
                 (_, Other) -> Other
              end, Status).

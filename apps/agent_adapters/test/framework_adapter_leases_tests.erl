@@ -45,19 +45,20 @@ what_is_deeper_has_more_workers_and_goes_first_test() ->
     {[], L6} = Nested(1, L5),
     {[{start, Three, ?KEY, _}], L7} = Nested(2, L6),
     {[{grant, Three, #{depth := 2}}], L8} = framework_adapter_leases:idle(Three, L7),
-    {[{grant, Three, #{depth := 1}}], L9} = framework_adapter_leases:idle(Three, L8),
-    {[{grant, Three, #{task_id := <<"2">>}}], L10} = framework_adapter_leases:idle(Three, L9),
-    %% Nothing waits any more: what is beyond the maximum goes.
-    {[{stop, Three}], L11} = framework_adapter_leases:idle(Three, L10),
-    {[], L12} = framework_adapter_leases:ended(Three, normal, L11),
-    {[{stop, Two}], L13} = framework_adapter_leases:idle(Two, L12),
-    {[], L14} = framework_adapter_leases:ended(Two, normal, L13),
+    %% One level's places are not taken by what is less deep: it waits for its own.
+    {[{stop, Three}], L9} = framework_adapter_leases:idle(Three, L8),
+    {[], L10} = framework_adapter_leases:ended(Three, normal, L9),
+    {[{grant, Two, #{depth := 1}}], L11} = framework_adapter_leases:idle(Two, L10),
+    {[{stop, Two}], L12} = framework_adapter_leases:idle(Two, L11),
+    {[], L13} = framework_adapter_leases:ended(Two, normal, L12),
+    {[{grant, One, #{task_id := <<"2">>}}], L14} = framework_adapter_leases:idle(One, L13),
     ?assertMatch({[], _}, framework_adapter_leases:idle(One, L14)).
 
 an_agent_is_warm_as_far_as_there_is_room_test() ->
     L0 = framework_adapter_leases:new(#{max_per_framework => 3, max_waiting => 10}),
     {[{start, One, ?KEY, agent}, {start, _, ?KEY, agent}], L1} = framework_adapter_leases:warm(?KEY, agent, 2, L0),
     ?assertMatch({[], _}, framework_adapter_leases:warm(?KEY, agent, 2, L1)),
+    ?assertMatch({[], _}, framework_adapter_leases:warm(?KEY, agent, 1, L1)),
     Other = {<<"langchain">>, <<"b">>, 1, <<"default">>},
     {[{start, _, Other, agent}], L2} = framework_adapter_leases:warm(Other, agent, 2, L1),
     {[], L3} = framework_adapter_leases:idle(One, L2),

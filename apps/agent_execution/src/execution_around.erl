@@ -94,7 +94,7 @@ tool_limit(Executor) ->
 -spec check(Payload :: agent_native:payload(), Props :: map(), Executor :: binary()) ->
     {ok, map()} | {repair, agent_native:payload()} | {error, agent_error:t()}.
 check(Payload, #{result := Result} = Props, Executor) when is_binary(Result) ->
-    case agent_native:result_check(Payload, Result) of
+    case agent_native:task_has_schema(Payload) =:= true andalso agent_native:result_check(Payload, Result) of
         {read, Read} ->
             {ok, Props#{result := Read}};
         {misfit, Repair, Why} ->
@@ -102,6 +102,8 @@ check(Payload, #{result := Result} = Props, Executor) when is_binary(Result) ->
                 off -> {error, agent_error:new(output_schema_mismatch, Why)};
                 _ -> {repair, Repair}
             end;
+        {error, #{reason := _} = Error} ->
+            {error, Error};
         _ ->
             {ok, Props}
     end;

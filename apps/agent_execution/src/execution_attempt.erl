@@ -89,9 +89,19 @@ message({adapter, Ref, {usage, Props}}, A = #attempt{ref = Ref, meter = Meter}) 
 message({adapter, Ref, {result, Status, Props}}, A = #attempt{ref = Ref}) ->
     {Outs, A1} = answered(Status, Props, A),
     {[{worker, Props} || is_map_key(unjournaled_tools, Props)] ++ Outs, A1};
-message({adapter, Ref, {delegate, Worker, Call, Request}}, A = #attempt{ref = Ref, spec = Spec, nested = Nested, ending = none}) ->
-    Owned = maps:merge(#{depth => 0}, maps:with([task_id, payload, attempt, fence, deadline, depth, scope], Spec)),
-    {[], A#attempt{nested = execution_nested:start(Owned, {{Worker, Ref, Call}, Request}, Nested)}};
+message({adapter, Ref, {delegate, Worker, Call, Request}}, A = #attempt{ref = Ref, spec = Spec, core = Core, nested = Nested}) ->
+    Asked = {{Worker, Ref, Call}, Request},
+    case execution_core:phase(Core) of
+        working ->
+            #{attempt := Attempt, life := Life} = Spec,
+            Owned = maps:with([task_id, payload, fence, deadline, depth, scope, life], Spec),
+            %% As to the agent: each try asks what the one before has kept.
+            Numbered = maps:merge(#{depth => 0}, Owned#{attempt => Attempt + Life - 1}),
+            {[], A#attempt{nested = execution_nested:start(Numbered, Asked, Nested)}};
+        _ ->
+            ok = execution_nested:refuse(Asked),
+            {[], A}
+    end;
 message({adapter, Ref, {lost, Lost}}, A = #attempt{ref = Ref}) ->
     decide({lost, Lost}, A);
 message({adapter, Ref, grace_over}, A = #attempt{ref = Ref}) ->
@@ -115,11 +125,17 @@ message(Message, A = #attempt{nested = Nested, meter = Meter}) ->
 answered(succeeded, Props, A = #attempt{spec = #{payload := Payload, executor := Executor}}) ->
     case execution_around:check(Payload, Props, Executor) of
         {ok, Props1} -> decide({result, succeeded, Props1}, A);
-        {repair, Repair} -> decide(misfit, A#attempt{repair = {Props, Repair}});
+        {repair, Repair} -> decide(misfit, done_with_worker(A#attempt{repair = {Props, Repair}}));
         {error, Error} -> decide({result, failed, Props#{error => Error}}, A)
     end;
 answered(Status, Props, A) ->
     decide({result, Status, Props}, A).
+
+%% It has answered, and serves others.
+-spec done_with_worker(attempt()) -> attempt().
+done_with_worker(A = #attempt{worker = {_, Monitor}}) ->
+    true = demonitor(Monitor, [flush]),
+    A#attempt{worker = undefined}.
 
 %% The end, once no subtask runs any more; until then they are being ended.
 -spec settled(attempt()) -> {[out()], attempt()}.
@@ -196,17 +212,15 @@ effects([kill_native | Rest], Outs, A = #attempt{step = {Pid, _}}) ->
     true = exit(Pid, kill),
     effects(Rest, Outs, A);
 effects([{cancel_worker, GraceMs} | Rest], Outs, A = #attempt{worker = {Pid, _}, ref = Ref, nested = Nested}) ->
-    ok = execution_nested:stop(GraceMs, Nested),
     ok = framework_adapter_worker:cancel(Pid, Ref, GraceMs),
-    effects(Rest, Outs, A);
+    effects(Rest, Outs, A#attempt{nested = execution_nested:stop(GraceMs, Nested)});
 effects([kill_worker | Rest], Outs, A = #attempt{worker = {Pid, _}, ref = Ref}) ->
     ok = framework_adapter_worker:kill(Pid, Ref),
     effects(Rest, Outs, A);
 effects([fence | Rest], Outs, A) ->
     effects(Rest, Outs, A);
 effects([{Kind, End} | _], Outs, A = #attempt{nested = Nested}) when Kind =:= finish; Kind =:= requeue; Kind =:= park ->
-    ok = execution_nested:stop(0, Nested),
-    {Ends, A1} = settled(A#attempt{ending = {Kind, End}}),
+    {Ends, A1} = settled(A#attempt{ending = {Kind, End}, nested = execution_nested:stop(0, Nested)}),
     {lists:reverse(Outs, Ends), A1}.
 
 -spec start_step(map(), [execution_core:effect()], [out()], attempt()) -> {[out()], attempt()}.

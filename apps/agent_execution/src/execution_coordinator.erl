@@ -134,11 +134,11 @@ class(Executor, _) -> Executor.
 
 -spec submitted({ok, term()} | {error, agent_error:t()} | {unknown, term()}, {pid(), reference()}, #task{}) -> ok.
 submitted({ok, {created, #{attempt := Attempt, fence := Fence}}}, From, T = #task{row = #row{task_id = Id}}) when Attempt > 0 ->
-    ok = execution_family:joined(T#task.header),
+    ok = joined(T),
     reply(From, {ok, Id}),
     run(Attempt, Fence, 0, T#task{route_known = true});
 submitted({ok, {created, _}}, From, T = #task{row = #row{task_id = Id} = Row}) ->
-    ok = execution_family:joined(T#task.header),
+    ok = joined(T),
     free(Row),
     run_queue:enqueue(item(0, T)),
     reply(From, {ok, Id});
@@ -152,6 +152,14 @@ submitted({unknown, _}, From, #task{row = Row}) ->
     gone(Row),
     reply(From, {error, agent_error:new(commit_ambiguous, <<"the outcome of the commit is not known; submit again with the "
                                                             "same request_id">>)}).
+
+%% What was made while its parent ended is cancelled like its siblings.
+-spec joined(#task{}) -> ok.
+joined(#task{header = Header}) ->
+    case execution_family:joined(Header) of
+        ok -> ok;
+        orphan -> execution_family:cancel(Header)
+    end.
 
 -spec reply({pid(), reference()}, term()) -> ok.
 reply({Pid, Ref}, Answer) ->
@@ -184,7 +192,7 @@ claim(#{task_id := Id, tenant := Tenant, class := Class} = Item) ->
         {error, #{reason := store_corrupt} = Error} ->
             %% What it asks for is gone: no attempt could be made of it, however long it waits.
             case end_unclaimed(Id, maps:get(fence, Item, 0), unclaimed(failed, Error, <<"STORE_CORRUPT">>, Item)) of
-                {ok, _} -> gone(Row);
+                {ok, _} -> execution_family:ended(Id), gone(Row);
                 _ -> claim_later(Item, Row)
             end;
         _ ->
@@ -217,13 +225,13 @@ unclaimed(State, Error, Cause, Item) ->
 
 -spec claimed(map(), #task{}) -> ok.
 claimed(#{fence := Fence} = Claimed, T = #task{header = Header, row = Row}) ->
-    case execution_family:is_orphan(Header) of
-        false ->
-            ok = execution_family:joined(Header),
+    case execution_family:joined(Header) of
+        ok ->
             start_claimed(Claimed, T);
-        true ->
+        orphan ->
             _ = agent_store:write({finish, Row#row.task_id, Fence, unclaimed(cancelled, execution_core:cancelled(), <<"TASK_CANCELLED">>,
                                                                             #{create_ms => Row#row.create_ms})}),
+            ok = execution_family:closed(Header),
             gone(Row)
     end.
 
@@ -245,6 +253,7 @@ start_claimed(#{fence := Fence, attempt := Attempt, lost_count := Used} = Claime
                                    #{state => failed, error => Error, executor => <<>>, result => undefined,
                                      metrics => #{queue_ms => 0, execution_ms => 0}, attempt_outcome => failed,
                                      cause => execution_core:text(Reason), proof => undefined, events => []}}),
+            ok = execution_family:closed(Header),
             gone(Row)
     end.
 
@@ -271,6 +280,7 @@ refused(#{lost_count := Used} = Claimed, Header) ->
 expire(#{task_id := Id} = Item) ->
     Error = agent_error:new(task_timeout, <<"max_queue_duration is over">>, #{<<"limit">> => <<"max_queue_duration">>}),
     _ = end_unclaimed(Id, maps:get(fence, Item, 0), unclaimed(timed_out, Error, <<"TASK_TIMEOUT">>, Item)),
+    ok = execution_family:ended(Id),
     true = ets:delete(engine_tables:tasks(), Id),
     ok.
 
@@ -390,10 +400,13 @@ handle_event(info, {adapter, Ref, {usage, Usage}}, _, T = #task{ref = Ref}) ->
 handle_event(info, {adapter, Ref, {result, Status, Props}}, _, T = #task{ref = Ref}) ->
     unjournaled(Props, T),
     answered(Status, Props, memory(maps:get(rss_bytes, Props, 0), unseen_tools(Props, T)));
-handle_event(info, {adapter, Ref, {delegate, Worker, Call, Request}}, _, T = #task{ref = Ref, pending = undefined, nested = Nested}) ->
+handle_event(info, {adapter, Ref, {delegate, Worker, Call, Request}}, working, T = #task{ref = Ref, nested = Nested}) ->
     #row{task_id = Id, attempt = Attempt, fence = Fence} = T#task.row,
     Owned = #{task_id => Id, payload => T#task.payload, attempt => Attempt, fence => Fence, deadline => call_deadline(T), depth => 0},
     {keep_state, alive(T#task{nested = execution_nested:start(Owned, {{Worker, Ref, Call}, Request}, Nested)})};
+handle_event(info, {adapter, Ref, {delegate, Worker, Call, Request}}, _, #task{ref = Ref}) ->
+    ok = execution_nested:refuse({{Worker, Ref, Call}, Request}),
+    keep_state_and_data;
 handle_event(info, {adapter, Ref, {lost, Lost}}, _, T = #task{ref = Ref, meter = Meter}) ->
     T1 = memory(maps:get(peak_rss, Lost, 0), T#task{meter = Meter#{cpu_ms => maps:get(cpu_ms, Lost, 0)}}),
     decide({lost, Lost}, T1);
@@ -427,9 +440,8 @@ handle_event(_, _, _, _) ->
 
 %% What its subtasks say and use is the task's; its end waits for theirs.
 -spec of_nested([execution_nested:out()], #task{}) -> gen_statem:event_handler_result(atom()).
-of_nested([{event, Event} | Rest], T = #task{batch = Batch}) ->
-    {_, Batch1} = execution_events:add(Event, Batch),
-    of_nested(Rest, alive(T#task{batch = Batch1}));
+of_nested([{event, Event}], T) ->
+    batched(Event, alive(T));
 of_nested([beat | Rest], T) ->
     of_nested(Rest, alive(T));
 of_nested([{used, Used} | Rest], T = #task{meter = Meter}) ->
@@ -440,18 +452,24 @@ of_nested([], T = #task{pending = {nested, End}, nested = Nested}) ->
         false -> {keep_state, T}
     end;
 of_nested([], T) ->
-    {keep_state, T, [{{timeout, batch}, ?BATCH_MS, batch}]}.
+    {keep_state, T}.
 
 %% What a framework gave is held against the schema of the task.
 -spec answered(atom(), map(), #task{}) -> gen_statem:event_handler_result(atom()).
 answered(succeeded, Props, T = #task{payload = Payload, row = #row{executor = Executor}}) ->
     case execution_around:check(Payload, Props, Executor) of
         {ok, Props1} -> decide({result, succeeded, Props1}, T);
-        {repair, Repair} -> decide(misfit, T#task{repair = {Props, Repair}});
+        {repair, Repair} -> decide(misfit, done_with_worker(T#task{repair = {Props, Repair}}));
         {error, Error} -> decide({result, failed, Props#{error => Error}}, T)
     end;
 answered(Status, Props, T) ->
     decide({result, Status, Props}, T).
+
+%% It has answered, and serves others.
+-spec done_with_worker(#task{}) -> #task{}.
+done_with_worker(T = #task{worker = {_, Monitor}}) ->
+    true = demonitor(Monitor, [flush]),
+    T#task{worker = undefined}.
 
 -spec decide(execution_core:event(), #task{}) -> gen_statem:event_handler_result(atom()).
 decide(_, #task{pending = Pending}) when Pending =/= undefined ->
@@ -504,9 +522,8 @@ effects([kill_native | Rest], Actions, T = #task{step = {Pid, _}}) ->
     true = exit(Pid, kill),
     effects(Rest, Actions, T);
 effects([{cancel_worker, GraceMs} | Rest], Actions, T = #task{worker = {Pid, _}, nested = Nested}) ->
-    ok = execution_nested:stop(GraceMs, Nested),
     ok = framework_adapter_worker:cancel(Pid, T#task.ref, GraceMs),
-    effects(Rest, Actions, stopping(T));
+    effects(Rest, Actions, stopping(T#task{nested = execution_nested:stop(GraceMs, Nested)}));
 effects([kill_worker | Rest], Actions, T = #task{worker = {Pid, _}}) ->
     ok = framework_adapter_worker:kill(Pid, T#task.ref),
     effects(Rest, Actions, T);
@@ -525,8 +542,7 @@ effects([{Kind, End} | _], _, T = #task{nested = Nested}) when Kind =:= finish; 
         true ->
             record({Kind, End}, T);
         false ->
-            ok = execution_nested:stop(0, Nested),
-            {next_state, recording, T#task{pending = {nested, {Kind, End}}}}
+            {next_state, recording, T#task{pending = {nested, {Kind, End}}, nested = execution_nested:stop(0, Nested)}}
     end.
 
 -spec step_spec(#task{}) -> native_agent_step:spec().
@@ -699,9 +715,8 @@ unrecorded(_, Pending, T = #task{row = Row}) ->
      [{state_timeout, ?RECORD_RETRY_MS, record}]}.
 
 -spec finished(map(), #task{}) -> gen_statem:event_handler_result(atom()).
-finished(#{state := State} = End, T = #task{cached = Cached, header = Header, row = #row{task_id = Id}}) ->
-    ok = execution_family:left(Header),
-    ok = execution_family:ended(Id),
+finished(#{state := State} = End, T = #task{cached = Cached, header = Header}) ->
+    ok = execution_family:closed(Header),
     ok = learn(End, T),
     ok = case State of succeeded -> framework_execution_cache:keep(maps:get(result, End, undefined), Cached); _ -> ok end,
     Proof = case maps:get(proof, End, undefined) of undefined -> execution_core:no_proof_needed(); P -> P end,

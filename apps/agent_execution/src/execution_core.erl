@@ -206,8 +206,8 @@ overdue(Error = #{reason := Reason}, Cause, C) ->
     end.
 
 -spec failed(agent_error:t(), core()) -> {[effect()], core()}.
-failed(#{reason := Reason}, C = #core{executor = <<"native">>}) when Reason =:= native_down; Reason =:= unknown;
-                                                                     Reason =:= task_cancelled ->
+failed(#{reason := Reason}, C = #core{executor = E, repairs = Repairs})
+  when Reason =:= native_down orelse Reason =:= unknown orelse Reason =:= task_cancelled, Repairs orelse E =:= <<"native">> ->
     %% The runtime ended under the step (a call that nobody cancelled was): no fault of the task's, so it does not count.
     requeue(lost, native_down, false, {fixed, ?NATIVE_DOWN_PAUSE_MS}, C);
 failed(#{reason := Reason} = Error, C) ->

@@ -130,7 +130,7 @@ look_at(Executor, Agent) ->
 files(<<>>) ->
     [];
 files(Project) ->
-    {_, Files} = filelib:fold_files(binary_to_list(Project), "(?<!\\.pyc)$", true, fun file/2, {0, []}),
+    {_, Files} = filelib:fold_files(unicode:characters_to_list(Project), "(?<!\\.pyc)$", true, fun file/2, {0, []}),
     lists:sort(Files).
 
 -spec file(file:filename(), {non_neg_integer(), [tuple()]}) -> {pos_integer(), [tuple()]}.

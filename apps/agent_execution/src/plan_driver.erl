@@ -198,7 +198,7 @@ effects([], D) ->
     settle(D);
 effects([{run, Step, Index, Wish} | Rest], D = #driver{lives = Lives}) ->
     Key = {Step, Index},
-    Before = maps:get(Key, Lives, 0),
+    Before = maps:get(Key, Lives, maps:get(life, D#driver.spec, 1) - 1),
     Limit = case Wish of
                 #{timeout_ms := Ms} when Ms > 0 -> erlang:start_timer(Ms, self(), {limit, Key});
                 #{} -> undefined
@@ -222,7 +222,8 @@ effects([{park, Inputs} | _], D) ->
 effects([{finish, succeeded, _} | _], D = #driver{spec = #{delegated := true}, machine = Machine}) ->
     case agent_native:delegation_ends(Machine) of
         Ends when is_binary(Ends) -> result(succeeded, #{ends => Ends}, D);
-        {error, native_down} -> result(failed, #{error => down()}, D)
+        {error, native_down} -> result(failed, #{error => down()}, D);
+        {error, Error} -> result(failed, #{error => Error}, D)
     end;
 effects([{finish, succeeded, Result} | _], D) ->
     result(succeeded, #{result => Result}, D);
@@ -281,9 +282,12 @@ said([{worker, Info} | Rest], Run = #run{key = Key, tools = Mine}, D = #driver{s
     #{task_id := Id, fence := Fence} = Spec,
     Tools = maps:get(unjournaled_tools, Info, []),
     Known = lists:usort(Tools ++ All),
-    agent_store:cast({attempt, Id, Fence, #{worker => maps:get(worker, Info, <<>>), host_pid => maps:get(host_pid, Info, 0),
-                                            executor => <<"native">>, env_lock_hash => maps:get(env_lock_hash, Info, <<>>),
-                                            unjournaled_tools => Known}}),
+    %% Of subtasks the worker of the task itself stays the one that is seen.
+    Seen = case Spec of
+               #{delegated := true} -> #{worker => <<>>, host_pid => 0, executor => <<>>};
+               #{} -> #{worker => maps:get(worker, Info, <<>>), host_pid => maps:get(host_pid, Info, 0), executor => <<"native">>}
+           end,
+    agent_store:cast({attempt, Id, Fence, Seen#{env_lock_hash => maps:get(env_lock_hash, Info, <<>>), unjournaled_tools => Known}}),
     Run1 = Run#run{tools = lists:usort(Tools ++ Mine)},
     said(Rest, Run1, D#driver{tools = Known, runs = Runs#{Key => Run1}});
 said([{grace, Ms} | Rest], Run = #run{key = Key, attempt = A}, D) ->

@@ -131,7 +131,7 @@ event() ->
            {result, failed, #{error => ?ERROR(provider_unavailable)}}, {result, cancelled, #{}},
            {result, input_requested, #{}}, {result, input_requested, #{inputs => <<>>}},
            {result, input_requested, #{inputs => <<>>, unjournaled_tools => [<<"t">>]}},
-           {lost, #{cause => worker_crashed, detail => <<>>}}, step_down, worker_down,
+           {lost, #{cause => worker_crashed, detail => <<>>}}, step_down, worker_down, misfit,
            {stop, oneof([cancelled, total, attempt, heartbeat]), oneof([0, 5000])}, grace_over,
            {gone, #{witness => namespace, confirmed_dead => true}}]).
 

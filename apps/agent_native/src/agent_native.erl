@@ -15,7 +15,7 @@
 -export([remote_own/2, remote_want/2, remote_send/2, remote_close/1]).
 -export([agent_new/3, agent_step/2, tool_call/2, task_encode/1, task_cache_key/3]).
 -export([plan_open/4, plan_step/2, plan_executors/1, delegation/3, delegation_ends/1]).
--export([task_history/1, task_trim/4, result_check/2, result_repaired/2, providers_window/2, providers_select/2]).
+-export([task_history/1, task_has_schema/1, task_trim/4, result_check/2, result_repaired/2, providers_window/2, providers_select/3]).
 -export([wire_encode/2, wire_decode/2, agent_encode/1, agent_decode/1, uuid7/0]).
 
 -export_type([runtime/0, store/0, providers/0, grpc/0, http/0, payload/0, agent/0, plan/0, token/0, remote/0]).
@@ -26,7 +26,7 @@
        http_start/4, http_stop/1, grpc_start/7, grpc_stop/1, grpc_panic/1, grpc_credit/2, grpc_drain/1, grpc_reply/2,
        remote_own/2, remote_want/2, remote_send/2, remote_close/1, agent_new/3,
        agent_step/2, plan_open/4, plan_step/2, plan_executors/1, delegation/3, delegation_ends/1,
-       task_history/1, task_trim/4, result_check/2, result_repaired/2, providers_window/2, providers_select/2,
+       task_history/1, task_has_schema/1, task_trim/4, result_check/2, result_repaired/2, providers_window/2, providers_select/3,
        tool_call/2, task_encode/1, task_cache_key/3,
        wire_encode/2, wire_decode/2, agent_encode/1,
        agent_decode/1, uuid7/0]).
@@ -199,13 +199,16 @@ task_cache_key(Payload, AgentTools, Around) -> down({Payload, AgentTools, Around
 %% @doc Messages of the conversation that a task brings.
 -spec task_history(payload()) -> non_neg_integer() | {error, native_down}.
 task_history(Payload) -> down(Payload).
+%% @doc Whether a task says which form its answer shall have.
+-spec task_has_schema(payload()) -> boolean() | {error, native_down}.
+task_has_schema(Payload) -> down(Payload).
 %% @doc The task with a conversation that a model with a window of so many tokens can read; `Percent' of what is left of it.
 -spec task_trim(payload(), Agent :: binary(), Window :: non_neg_integer(), Percent :: 1..100) ->
     same | {trimmed, payload(), LeftOut :: pos_integer(), Of :: pos_integer()} | {error, native_down}.
 task_trim(Payload, Agent, Window, Percent) -> down({Payload, Agent, Window, Percent}).
 %% @doc Holds an encoded answer against the schema of the task: as it is, with its data read, or the task of its repair.
 -spec result_check(payload(), binary()) ->
-    fits | {read, binary()} | {misfit, Repair :: payload(), Why :: binary()} | {error, native_down}.
+    fits | {read, binary()} | {misfit, Repair :: payload(), Why :: binary()} | {error, agent_error:t() | native_down}.
 result_check(Payload, Result) -> down({Payload, Result}).
 %% @doc An encoded answer with what its repair says.
 -spec result_repaired(binary(), binary()) -> binary() | {error, native_down}.
@@ -213,14 +216,14 @@ result_repaired(Result, By) -> down({Result, By}).
 %% @doc The window of a model or alias in tokens; 0: nobody has said it.
 -spec providers_window(providers(), binary()) -> non_neg_integer() | {error, native_down}.
 providers_window(Providers, Model) -> down({Providers, Model}).
-%% @doc Who would answer a call, without asking anybody: encoded request and answer.
--spec providers_select(providers(), binary()) -> {ok, binary()} | {error, agent_error:t() | native_down}.
-providers_select(Providers, Request) -> down({Providers, Request}).
+%% @doc Who would answer a call under the rules of a task (an encoded `CallPolicy'), without asking anybody: encoded request and answer.
+-spec providers_select(providers(), binary(), Rules :: binary()) -> {ok, binary()} | {error, agent_error:t() | native_down}.
+providers_select(Providers, Request, Rules) -> down({Providers, Request, Rules}).
 %% @doc The plan of a worker's request for subtasks; `Place' names the step that asks, empty for the task itself.
 -spec delegation(payload(), binary(), Place :: binary()) -> {ok, Header :: map(), payload()} | {error, agent_error:t() | native_down}.
 delegation(Payload, Request, Place) -> down({Payload, Request, Place}).
 %% @doc What the worker is told of the steps of such a plan.
--spec delegation_ends(plan()) -> binary() | {error, native_down}.
+-spec delegation_ends(plan()) -> binary() | {error, agent_error:t() | native_down}.
 delegation_ends(Plan) -> down(Plan).
 %% @doc Payload of a worker frame.
 -spec wire_encode(atom(), map()) -> binary().

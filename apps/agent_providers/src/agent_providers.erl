@@ -10,7 +10,7 @@
 -export([credit/2]).
 -export([info/0]).
 -export([window/1]).
--export([select/1]).
+-export([select/2]).
 -export([budgets/0]).
 
 %% @doc Starts a call; its end is one message `{agent_native, Ref, done | error, _}', or is here already: `{done, _}'.
@@ -54,10 +54,10 @@ window(Model) ->
         _ -> 0
     end.
 
-%% @doc Who would answer a call, without asking anybody; request and answer are messages of the provider service.
--spec select(Request :: binary()) -> {ok, binary()} | {error, agent_error:t()}.
-select(Request) ->
-    with(fun(P) -> agent_native:providers_select(P, Request) end).
+%% @doc Who would answer a call under the rules of a task, without asking anybody; request and answer are messages of the provider service.
+-spec select(Request :: binary(), Policy :: binary()) -> {ok, binary()} | {error, agent_error:t()}.
+select(Request, Policy) ->
+    with(fun(P) -> agent_native:providers_select(P, Request, Policy) end).
 
 %% @doc Every account that is configured or was used: limits, what is spent, and what is lent to calls, in micro-dollars.
 -spec budgets() -> [#{tenant := binary(), account := binary(), limit_micros := non_neg_integer() | undefined,

@@ -51,7 +51,9 @@ def parse(text: str, source: str) -> dict[str, Pin]:
         match = _PIN.match(wanted)
         hashes = frozenset(_HASH.findall(line))
         if wanted.startswith("-") or match is None:
-            raise WrongLock(f'{source}:{number}: "{wanted[:80]}" is no package with one version, as in name==1.0')
+            # An option may hold the password of an index.
+            shown = re.split(r"[\s=]", wanted)[0] if wanted.startswith("-") else re.sub(r"(://)[^/\s@]+@", r"\1", wanted)[:80]
+            raise WrongLock(f'{source}:{number}: "{shown}" is no package with one version, as in name==1.0')
         if not hashes:
             raise WrongLock(f"{source}:{number}: {match[1]}=={match[2]} has no --hash")
         pin = Pin(normal(match[1]), match[2], (match[3] or "").strip(), hashes)

@@ -19,7 +19,8 @@ def add(known: dict[str, tasks.Artifact], name: str, data: bytes | str, media_ty
     if not 0 < len(name) <= MAX_NAME:
         raise ValueError(f"the name of an artifact has 1 to {MAX_NAME} characters")
     content = data.encode() if isinstance(data, str) else bytes(data)
-    others = sum(other.size for key, other in known.items() if key != name)
+    # Threads of the task may add one at the same time.
+    others = sum(other.size for key, other in list(known.items()) if key != name)
     if len(content) > MAX_BYTES or others + len(content) > MAX_ALL_BYTES:
         raise ValueError(
             f"the artifact {name} has {len(content)} bytes and the others of the task {others}; there may be {MAX_BYTES} of one and "

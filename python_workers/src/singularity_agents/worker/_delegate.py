@@ -41,6 +41,8 @@ def request(subtasks: Sequence[str | Mapping[str, Any]], cache: str) -> worker.D
 
 def _subtask(given: str | Mapping[str, Any]) -> worker.Subtask:
     options: Mapping[str, Any] = {"description": given} if isinstance(given, str) else given
+    if not isinstance(options, Mapping) or not isinstance(options.get("description"), str):
+        raise TypeError('a subtask is a text, or a mapping with "description"')
     if unknown := options.keys() - _OPTIONS:
         raise TypeError(f"unknown options of a subtask: {', '.join(sorted(unknown))}; there are {', '.join(sorted(_OPTIONS))}")
     made = worker.Subtask(

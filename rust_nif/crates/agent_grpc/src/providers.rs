@@ -64,7 +64,7 @@ impl pb::provider_service_server::ProviderService for ProviderCalls {
     async fn select_provider(&self, request: Request<pb::SelectProviderRequest>) -> Reply<pb::SelectProviderResponse> {
         self.0.tenant(&request)?;
         let req = request.into_inner().requirements.unwrap_or_default();
-        ok(self.0.providers.select(&req).map_err(|e| to_status(&e))?)
+        ok(self.0.providers.select(&req, pb::CallPolicy::default()).map_err(|e| to_status(&e))?)
     }
 
     async fn chat(&self, request: Request<pb::ChatRequest>) -> Reply<pb::ChatResponse> {

@@ -83,8 +83,11 @@ fn plan_step<'a>(env: Env<'a>, machine: ResourceArc<Machine>, event: Term<'a>) -
     (atoms::ok(), terms).encode(env)
 }
 
+/// Largest answer to a request for subtasks: it must fit in one frame, in bytes.
+const MAX_ENDS_BYTES: usize = 15 * 1024 * 1024;
+
 /// The plan of a worker's request for subtasks, `{ok, Header, Payload}`.
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyCpu")]
 fn delegation<'a>(env: Env<'a>, payload: ResourceArc<Payload>, request: Binary<'a>, place: Binary<'a>) -> Term<'a> {
     let Ok(request) = w::DelegateRequest::decode(request.as_slice()) else {
         return terms::error_tuple(env, &AgentError::new(Reason::WorkerProtocolError, "malformed request for subtasks"));
@@ -100,10 +103,16 @@ fn delegation<'a>(env: Env<'a>, payload: ResourceArc<Payload>, request: Binary<'
 }
 
 /// What a worker is told of the steps of such a plan.
-#[rustler::nif]
+#[rustler::nif(schedule = "DirtyCpu")]
 fn delegation_ends(env: Env<'_>, machine: ResourceArc<Machine>) -> Term<'_> {
     let ends = machine.plan.lock().ends().into_iter().map(delegate::end_of).collect();
-    Bin(&w::DelegateReply { ends }.encode_to_vec()).encode(env)
+    let reply = w::DelegateReply { ends };
+    let bytes = reply.encoded_len();
+    if bytes > MAX_ENDS_BYTES {
+        let why = format!("what the subtasks gave has {bytes} bytes, at most {MAX_ENDS_BYTES} fit in one answer; ask for fewer at once");
+        return terms::error_tuple(env, &AgentError::new(Reason::PayloadTooLarge, why));
+    }
+    Bin(&reply.encode_to_vec()).encode(env)
 }
 
 /// What a plan would run on: `{Field, Executor, AgentId}`, each pair of the last two once.

@@ -287,8 +287,8 @@ impl Providers {
     }
 
     /// Dry run of the choice, with reasons.
-    pub fn select(&self, req: &pb::TaskRequirements) -> Result<pb::SelectProviderResponse, AgentError> {
-        let policy = analyze_task_requirements(req);
+    pub fn select(&self, req: &pb::TaskRequirements, within: pb::CallPolicy) -> Result<pb::SelectProviderResponse, AgentError> {
+        let policy = narrowed(within, analyze_task_requirements(req));
         let wanted = alias(&req.model);
         let output = req.max_tokens.unwrap_or(ANSWER_TOKENS).min(ANSWER_TOKENS);
         let all = self.available(

@@ -224,19 +224,30 @@ impl Record {
     /// Records who has the attempt.
     pub fn attempt(&mut self, fence: i64, info: AttemptInfo) -> Result<(Vec<pb::TaskEvent>, Written), AgentError> {
         self.running(fence)?;
-        self.task.worker_pid = info.host_pid;
-        self.task.unjournaled_tools = info.unjournaled_tools;
+        // What was used once was used: subtasks and later words on the attempt add to it.
+        for tool in info.unjournaled_tools {
+            if !self.task.unjournaled_tools.contains(&tool) {
+                self.task.unjournaled_tools.push(tool);
+            }
+        }
         if !info.env_lock_hash.is_empty() && !self.task.environment_lock_hashes.contains(&info.env_lock_hash) {
             self.task.environment_lock_hashes.push(info.env_lock_hash.clone());
         }
+        // Without an executor it is a word on what runs below the task's own worker.
+        let own = !info.executor.is_empty();
+        if own {
+            self.task.worker_pid = info.host_pid;
+        }
         if let Some(a) = self.attempts.last_mut() {
-            a.worker = info.worker;
-            a.host_pid = info.host_pid;
+            if own {
+                a.worker = info.worker;
+                a.host_pid = info.host_pid;
+                a.executor = info.executor;
+            }
             // A later word on the attempt that does not name the environment takes nothing back.
             if !info.env_lock_hash.is_empty() {
                 a.environment_lock_hash = info.env_lock_hash;
             }
-            a.executor = info.executor;
         }
         self.touch();
         Ok((Vec::new(), Written::Ok))

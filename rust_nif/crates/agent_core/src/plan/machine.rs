@@ -218,41 +218,22 @@ pub struct Plan {
 impl Plan {
     /// A machine for a task whose plan was checked; a task without one has none.
     pub fn new(task_id: &str, task: &pb::AgentTask) -> Option<Self> {
-        let plan = task.plan.clone()?;
+        let mut plan = task.plan.clone()?;
         let task = pb::AgentTask { plan: None, ..task.clone() };
-        let index: HashMap<String, u32> = (0..).zip(&plan.steps).map(|(i, s)| (s.id.clone(), i)).collect();
-        let count = plan.steps.len();
-        let mut undoes = vec![false; count];
-        let mut dependents = vec![Vec::new(); count];
-        let mut steps: Vec<Step> = Vec::with_capacity(count);
-        for (i, step) in (0..).zip(&plan.steps) {
-            let needs: std::collections::HashSet<u32> = step.needs.iter().filter_map(|n| index.get(n)).copied().collect();
-            needs.iter().for_each(|&n| dependents[n as usize].push(i));
-            steps.push(Step { open_needs: needs.len(), ..Step::default() });
-            if let Some(&u) = index.get(&step.compensation) {
-                undoes[u as usize] = true;
-            }
-        }
-        let last = if propose::asked(&task) {
-            index.get(propose::ANSWER).copied()
-        } else {
-            (0..).zip(&undoes).filter(|(_, u)| !**u).map(|(i, _)| i).last()
-        };
+        let first = std::mem::take(&mut plan.steps);
         let wanted = task.execution_hints.as_ref().map_or(0, |h| h.max_parallel);
-        let max_parallel = usize::try_from(if wanted > 0 { wanted } else { defaults::MAX_PARALLEL }).unwrap_or(1);
-        let ready = (0..).zip(&steps).filter(|&(i, s): &(u32, &Step)| s.open_needs == 0 && !undoes[i as usize]).map(|(i, _)| i).collect();
-        Some(Self {
+        let mut made = Self {
             task_id: task_id.to_owned(),
             task,
             plan,
-            index,
-            dependents,
-            undoes,
-            last,
-            max_parallel,
+            index: HashMap::with_capacity(first.len()),
+            dependents: Vec::new(),
+            undoes: Vec::new(),
+            last: None,
+            max_parallel: usize::try_from(if wanted > 0 { wanted } else { defaults::MAX_PARALLEL }).unwrap_or(1),
             phase: Phase::Forward,
-            steps,
-            ready,
+            steps: Vec::with_capacity(first.len()),
+            ready: VecDeque::new(),
             runs: BTreeMap::new(),
             order: 0,
             bytes: 0,
@@ -264,7 +245,9 @@ impl Plan {
             undone: Vec::new(),
             not_undone: Vec::new(),
             executors: BTreeSet::new(),
-        })
+        };
+        made.append(first);
+        Some(made)
     }
 
     /// What earlier attempts have kept; before the first event.
@@ -290,7 +273,7 @@ impl Plan {
         }
     }
 
-    /// Steps behind those that are there; nothing that they need has ended.
+    /// Steps behind those that are there; nothing that they need has ended. What needs nothing is ready.
     fn append(&mut self, more: Vec<pb::PlanStep>) {
         let place = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let from = self.steps.len();
@@ -302,8 +285,13 @@ impl Plan {
             let needs: BTreeSet<u32> = step.needs.iter().filter_map(|n| self.index.get(n)).copied().collect();
             needs.iter().for_each(|&n| self.dependents[n as usize].push(place(i)));
             self.steps.push(Step { open_needs: needs.len(), ..Step::default() });
+            if let Some(&undone_by) = self.index.get(&step.compensation) {
+                self.undoes[undone_by as usize] = true;
+            }
         }
-        self.last = self.index.get(propose::ANSWER).copied();
+        let new = || (from..self.steps.len()).filter(|&i| !self.undoes[i]);
+        self.ready.extend(new().filter(|&i| self.steps[i].open_needs == 0).map(place));
+        self.last = if propose::asked(&self.task) { self.index.get(propose::ANSWER).copied() } else { new().next_back().map(place) };
     }
 
     /// What follows from a step that asked a model for a plan.
