@@ -65,7 +65,9 @@ async fn who_is_not_good_enough_or_not_rated_does_not_serve_and_the_better_one_i
 
 #[tokio::test]
 async fn the_reasons_of_a_choice_tell_the_quality() {
-    let choice = rated().select(&pb::TaskRequirements { model: "m".into(), min_quality: 0.7, ..Default::default() }).unwrap();
+    let choice = rated()
+        .select(&pb::TaskRequirements { model: "m".into(), min_quality: 0.7, ..Default::default() }, pb::CallPolicy::default())
+        .unwrap();
     assert_eq!(choice.provider, "good");
     assert!(choice.reason.contains("quality of 0.90"), "{}", choice.reason);
     let of = |name: &str| choice.candidates.iter().find(|c| c.provider == name).unwrap();
