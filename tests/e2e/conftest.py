@@ -297,7 +297,7 @@ def killable(tmp_path: Path, bad_provider: str) -> Iterator[Callable[..., Killab
 #: Erlang makes test certificates without another tool: authority, certificate and key of a server with the name in the file "host".
 CERTIFICATES = """
     Rsa = [{digest, sha256}, {key, {rsa, 2048, 65537}}],
-    Named = [{extensions, [{'Extension', {2, 5, 29, 17}, false, [{dNSName, "localhost"}]}]} | Rsa],
+    Named = [{extensions, [{'Extension', {2, 5, 29, 17}, false, [{dNSName, "localhost"}, {dNSName, net_adm:localhost()}]}]} | Rsa],
     #{server_config := S, client_config := C} = public_key:pkix_test_data(#{
         server_chain => #{root => Rsa, intermediates => [], peer => Named},
         client_chain => #{root => Rsa, intermediates => [], peer => Rsa}}),
@@ -306,7 +306,7 @@ CERTIFICATES = """
     ok = file:write_file("cert.pem", Pem('Certificate', [proplists:get_value(cert, S)])),
     ok = file:write_file("key.pem", Pem(KeyType, [Key])),
     ok = file:write_file("ca.pem", Pem('Certificate', proplists:get_value(cacerts, C))),
-    ok = file:write_file("host", "localhost"), halt().
+    ok = file:write_file("host", net_adm:localhost()), halt().
 """
 
 
