@@ -266,7 +266,8 @@ def conformance(name: str) -> str:
     head = [cell.strip() for cell in rows[0]]
     if name not in head:
         return "-"
-    cells = [row[head.index(name)].strip() for row in rows[1:]]
+    # The page has another table below it.
+    cells = [row[head.index(name)].strip() for row in rows[1:] if len(row) == len(head)]
     return f"{sum(cell == 'yes' for cell in cells)}/{len(cells)}"
 
 
