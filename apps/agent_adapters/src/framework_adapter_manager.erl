@@ -117,9 +117,7 @@ handle_cast({lease, Ref, #{framework := F, agent := Given, tenant := Tenant, tas
 handle_cast({warm, #{framework := F} = Given, Tenant}, M0) ->
     {Env, M} = environment(F, Given, [], M0),
     N = agent_config:get([workers, warm], 1),
-    IsWarm = lists:member(framework_adapter_env:environment(F),
-                          [framework_adapter_env:environment(W) || W <- agent_config:get([workers, warm_frameworks], [])]),
-    case IsWarm andalso N > 0 andalso usable(F, Env, M) of
+    case N > 0 andalso usable(F, Env, M) of
         ok -> {noreply, run(framework_adapter_leases:warm(key(F, Given, Env, Tenant), Given#{environment => Env}, N, M#manager.leases), M)};
         _ -> {noreply, M}
     end;

@@ -21,13 +21,5 @@ execute(#{task_id := TaskId, payload := Payload, attempt := Attempt} = Task, Age
         task_id => TaskId, task => Payload, attempt => Attempt,
         deadline_ms => maps:get(deadline_ms, Task, 0), stream_text => maps:get(stream_text, Task, true),
         agent => maps:get(payload, Agent, <<>>), engine_tools => engine_tools:served(Agent, Header),
-        tool_limit => maps:get(tool_limit, Task, 0), model => model(Agent, Header), start_time_ms => erlang:system_time(millisecond),
-        seed => erlang:phash2(TaskId)}).
-
-%% The task's own, else the agent's.
--spec model(map(), map()) -> binary().
-model(Agent, Header) ->
-    case maps:get(model, Header, <<>>) of
-        <<>> -> maps:get(model, Agent, <<"default">>);
-        Model -> Model
-    end.
+        tool_limit => maps:get(tool_limit, Task, 0), model => agent_providers:model(Agent, Header),
+        start_time_ms => erlang:system_time(millisecond), seed => erlang:phash2(TaskId)}).

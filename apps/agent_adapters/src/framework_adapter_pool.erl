@@ -9,6 +9,7 @@
 -export([start_link/0]).
 -export([lease/1]).
 -export([cancel_lease/1]).
+-export([is_warm/1]).
 -export([warm_agent/2]).
 -export([workers/0]).
 -export([frameworks/0]).
@@ -41,7 +42,13 @@ lease(Request) ->
 cancel_lease(Ref) ->
     framework_adapter_manager:cancel_lease(Ref).
 
-%% @doc Starts the workers that `[workers] warm' wants of an agent; those of `warm_frameworks' only.
+%% @doc Whether `[workers] warm_frameworks' names a framework or one of its environment.
+-spec is_warm(binary()) -> boolean().
+is_warm(Framework) ->
+    Env = framework_adapter_env:environment(Framework),
+    lists:any(fun(F) -> framework_adapter_env:environment(F) =:= Env end, agent_config:get([workers, warm_frameworks], [])).
+
+%% @doc Starts the workers that `[workers] warm' wants of an agent, as far as there is room.
 -spec warm_agent(Agent :: map(), Tenant :: binary()) -> ok.
 warm_agent(Agent, Tenant) ->
     framework_adapter_manager:warm_agent(Agent, Tenant).

@@ -115,7 +115,8 @@ spawn_agent(AgentType, Framework) ->
 warm() ->
     Tenants = case maps:keys(agent_config:get([tenants], #{})) of [] -> [<<"default">>]; Names -> Names end,
     lists:foreach(fun({A, Tenant}) -> framework_adapter_pool:warm_agent(A, Tenant) end,
-                  [{with_payload(A), Tenant} || A <- engine_agents:configured(), Tenant <- Tenants]).
+                  [{with_payload(A), Tenant} || #{framework := F} = A <- engine_agents:configured(), framework_adapter_pool:is_warm(F),
+                                                Tenant <- Tenants]).
 
 -spec call(tuple()) -> term().
 call(Request) ->

@@ -63,7 +63,7 @@ percent(aggressive) -> ?AGGRESSIVE_PERCENT.
 trimmed(Payload, _, _, none) ->
     {Payload, []};
 trimmed(Payload, Agent, Header, Percent) ->
-    Window = agent_providers:window(model(Agent, Header)),
+    Window = agent_providers:window(agent_providers:model(Agent, Header)),
     case Window > 0 andalso agent_native:task_trim(Payload, maps:get(payload, Agent, <<>>), Window, Percent) of
         {trimmed, Shorter, LeftOut, Of} ->
             Text = io_lib:format("~b of the conversation's ~b messages are left out, the oldest whole turns: the model reads ~b tokens",
@@ -71,13 +71,6 @@ trimmed(Payload, Agent, Header, Percent) ->
             {Shorter, [said(iolist_to_binary(Text))]};
         _ ->
             {Payload, []}
-    end.
-
--spec model(map(), map()) -> binary().
-model(Agent, Header) ->
-    case maps:get(model, Header, <<>>) of
-        <<>> -> maps:get(model, Agent, <<"default">>);
-        Model -> Model
     end.
 
 %% @doc How many tools a model is shown at most; 0: all.
@@ -116,7 +109,7 @@ check(_, Props, _) ->
 repair(#{header := Header, agent := Agent} = Spec) ->
     Own = Header#{tools => [], max_steps => ?REPAIR_STEPS, stream_text => false, has_plan => false},
     %% Not the agent's words: they are about what it does, and this is about how it says it.
-    Bare = #{id => maps:get(id, Agent, <<>>), model => model(Agent, Header), tools => [], payload => <<>>},
+    Bare = #{id => maps:get(id, Agent, <<>>), model => agent_providers:model(Agent, Header), tools => [], payload => <<>>},
     {Spec#{header := Own, agent := Bare},
      said(<<"the answer does not match requirements.output_schema; a model call says it again in that form">>)}.
 

@@ -18,17 +18,16 @@
 joined(#{ends_with := Parent, task_id := Id, tenant := Tenant, create_ms := Created}) ->
     Row = {Parent, Id, Tenant},
     true = ets:insert(engine_tables:families(), Row),
-    Found = case agent_store:read({task, Parent, Tenant}) of
-                {ok, #{state := State, end_ms := End}} when State =:= succeeded; State =:= failed; State =:= cancelled;
-                                                            State =:= timed_out ->
-                    case End >= Created of true -> orphan; false -> apart end;
-                %% A parent that was deleted had ended.
-                {error, #{reason := task_not_found}} -> orphan;
-                _ -> ok
-            end,
-    case Found of
-        ok -> ok;
-        _ -> true = ets:delete_object(engine_tables:families(), Row), case Found of orphan -> orphan; apart -> ok end
+    case agent_store:read({task, Parent, Tenant}) of
+        {ok, #{state := State, end_ms := End}} when State =:= succeeded; State =:= failed; State =:= cancelled; State =:= timed_out ->
+            true = ets:delete_object(engine_tables:families(), Row),
+            case End >= Created of true -> orphan; false -> ok end;
+        %% A parent that was deleted had ended.
+        {error, #{reason := task_not_found}} ->
+            true = ets:delete_object(engine_tables:families(), Row),
+            orphan;
+        _ ->
+            ok
     end;
 joined(_) ->
     ok.

@@ -41,12 +41,14 @@ new() ->
       Spec :: #{task_id := binary(), payload := agent_native:payload(), attempt := pos_integer(), fence := pos_integer(),
                 deadline := integer() | infinity, depth := non_neg_integer(), scope => binary(), life => pos_integer()}.
 start(#{depth := Depth}, {Asker, _}, N) when Depth >= ?MAX_DEPTH ->
-    answer(Asker, {error, agent_error:new(delegation_too_deep, <<"subtasks of subtasks may be 4 deep">>,
-                                          #{<<"max_depth">> => integer_to_binary(?MAX_DEPTH)})}),
+    Max = integer_to_binary(?MAX_DEPTH),
+    answer(Asker, {error, agent_error:new(delegation_too_deep, <<"subtasks of subtasks may be ", Max/binary, " deep">>,
+                                          #{<<"max_depth">> => Max})}),
     N;
 start(_, {Asker, _}, N = #nested{runs = Runs}) when map_size(Runs) >= ?MAX_OPEN ->
-    answer(Asker, {error, agent_error:new(overloaded, <<"16 requests for subtasks are open; put more subtasks into one, or wait for some">>,
-                                          #{<<"max_open">> => integer_to_binary(?MAX_OPEN)})}),
+    Max = integer_to_binary(?MAX_OPEN),
+    answer(Asker, {error, agent_error:new(overloaded, <<Max/binary, " requests for subtasks are open; put more subtasks into one, or "
+                                                        "wait for some">>, #{<<"max_open">> => Max})}),
     N;
 start(#{payload := Payload, depth := Depth} = Spec, {Asker, Request}, N = #nested{runs = Runs}) ->
     Ref = make_ref(),

@@ -51,7 +51,8 @@ look(_, _, <<"native">>, _) ->
 look(Payload, Agent, Executor, Tenant) ->
     Key = fun(Around) -> agent_native:task_cache_key(Payload, maps:get(tools, Agent, []), Around) end,
     %% Files are looked at for tasks alone that ask for it.
-    case enabled() andalso Key([]) of
+    %% One of the steps around frameworks, which can be switched off.
+    case execution_around:effort(Executor) =/= off andalso Key([]) of
         {ok, _, _, _} ->
             case version(Executor, Agent) of
                 unknown -> none;
@@ -72,12 +73,6 @@ found({error, Tool}) when is_binary(Tool) ->
     {effects, Tool};
 found(_) ->
     none.
-
-%% The steps around frameworks can be switched off.
--spec enabled() -> boolean().
-enabled() ->
-    agent_config:get([agent_execution, performance_optimization], <<"balanced">>) =/= <<"off">>
-        andalso agent_config:get([native_capabilities, performance_optimization], true).
 
 %% @doc The task has used a tool: after one that may have an effect, or tells of the moment, its answer is not kept.
 -spec tool(Name :: binary(), ticket()) -> ticket().

@@ -60,7 +60,7 @@ run(#{owner := Owner, payload := Payload, agent := Agent, header := Header} = Sp
     _ = monitor(process, Owner),
     Meter = execution_meter:new(),
     Options = #{task_id => maps:get(task_id, Spec), engine_tools => engine_tools:served(Agent, Header),
-                max_steps => maps:get(max_steps, Header, 50), model => model(Agent, Header),
+                max_steps => maps:get(max_steps, Header, 50), model => agent_providers:model(Agent, Header),
                 stream => maps:get(stream_text, Header, true)},
     Step = #step{spec = Spec, machine = none, meter = Meter, journal = journal(Spec)},
     case agent_native:agent_new(Payload, maps:get(payload, Agent, <<>>), Options) of
@@ -72,13 +72,6 @@ run(#{owner := Owner, payload := Payload, agent := Agent, header := Header} = Sp
 journal(#{header := #{durability := ephemeral}}) -> none;
 journal(#{header := Header} = Spec) ->
     maps:merge(maps:with([task_id, fence, attempt, scope, life], Spec), maps:with([replay], Header)).
-
--spec model(map(), map()) -> binary().
-model(Agent, Header) ->
-    case maps:get(model, Header, <<>>) of
-        <<>> -> maps:get(model, Agent, <<"default">>);
-        Model -> Model
-    end.
 
 -spec event(term(), #step{}) -> ok.
 event(Event, S = #step{machine = Machine}) ->

@@ -9,6 +9,7 @@
 -export([cancel/1]).
 -export([credit/2]).
 -export([info/0]).
+-export([model/2]).
 -export([window/1]).
 -export([select/2]).
 -export([budgets/0]).
@@ -44,6 +45,14 @@ info() ->
             end;
         {error, native_down} ->
             []
+    end.
+
+%% @doc The model or alias of a task's calls: its own, else its agent's.
+-spec model(Agent :: map(), Header :: map()) -> binary().
+model(Agent, Header) ->
+    case maps:get(model, Header, <<>>) of
+        <<>> -> maps:get(model, Agent, <<"default">>);
+        Model -> Model
     end.
 
 %% @doc The window of a model or alias in tokens; 0: nobody has said it.

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from . import _interpreters
-from ._locks import COPY, STAMP, UV_LOCK, Pin, WrongLock, digest, merge, normal, parse, write
+from ._locks import COPY, STAMP, UV_LOCK, Pin, WrongLock, digest, masked, merge, normal, parse, write
 
 #: Packages that are published as source alone.
 SOURCE_ONLY: Final = {"semantic_kernel": ("pybars4", "pymeta3")}
@@ -33,8 +33,6 @@ SHORT: Final = 12
 TIMEOUT: Final = 1800.0
 #: Lines of uv and pip that say how far they are.
 _PROGRESS: Final = re.compile(r"(Resolved|Prepared|Installed|Uninstalled|Bytecode compiled|Building|Collecting|Installing)\b.*")
-#: Credentials of an index in its address.
-_CREDENTIALS: Final = re.compile(r"(://)[^/\s@]+@")
 
 
 class Failed(Exception):
@@ -204,7 +202,7 @@ class _Run:
         if self._overdue.is_set():
             raise Failed(f"{self._name} was not made within {self._timeout:.0f} s")
         if process.returncode != 0:
-            raise Failed(f"{self._name} could not be made: " + _CREDENTIALS.sub(r"\1", " / ".join(said[-5:]) or out[-500:]))
+            raise Failed(f"{self._name} could not be made: " + masked(" / ".join(said[-5:]) or out[-500:]))
         return out
 
     def _read(self, process: subprocess.Popen[str], said: list[str]) -> None:

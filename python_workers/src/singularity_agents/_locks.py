@@ -22,6 +22,8 @@ PROJECT_LOCK: Final = "singularity.lock"
 UV_LOCK: Final = "uv.lock"
 _PIN: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?\s*==\s*([^\s;]+)\s*(?:;\s*(.*))?$")
 _HASH: Final = re.compile(r"--hash[=\s](sha\d+:[0-9a-f]+)")
+#: Credentials of an index in its address.
+_CREDENTIALS: Final = re.compile(r"(://)[^/\s@]+@")
 
 
 class WrongLock(Exception):
@@ -38,6 +40,11 @@ class Pin(NamedTuple):
     hashes: frozenset[str]
 
 
+def masked(text: str) -> str:
+    """A text without the credentials of the addresses in it."""
+    return _CREDENTIALS.sub(r"\1", text)
+
+
 def normal(name: str) -> str:
     """A package's name as the index compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -52,7 +59,7 @@ def parse(text: str, source: str) -> dict[str, Pin]:
         hashes = frozenset(_HASH.findall(line))
         if wanted.startswith("-") or match is None:
             # An option may hold the password of an index.
-            shown = re.split(r"[\s=]", wanted)[0] if wanted.startswith("-") else re.sub(r"(://)[^/\s@]+@", r"\1", wanted)[:80]
+            shown = re.split(r"[\s=]", wanted)[0] if wanted.startswith("-") else masked(wanted)[:80]
             raise WrongLock(f'{source}:{number}: "{shown}" is no package with one version, as in name==1.0')
         if not hashes:
             raise WrongLock(f"{source}:{number}: {match[1]}=={match[2]} has no --hash")

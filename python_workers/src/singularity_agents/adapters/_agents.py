@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
@@ -24,7 +25,7 @@ class Native(NamedTuple):
     is_default: bool
 
 
-class AgentAdapter(Generic[_Agent]):
+class AgentAdapter(ABC, Generic[_Agent]):
     """The steps that are the same in every framework of agents. `_Agent` is the kind that the engine makes."""
 
     #: Name of the framework and of its environment.
@@ -42,17 +43,17 @@ class AgentAdapter(Generic[_Agent]):
 
     # --- what a framework says ------------------------------------------------------------------------------------
 
+    @abstractmethod
     def model(self) -> Any:
         """The engine's model as the framework's own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def offered(self, tools: Sequence[_tooling.WorkerTool]) -> Any:
         """What an entry point's parameter `tools` is given."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bare(self) -> object:
         """An agent of nothing but a name."""
-        raise NotImplementedError
 
     def seen(self, entry: Entry) -> list[str]:
         """Looks at the entry point when the worker starts; names tools that cannot be recorded. Raises LookupError if it is of no use."""

@@ -6,6 +6,7 @@ use prost::Message;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::hash::hex;
 use crate::json;
 
 /// Bytes of a token, on the careful side: English has 4, code and most other languages about 3.
@@ -158,7 +159,7 @@ pub const MAX_INLINE_BYTES: usize = 65_536;
 
 /// A file or data of a result: its content, or where that is if it is larger than a result holds.
 pub fn artifact(name: &str, media_type: &str, content: Vec<u8>, reference: impl FnOnce() -> String) -> pb::Artifact {
-    let sha256 = Sha256::digest(&content).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    let sha256 = hex(&Sha256::digest(&content));
     pb::Artifact {
         name: name.to_owned(),
         media_type: media_type.to_owned(),

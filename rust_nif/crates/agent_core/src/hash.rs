@@ -10,6 +10,11 @@ use sha2::{Digest, Sha256};
 /// Version of the canonical form; stored beside every hash.
 pub const VERSION: u32 = 1;
 
+/// Bytes as hexadecimal text, in small letters.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// SHA-256 of the canonical form of a task.
 pub fn content_hash(task: &pb::AgentTask) -> [u8; 32] {
     Sha256::digest(task.encode_to_vec()).into()

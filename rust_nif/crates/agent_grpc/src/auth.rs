@@ -98,7 +98,7 @@ impl Auth {
             }
         }
         let tenant = found.cloned().ok_or_else(|| AgentError::new(Reason::KeyUnknown, "the key is not known here"))?;
-        Ok((tenant, digest.iter().take(KEY_ID_BYTES).map(|byte| format!("{byte:02x}")).collect()))
+        Ok((tenant, agent_core::hash::hex(&digest[..KEY_ID_BYTES])))
     }
 }
 

@@ -87,5 +87,5 @@ pub(crate) fn image_url(image: &pb::ImagePart) -> Option<String> {
 
 /// Half of a SHA-256, in hexadecimal.
 pub(crate) fn digest(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().take(16).map(|b| format!("{b:02x}")).collect()
+    agent_core::hash::hex(&Sha256::digest(text.as_bytes())[..16])
 }

@@ -6,6 +6,7 @@ use agent_proto::worker::v1 as w;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+use crate::hash::hex;
 use crate::validate::plan_faults;
 use crate::{AgentError, Reason};
 
@@ -55,10 +56,6 @@ pub fn plan_of(task: &pb::AgentTask, request: &w::DelegateRequest, place: &[u8])
         labels: task.labels.clone(),
         ..Default::default()
     })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// What a worker is told of an end.
