@@ -108,10 +108,11 @@ class Peer:
         tools: Sequence[str] = (),
         agent: agent_service_pb2.Agent | None = None,
         storage_dir: Path | None = None,
+        concurrency: int = 0,
     ) -> worker_pb2.Ready:
         """HELLO, INIT, READY."""
         self.hello()
-        self.init(entrypoint, project, tools, agent, storage_dir)
+        self.init(entrypoint, project, tools, agent, storage_dir, concurrency)
         frame = self.expect(f.Type.READY)
         assert not frame.flags & f.FLAG_ERROR, worker_pb2.Error.FromString(frame.payload)
         return worker_pb2.Ready.FromString(frame.payload)
@@ -123,6 +124,7 @@ class Peer:
         tools: Sequence[str] = (),
         agent: agent_service_pb2.Agent | None = None,
         storage_dir: Path | None = None,
+        concurrency: int = 0,
     ) -> None:
         """INIT."""
         init = worker_pb2.Init(
@@ -134,15 +136,18 @@ class Peer:
             config_json="{}",
             storage_dir=str(storage_dir or ""),
             engine_version="0.1.0",
+            concurrency=concurrency,
         )
         self.send(f.Type.INIT, payload=init.SerializeToString())
 
-    def execute(self, description: str = "hello", *, fence: int = 1, want_text: bool = True, **more: object) -> None:
+    def execute(
+        self, description: str = "hello", *, fence: int = 1, slot: int = 0, want_text: bool = True, **more: object
+    ) -> None:
         """EXECUTE of a task with this description."""
         task = more.pop("task", None) or task_pb2.AgentTask(description=description)
         execute = worker_pb2.Execute(task_id=f"task-{fence}", task=task, attempt=1, model="default", **more)  # type: ignore[arg-type]
         flags = f.FLAG_WANT_TEXT if want_text else 0
-        self.send(f.Type.EXECUTE, flags=flags, fence=fence, payload=execute.SerializeToString())
+        self.send(f.Type.EXECUTE, flags=flags, slot=slot, fence=fence, payload=execute.SerializeToString())
 
     def result(self, answer: Callable[[f.Frame], None] | None = None) -> tuple[int, worker_pb2.Result]:
         """The RESULT; CALLs before it go to `answer`."""

@@ -13,6 +13,7 @@ import pytest
 
 from singularity_agents.worker import _door, _shim
 from singularity_agents.worker._engine import Engine
+from singularity_agents.worker._scope import Scope
 
 
 @pytest.fixture
@@ -58,3 +59,17 @@ def test_what_is_no_request_is_refused(door: dict[str, str], path: str, body: by
 def test_a_body_that_is_too_large_is_not_read(door: dict[str, str]) -> None:
     status, error, _ = answer(door, "/chat/completions", b"x" * (_shim.MAX_BODY_BYTES + 1))
     assert (status, error["code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
+def test_side_by_side_every_request_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_door, "opened", None)
+    opened = _door.open_door()
+    assert opened is not None
+    one = cast("list[Scope]", [object()])
+    _shim.serve(cast("Engine", None), cast("asyncio.AbstractEventLoop", None), lambda: one, 4)
+    body = json.dumps({"messages": [{"role": "user", "content": "x"}]}).encode()
+    for path, sent in (("/chat/completions", body), ("/models", None), ("/embeddings", b'{"input": "x"}')):
+        status, error, retry = answer(opened.environment, path, sent)
+        assert (status, error["code"], retry) == (409, "WRONG_STATE", "false")
+        assert "concurrency = 4" in error["message"] and "use the engine's model" in error["message"]
+    opened.listening.close()

@@ -31,6 +31,8 @@ class Setup(NamedTuple):
     storage_dir: str
     tools: Sequence[str]
     config: Mapping[str, Any]
+    #: Tasks that run side by side in this process.
+    concurrency: int = 1
 
 
 @dataclass

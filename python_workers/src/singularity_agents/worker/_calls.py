@@ -18,13 +18,13 @@ _NO_TASK: Final = "the engine can be called from the code of a running task only
 
 
 class Calls:
-    """Sends calls of the running task and hands replies to whoever waits."""
+    """Sends calls of the running tasks and hands replies to whoever waits. Ids are unique in the process."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._next = 0
-        self._single: dict[int, asyncio.Future[bytes]] = {}
-        self._streams: dict[int, asyncio.Queue[_Item]] = {}
+        self._single: dict[int, tuple[Scope, asyncio.Future[bytes]]] = {}
+        self._streams: dict[int, tuple[Scope, asyncio.Queue[_Item]]] = {}
 
     @staticmethod
     def scope() -> Scope:
@@ -45,7 +45,7 @@ class Calls:
         scope = self.scope()
         call_id = self._id()
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._single[call_id] = future
+        self._single[call_id] = (scope, future)
         try:
             if not self._channel.try_send(f.Type.CALL, kind, 0, scope.slot, call_id, scope.fence, payload):
                 await self._channel.send_counted(f.Type.CALL, kind, 0, scope.slot, call_id, scope.fence, payload)
@@ -58,7 +58,7 @@ class Calls:
         scope = self.scope()
         call_id = self._id()
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._single[call_id] = future
+        self._single[call_id] = (scope, future)
         try:
             while not self._channel.try_send(f.Type.CALL, kind, 0, scope.slot, call_id, scope.fence, payload):
                 self._channel.read_now()
@@ -84,7 +84,7 @@ class Calls:
         scope = self.scope()
         call_id = self._id()
         queue: asyncio.Queue[_Item] = asyncio.Queue()
-        self._streams[call_id] = queue
+        self._streams[call_id] = (scope, queue)
         try:
             await self._channel.send_counted(f.Type.CALL, kind, f.FLAG_STREAM, scope.slot, call_id, scope.fence, payload)
             while True:
@@ -101,21 +101,23 @@ class Calls:
         """A REPLY or REPLY_CHUNK came. One that nobody waits for any more is dropped."""
         last = frame.type == f.Type.REPLY
         failed = bool(frame.flags & f.FLAG_ERROR)
-        future = self._single.get(frame.call_id)
-        if future is not None and last:
+        single = self._single.get(frame.call_id)
+        if single is not None and last:
+            future = single[1]
             if future.done():
                 return
             if failed:
                 future.set_exception(error_of(frame.payload))
             else:
                 future.set_result(frame.payload)
-        elif (queue := self._streams.get(frame.call_id)) is not None:
-            queue.put_nowait((last, error_of(frame.payload) if failed else frame.payload))
+        elif (stream := self._streams.get(frame.call_id)) is not None:
+            stream[1].put_nowait((last, error_of(frame.payload) if failed else frame.payload))
 
-    def fail_all(self, error: SingularityError) -> None:
-        """Every open call ends with this error."""
-        for future in list(self._single.values()):
-            if not future.done():
+    def fail_all(self, scope: Scope, error: SingularityError) -> None:
+        """Every open call of a task ends with this error; those of its neighbours go on."""
+        for owner, future in list(self._single.values()):
+            if owner is scope and not future.done():
                 future.set_exception(error)
-        for queue in list(self._streams.values()):
-            queue.put_nowait((True, error))
+        for owner, queue in list(self._streams.values()):
+            if owner is scope:
+                queue.put_nowait((True, error))

@@ -11,6 +11,7 @@ model call that follows a tool costs one waking instead of three.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import select
 import socket
@@ -41,8 +42,10 @@ class Channel:
         self._out = f.SendCredit()
         self._in = f.ReceiveCredit()
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[bytes, asyncio.Future[None]]] = deque()
         self._held: list[bytes] = []
+        # That of the worker itself, in which no task runs.
+        self._context = contextvars.copy_context()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begins to read; a thread of its own ends the process at end-of-file, whatever the loop is doing."""
@@ -83,14 +86,17 @@ class Channel:
         poll = select.poll()
         poll.register(self._sock.fileno(), select.POLLIN)
         poll.poll()
-        self._readable()
+        # Frames of other tasks come as well: what begins with one is not of the task that waits here.
+        self._context.run(self._readable)
 
     def _granted(self, frames: int, size: int) -> None:
         self._out.granted(frames, size)
-        while self._waiting and self._out.may_send(self._waiting[0][0]):
-            size, future = self._waiting.popleft()
+        while self._waiting and self._out.may_send(len(self._waiting[0][0]) - 4):
+            frame, future = self._waiting.popleft()
             if not future.done():
-                self._out.sent(size)
+                self._out.sent(len(frame) - 4)
+                # Here and not by who waits: a loop that is blocked until more credit comes would never get to it.
+                self._write(frame)
                 future.set_result(None)
 
     def send(
@@ -133,9 +139,8 @@ class Channel:
             return
         frame = f.encode(type_, kind, flags, slot, call_id, fence, payload)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((len(frame) - 4, future))
+        self._waiting.append((frame, future))
         await future
-        self._write(frame)
 
     def _write(self, frame: bytes) -> None:
         with self._lock:

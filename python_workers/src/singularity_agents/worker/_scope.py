@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 _QUICK_ROUNDS: Final = 10
 #: Seconds between the rounds after those.
 _ROUND_S: Final = 0.01
-#: Threads for the synchronous code of one task.
+#: Threads for the synchronous code of each of the tasks that run side by side.
 _MAX_THREADS: Final = 16
 
 
@@ -86,7 +86,7 @@ class Scope:
                 task.cancel()
             await asyncio.sleep(0 if turn < _QUICK_ROUNDS else _ROUND_S)
             turn += 1
-        await threads.idle()
+        await threads.idle(self)
 
 
 #: The task whose code runs; set around each run and carried into its tasks and threads.
@@ -101,44 +101,57 @@ def task_factory(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, _T],
     return task
 
 
-class TrackedThreads(ThreadPoolExecutor):
-    """The loop's executor, which knows how many of its threads run code."""
+def outside(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    """Makes an asyncio task of the worker's own, whoever asks for it: no end of a scope ends it."""
+    token = CURRENT.set(None)
+    try:
+        return loop.create_task(coro)
+    finally:
+        CURRENT.reset(token)
 
-    def __init__(self) -> None:
-        super().__init__(max_workers=_MAX_THREADS, thread_name_prefix="agent")
-        self._busy = 0
+
+class TrackedThreads(ThreadPoolExecutor):
+    """The loop's executor, which knows how many of its threads run code of which task."""
+
+    def __init__(self, concurrency: int = 1) -> None:
+        super().__init__(max_workers=_MAX_THREADS * concurrency, thread_name_prefix="agent")
+        self._busy: Counter[Scope | None] = Counter()
         self._mutex = threading.Lock()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._waiters: dict[Scope | None, tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = {}
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         """Runs a function in a thread."""
+        scope = CURRENT.get()
         with self._mutex:
-            self._busy += 1
+            self._busy[scope] += 1
         try:
             future = super().submit(fn, *args, **kwargs)
         except BaseException:
-            self._left(None)
+            self._left(scope)
             raise
-        future.add_done_callback(self._left)
+        future.add_done_callback(lambda _: self._left(scope))
         return future
 
-    def _left(self, _: Future[Any] | None) -> None:
+    def _left(self, scope: Scope | None) -> None:
         with self._mutex:
-            self._busy -= 1
-            waiter = self._waiter if self._busy == 0 else None
+            self._busy[scope] -= 1
+            waiter = None
+            if self._busy[scope] == 0:
+                del self._busy[scope]
+                waiter = self._waiters.get(scope)
         if waiter is not None:
             loop, future = waiter
             loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(None))
 
-    async def idle(self) -> None:
-        """Waits until no thread runs code."""
+    async def idle(self, scope: Scope) -> None:
+        """Waits until no thread runs code of a task."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         with self._mutex:
-            if self._busy == 0:
+            if scope not in self._busy:
                 return
-            self._waiter = (loop, future)
+            self._waiters[scope] = (loop, future)
         try:
             await future
         finally:
-            self._waiter = None
+            self._waiters.pop(scope, None)

@@ -39,10 +39,13 @@ READ_TIMEOUT_S: Final = 60.0
 BLOCKED_AFTER_S: Final = 2.0
 
 
-def serve(engine: Engine, loop: asyncio.AbstractEventLoop, running: Callable[[], list[Scope]]) -> None:
-    """Answers from now on, on behalf of the one task that runs; nothing where the worker has no door."""
+def serve(engine: Engine, loop: asyncio.AbstractEventLoop, running: Callable[[], list[Scope]], concurrency: int = 1) -> None:
+    """Answers from now on, on behalf of the one task that runs; nothing where the worker has no door.
+
+    Where several may run side by side every request is refused, also while there is but one: what is right by chance is no answer.
+    """
     if _door.opened is not None:
-        server = _Server(_door.opened, _Calls(engine, loop, running))
+        server = _Server(_door.opened, _Calls(engine, loop, running, concurrency))
         threading.Thread(target=server.serve_forever, name="openai-door", daemon=True).start()
 
 
@@ -58,17 +61,26 @@ class _Refused(Exception):
 class _Calls:
     """Requests on behalf of the running task."""
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, running: Callable[[], list[Scope]]) -> None:
+    def __init__(
+        self, engine: Engine, loop: asyncio.AbstractEventLoop, running: Callable[[], list[Scope]], concurrency: int
+    ) -> None:
         self._engine = engine
         self._loop = loop
         self._running = running
+        self._concurrency = concurrency
         self.slots = threading.BoundedSemaphore(MAX_REQUESTS)
 
     def _enter(self) -> Scope:
+        if self._concurrency > 1:
+            raise _Refused(
+                409,
+                "WRONG_STATE",
+                f"several tasks run side by side in this worker (concurrency = {self._concurrency}), and a client of one's own does not "
+                "say whose call it is: use the engine's model, or remove concurrency",
+            )
         scopes = self._running()
         if len(scopes) != 1:
-            why = "no task runs in this worker" if not scopes else "several tasks run in this worker: whose call is this?"
-            raise _Refused(409, "WRONG_STATE", why)
+            raise _Refused(409, "WRONG_STATE", "no task runs in this worker")
         CURRENT.set(scopes[0])
         return scopes[0]
 

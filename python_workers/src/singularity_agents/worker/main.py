@@ -31,7 +31,8 @@ from ._engine import Engine
 from ._events import Events
 from ._heartbeat import Heartbeat, rss_bytes
 from ._inputs import InputNeeded
-from ._scope import CURRENT, Scope, TrackedThreads, task_factory
+from ._output import Output
+from ._scope import CURRENT, Scope, TrackedThreads, outside, task_factory
 from ._wire import error_message, tasks, words, worker
 
 #: Objects that may be made before the collector looks at the young ones.
@@ -44,7 +45,7 @@ _preload_ms = 0
 
 
 class Worker:
-    """One process, one agent, one task at a time."""
+    """One process, one agent; one task at a time, or as many side by side as INIT says."""
 
     def __init__(self, fd: int, worker_id: str, framework: str, adapter: Adapter, import_ms: int) -> None:
         self._id = worker_id
@@ -56,6 +57,11 @@ class Worker:
         self._events = Events(self._channel)
         self._threads = TrackedThreads()
         self._scopes: dict[int, Scope] = {}
+        self._concurrency = 1
+        # What tasks print; None: there is one at a time, and the guard's pipe is its own.
+        self._output: Output | None = None
+        # Results that wait for credit.
+        self._unsent = 0
         self._background: set[asyncio.Task[None]] = set()
         self._loaded = False
         self._draining = False
@@ -93,7 +99,7 @@ class Worker:
         raise AssertionError("unreachable")
 
     def _spawn(self, coro: Any) -> None:
-        task: asyncio.Task[None] = self._loop.create_task(coro)
+        task: asyncio.Task[None] = outside(self._loop, coro)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -113,7 +119,7 @@ class Worker:
         self._drained()
 
     def _drained(self) -> None:
-        if self._draining and not self._scopes:
+        if self._draining and not self._scopes and not self._unsent:
             sys.stdout.flush()
             sys.stderr.flush()
             self._channel.send(f.Type.GOODBYE)
@@ -132,20 +138,31 @@ class Worker:
                 storage_dir=init.storage_dir,
                 tools=tuple(init.tools),
                 config=json.loads(init.config_json or "{}"),
+                concurrency=init.concurrency or 1,
             )
+            self._side_by_side(setup.concurrency)
             loaded = await self._adapter.initialize(setup, self._engine)
         except (Exception, SystemExit) as error:
             payload = error_message(error, "WORKER_START_FAILED").SerializeToString()
             self._channel.send(f.Type.READY, flags=f.FLAG_ERROR, payload=payload)
             return
         self._loaded = True
-        _shim.serve(self._engine, self._loop, lambda: list(self._scopes.values()))
+        _shim.serve(self._engine, self._loop, lambda: list(self._scopes.values()), self._concurrency)
         # What is there now stays: the collector need not look at it again, and its pages stay shared with the zygote.
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_YOUNG, 20, 50)
         ready = worker.Ready(unjournaled_tools=loaded.unjournaled, tools=loaded.tools)
         self._channel.send(f.Type.READY, payload=ready.SerializeToString())
+
+    def _side_by_side(self, concurrency: int) -> None:
+        """Prepares for several tasks, before any code of the user's is imported: it may keep the streams that it finds."""
+        if concurrency > 1:
+            self._concurrency = concurrency
+            self._threads = TrackedThreads(concurrency)
+            self._loop.set_default_executor(self._threads)
+            self._output = Output(self._events, self._loop)
+            self._output.install()
 
     async def _health(self) -> None:
         try:
@@ -168,8 +185,7 @@ class Worker:
         if self._draining:
             self._end(scope, SingularityError("the worker is being drained", reason="DRAINING"))
             return
-        if not self._loaded or frame.slot in self._scopes:
-            why = "a task runs in this slot" if self._loaded else "no agent is loaded"
+        if (why := self._no_place(frame.slot)) is not None:
             self._end(scope, SingularityError(why, reason="WORKER_PROTOCOL_ERROR"))
             return
         scope.task_id = execute.task_id
@@ -179,12 +195,22 @@ class Worker:
         scope.attempt = execute.attempt
         scope.answers = {answer.input_id: answer for answer in execute.answers}
         self._scopes[frame.slot] = scope
+        if self._output is not None:
+            self._output.begin(scope)
         token = CURRENT.set(scope)
         try:
             scope.work = self._loop.create_task(self._run(execute, scope))
         finally:
             CURRENT.reset(token)
         scope.work.add_done_callback(lambda work: self._ran(scope, work))
+
+    def _no_place(self, slot: int) -> str | None:
+        """Why no task can run in a slot; None: one can."""
+        if not self._loaded:
+            return "no agent is loaded"
+        if slot >= self._concurrency:
+            return f"there is no slot {slot}: concurrency = {self._concurrency}"
+        return "a task runs in this slot" if slot in self._scopes else None
 
     async def _run(self, execute: worker.Execute, scope: Scope) -> tasks.AgentResult:
         adapter = self._adapter
@@ -226,7 +252,7 @@ class Worker:
             return
         scope.close()
         if scope.gate is not None:
-            self._calls.fail_all(scope.gate)
+            self._calls.fail_all(scope, scope.gate)
         self._spawn(self._cancelled(scope))
 
     async def _cancelled(self, scope: Scope) -> None:
@@ -258,7 +284,10 @@ class Worker:
             payload = worker.Result(error=error_message(too_large)).SerializeToString()
         if self._scopes.get(scope.slot) is scope:
             del self._scopes[scope.slot]
+        if self._output is not None:
+            self._output.end(scope)
         if self._events.waiting or not self._channel.try_send(f.Type.RESULT, status, 0, scope.slot, 0, scope.fence, payload):
+            self._unsent += 1
             self._spawn(self._send_result(scope, status, payload))
         else:
             self._drained()
@@ -266,6 +295,7 @@ class Worker:
     async def _send_result(self, scope: Scope, status: int, payload: bytes) -> None:
         await self._events.drain()
         await self._channel.send_counted(f.Type.RESULT, status, 0, scope.slot, 0, scope.fence, payload)
+        self._unsent -= 1
         self._drained()
 
 
