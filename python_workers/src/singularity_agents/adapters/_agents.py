@@ -34,6 +34,8 @@ class AgentAdapter(ABC, Generic[_Agent]):
     package: ClassVar[str]
     #: Kinds of objects that run.
     ready: ClassVar[tuple[type, ...]]
+    #: Those of them that keep state during a run: tasks side by side need one each.
+    stateful: ClassVar[tuple[type, ...]] = ()
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
@@ -75,6 +77,7 @@ class AgentAdapter(ABC, Generic[_Agent]):
         if setup.entrypoint:
             tools = self.offered(self._own)
             self._entry = Entry(setup, engine, self.model, lambda: tools)
+            self._entry.refuse_shared(*self.stateful)
             unjournaled = self.seen(self._entry)
         return Loaded(tools=_tooling.definitions(self._own), unjournaled=unjournaled)
 
@@ -103,7 +106,10 @@ class AgentAdapter(ABC, Generic[_Agent]):
         if agent is not None:
             return agent
         assert self._entry is not None
-        return await self._entry.make(*self.ready)
+        made = await self._entry.make(*self.ready)
+        if isinstance(made, self.stateful):
+            self._entry.refuse_same(made)
+        return made
 
     async def to_its_end(self, run: Awaitable[Any], is_default: bool) -> Native:
         """Awaits the run of an agent, which a limit may end."""

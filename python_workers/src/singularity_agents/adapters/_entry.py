@@ -6,6 +6,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ..worker._engine import Engine
 from ..worker._memory import Memory
@@ -29,6 +30,9 @@ class Entry:
         more: Mapping[str, Callable[[], Any]] | None = None,
     ) -> None:
         self.reference = setup.entrypoint
+        self._concurrency = setup.concurrency
+        #: What the factory has made and somebody still holds.
+        self._made: WeakValueDictionary[int, Any] = WeakValueDictionary()
         #: What it names; resolved here unless the adapter has.
         self.found = _project.resolve(setup.entrypoint) if found is None else found
         self._given: Mapping[str, Callable[[], Any]] = {
@@ -43,6 +47,24 @@ class Entry:
         if callable(self.found):
             return True
         raise LookupError(self._wrong(self.found, ready))
+
+    def refuse_shared(self, *stateful: type) -> None:
+        """Raises LookupError for a ready object of these kinds where several tasks run side by side: they would run in its one state."""
+        if self._concurrency > 1 and isinstance(self.found, stateful):
+            raise LookupError(self._one(f'"{self.reference}" is one object'))
+
+    def refuse_same(self, made: Any) -> None:
+        """Raises LookupError for an object that the factory has made for another task, where several run side by side."""
+        if self._concurrency > 1:
+            if self._made.get(id(made)) is made:
+                raise LookupError(self._one(f'"{self.reference}" gives the same object again'))
+            self._made[id(made)] = made
+
+    def _one(self, what: str) -> str:
+        return (
+            f"{what}, and concurrency = {self._concurrency} runs {self._concurrency} tasks side by side: "
+            "name a function that makes one for each task"
+        )
 
     async def make(self, *ready: type) -> Any:
         """The ready object, or what the factory makes now. Raises LookupError for anything else, or an unknown parameter."""

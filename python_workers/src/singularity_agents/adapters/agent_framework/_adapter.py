@@ -30,6 +30,7 @@ class AgentFrameworkAdapter(AgentAdapter[Agent]):
     name = "agent_framework"
     package = "agent-framework-core"
     ready = (Agent, Workflow)
+    stateful = (Workflow,)
 
     def model(self) -> EngineChatClient:
         """The engine's model."""

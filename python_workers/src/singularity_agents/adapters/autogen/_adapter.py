@@ -49,6 +49,7 @@ class AutoGenAdapter(AgentAdapter[AssistantAgent]):
     name = "autogen"
     package = "autogen-agentchat"
     ready = (ChatAgent, Team)
+    stateful = (ChatAgent, Team)
 
     def model(self) -> EngineChatCompletionClient:
         """The engine's model."""

@@ -66,6 +66,11 @@ class CrewAIAdapter:
 
     async def initialize(self, setup: Setup, engine: Engine) -> Loaded:
         """Imports the user's crew and tools."""
+        if setup.concurrency > 1:
+            raise LookupError(
+                f"concurrency = {setup.concurrency}: CrewAI runs one task in a process, since its crews and its event bus are the "
+                "process's; remove concurrency, and set more workers"
+            )
         own = os.path.abspath(setup.storage_dir or ".")  # noqa: ASYNC240
         # A crew locks files in the folder for temporary ones, of which a worker may write to its own alone.
         os.environ["CREWAI_STORAGE_DIR"] = os.environ["TMPDIR"] = tempfile.tempdir = own

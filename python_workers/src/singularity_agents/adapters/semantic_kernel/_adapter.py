@@ -35,6 +35,7 @@ class SemanticKernelAdapter(AgentAdapter[ChatCompletionAgent]):
     name = "semantic_kernel"
     package = "semantic-kernel"
     ready = (Agent, OrchestrationBase)
+    stateful = (OrchestrationBase,)
 
     def __init__(self) -> None:
         super().__init__()
