@@ -1,6 +1,7 @@
 """The user's code in the tests of tasks side by side."""
 
 import asyncio
+import os
 import sys
 import threading
 import time
@@ -110,11 +111,25 @@ async def prints_elsewhere(task):
     return str(sys.stdout.fileno())
 
 
-@agent("asks_client")
-def asks_client(task):
-    import os
+@agent("forks")
+async def forks(task):
+    print("of the task")
+    pid = os.fork()
+    if pid == 0:
+        print("of the child")
+        sys.stdout.flush()
+        os._exit(0)
+    os.waitpid(pid, 0)  # noqa: ASYNC222
+    return f"{sys.stdout.encoding} {sys.stdout.isatty()}"
 
-    return os.environ.get("OPENAI_BASE_URL", "")
+
+@agent("logs_much")
+async def logs_much(task, engine):
+    if task.description == "asks":
+        return await engine.chat("asks")
+    for number in range(200):
+        engine.log(str(number))
+    return "logged"
 
 
 @agent("asks_person")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from singularity_agents._errors import SingularityError
 from singularity_agents._proto.singularity.agents.v1 import provider_service_pb2
 from singularity_agents._proto.singularity.worker.v1 import worker_pb2
 from singularity_agents.worker import _frames as f
 from singularity_agents.worker import _output
+from singularity_agents.worker._calls import Calls
+from singularity_agents.worker._channel import Channel
 from singularity_agents.worker._scope import CURRENT, Scope, TrackedThreads, outside, task_factory
 
 from .peer import Peer, chat_response
@@ -265,6 +269,83 @@ def test_what_was_printed_before_a_question_is_not_lost(start: Start, tmp_path: 
     peer.execute("x", fence=7)
     assert results(peer, 1)[0][0] == f.Status.INPUT_REQUESTED
     assert [line for _, _, line in logs(peer)[0, 7]] == ["before the question"]
+
+
+def test_what_a_process_of_a_task_prints_goes_to_the_pipe(
+    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    peer = bound(start, tmp_path, "forks")
+    peer.execute("x", fence=7)
+    assert results(peer, 1)[0][1].result.output == "utf-8 False"
+    assert [line for _, _, line in logs(peer)[0, 7]] == ["of the task"]
+    assert capfd.readouterr().out == "of the child\n"
+
+
+def test_events_that_wait_outlive_the_run_that_queued_them(start: Start, tmp_path: Path) -> None:
+    peer = bound(start, tmp_path, "logs_much")
+    peer.starve = True
+    peer.execute("logs", slot=0, fence=7)
+    held = [peer.expect(f.Type.EVENT) for _ in range(f.WINDOW_FRAMES)]
+    peer.execute("asks", slot=1, fence=8)
+    until_busy(peer, 1)
+    peer.starve = False
+    peer.send(f.Type.CREDIT, call_id=len(held), fence=sum(f.HEADER_BYTES + len(frame.payload) for frame in held))
+    assert {slot: r.result.output for slot, (_, r) in results(peer, 2, echo(peer)).items()} == {0: "logged", 1: "asks"}
+    assert [line for _, _, line in logs(peer)[0, 7]] == [str(number) for number in range(200)]
+
+
+def test_frames_that_wait_for_credit_leave_while_the_loop_is_blocked() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(20)
+
+    async def scenario() -> list[f.Frame]:
+        channel = Channel(ours.detach(), lambda frame: None)
+        for number in range(f.WINDOW_FRAMES):
+            assert channel.try_send(f.Type.EVENT, f.Event.LOG, 0, 0, number, 1, b"")
+        waiting = [asyncio.ensure_future(channel.send_counted(f.Type.CALL, f.Call.CHAT, 0, 1, n, 2, b"")) for n in range(3)]
+        await asyncio.sleep(0)
+        waiting[1].cancel()
+        await asyncio.sleep(0)
+        theirs.sendall(f.encode(f.Type.CREDIT, 0, 0, 0, f.WINDOW_FRAMES, 1 << 20, b""))
+        # As a call does that blocks the loop: no other task gets a turn.
+        channel.read_now()
+        frames = f.Decoder().feed(theirs.recv(1 << 20))
+        await asyncio.gather(*waiting, return_exceptions=True)
+        channel._sock.close()
+        return frames
+
+    frames = asyncio.run(scenario())
+    assert [frame.call_id for frame in frames if frame.type == f.Type.CALL] == [0, 2]
+    theirs.close()
+
+
+def test_a_cancel_fails_the_open_calls_of_its_task_alone() -> None:
+    ours, theirs = socket.socketpair()
+
+    async def scenario() -> list[object]:
+        channel = Channel(ours.detach(), lambda frame: None)
+        calls = Calls(channel)
+        scopes = [Scope(0, 1, False), Scope(1, 2, False)]
+
+        async def last(scope: Scope) -> bytes:
+            CURRENT.set(scope)
+            return [payload async for _, payload in calls.stream(f.Call.CHAT, b"")][-1]
+
+        async def one(scope: Scope) -> bytes:
+            CURRENT.set(scope)
+            return await calls.call(f.Call.CHAT, b"")
+
+        running = [asyncio.ensure_future(kind(scope)) for scope in scopes for kind in (one, last)]
+        await asyncio.sleep(0)
+        calls.fail_all(scopes[0], SingularityError("ended", reason="TASK_CANCELLED"))
+        for call_id in range(1, 5):
+            calls.replied(f.Frame(f.Type.REPLY, f.Call.CHAT, 0, 1, call_id, 2, b"answer"))
+        ended = await asyncio.gather(*running, return_exceptions=True)
+        channel._sock.close()
+        return [end.message if isinstance(end, SingularityError) else end for end in ended]
+
+    assert asyncio.run(scenario()) == ["ended", "ended", b"answer", b"answer"]
+    theirs.close()
 
 
 def test_threads_are_waited_for_by_task() -> None:

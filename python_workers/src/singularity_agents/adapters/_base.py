@@ -67,7 +67,11 @@ class Outcome:
 
 
 class Adapter(Protocol):
-    """A framework behind the engine. `Handle` and `Native` are the adapter's own types."""
+    """A framework behind the engine. `Handle` and `Native` are the adapter's own types.
+
+    Where INIT says so several tasks are in the last three steps at once, on one loop: what belongs to a run stands in its handle or
+    in the notes of its scope, never in the adapter.
+    """
 
     #: Name of the framework.
     name: str

@@ -25,7 +25,7 @@ Runner = Callable[[Task], Awaitable[Any]]
 
 
 class CustomAdapter:
-    """Runs the user's function or object."""
+    """Runs the user's function or object: one for all tasks, also for those that run side by side."""
 
     name = "custom"
 

@@ -1,13 +1,14 @@
 """What tasks print, where several run side by side: each line becomes a log event of the task whose code printed it.
 
 The pipe that the guard reads cannot tell whose line it is. What no task has printed goes there as ever: the worker's own words, code that
-runs after its task's end, threads that users start by themselves, and whatever is written past `sys.stdout`.
+runs after its task's end, threads and processes that users start by themselves, and whatever is written past `sys.stdout`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
+import os
 import sys
 import threading
 from collections import deque
@@ -19,7 +20,7 @@ from ._events import Events
 from ._scope import CURRENT, Scope, outside
 from ._wire import worker
 
-#: Longest line, in bytes; the rest of it is left out.
+#: Longest line, in bytes; the rest of it is left out. So are empty lines.
 MAX_LINE_BYTES: Final = 16 * 1024
 #: Lines of a task that wait to be sent, and their bytes; what comes beyond them is dropped, and counted.
 MAX_LINES: Final = 10_000
@@ -116,6 +117,12 @@ class Output:
         """Puts itself in the place of `sys.stdout` and `sys.stderr`."""
         sys.stdout = TaskStream(sys.stdout, self, "info")
         sys.stderr = TaskStream(sys.stderr, self, "warning")
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        """A process that a task forks has no loop that sends, and perhaps a lock that nobody gives back: it prints to the pipe."""
+        self._tasks = {}
+        self._lock = threading.RLock()
 
     def begin(self, scope: Scope) -> None:
         """From now on what this task prints is its own."""
@@ -173,6 +180,10 @@ class Output:
 
 class TaskStream(io.TextIOBase):
     """A text stream whose text belongs to the task that writes it."""
+
+    # What a task's text becomes; the base class has None here, which users' code does not expect of a standard stream.
+    encoding = "utf-8"
+    errors = "replace"
 
     def __init__(self, real: TextIO, output: Output, level: str) -> None:
         self._real = real

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pydantic import PrivateAttr
 from semantic_kernel.filters.filter_types import FilterTypes
@@ -22,8 +23,8 @@ from ...worker import _runtime
 from .._tooling import WorkerTool, recorded, worker_tool
 from ._messages import PLUGIN
 
-#: Kernels that have their bracket, by identity; they live as long as the process.
-_kernels: dict[int, Any] = {}
+#: Kernels that have their bracket, by identity; one that a task had made for itself goes with the task.
+_kernels: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
 class EngineFunction(KernelFunction):
@@ -76,7 +77,7 @@ def _function(tool: WorkerTool, plugin: str) -> EngineFunction:
 
 def bracket(kernel: Any) -> None:
     """Records the functions of a kernel of the user's, and takes its synchronous ones off the loop."""
-    if id(kernel) in _kernels:
+    if _kernels.get(id(kernel)) is kernel:
         return
     _kernels[id(kernel)] = kernel
     for plugin in kernel.plugins.values():
