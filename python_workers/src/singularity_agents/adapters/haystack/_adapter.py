@@ -64,15 +64,16 @@ class HaystackAdapter(AgentAdapter[Agent]):
         if self._entry is not None:
             return Handle(None, messages, execute.task.description, data)
         _prompt.begin(execute)
-        agent = self.kept(execute, lambda told, limit: self._built(execute, told, limit))
+        agent = self.kept(execute, lambda _, limit: self._built(execute, limit))
+        # A message and no prompt of the agent's: that is a template, which the framework compiles anew in each run.
+        if told := _prompt.system_text(execute.agent, execute.task):
+            messages.insert(0, ChatMessage.from_system(told))
         return Handle(agent, messages, execute.task.description, data)
 
-    def _built(self, execute: worker.Execute, told: str, limit: int) -> Agent:
+    def _built(self, execute: worker.Execute, limit: int) -> Agent:
         return Agent(
             chat_generator=EngineChatGenerator(),
             tools=self.offered(self.tools_of(execute)),
-            # The text is no template of the user's.
-            system_prompt=_plain(told) if told else None,
             # One more than the task allows: the engine's own count ends the run, not a bare tool result.
             max_agent_steps=limit + 1,
         )
@@ -132,12 +133,6 @@ def _inputs(pipeline: Pipeline, handle: Handle) -> dict[str, Any]:
             elif socket in _TEXT_INPUTS:
                 known[socket] = handle.text
     return {name: value for name, value in made.items() if value}
-
-
-def _plain(text: str) -> str:
-    return (
-        "{% raw %}" + text.replace("endraw", "end raw") + "{% endraw %}" if "{{" in text or "{%" in text or "{#" in text else text
-    )
 
 
 def _text(message: Any) -> str:
