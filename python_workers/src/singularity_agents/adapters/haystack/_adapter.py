@@ -15,7 +15,7 @@ from .. import _chat, _prompt
 from .._agents import AgentAdapter, Native, of_default
 from .._base import Outcome, result_of
 from .._tooling import WorkerTool
-from . import _messages, _tools
+from . import _memo, _messages, _tools
 from ._model import EngineChatGenerator
 
 #: Names of a pipeline's inputs that take the task's text, and its messages.
@@ -41,6 +41,7 @@ class HaystackAdapter(AgentAdapter[Agent]):
 
     def __init__(self) -> None:
         super().__init__()
+        _memo.install()
         # Templates and schemas are built on first use: done here they are shared by all forks.
         Agent(chat_generator=EngineChatGenerator(), system_prompt="warm")
 
