@@ -18,7 +18,7 @@ from ...worker._wire import from_struct, tasks, worker
 from .. import _chat, _pins, _project, _prompt, _tooling
 from .._base import Health, Loaded, Setup, result_of
 from .._entry import Entry
-from . import _crews, _events, _folder, _people, _tools
+from . import _crews, _events, _folder, _memo, _people, _tools
 from ._model import EngineLLM
 
 #: Text of a task's output in `task_outputs`, in characters.
@@ -57,6 +57,7 @@ class CrewAIAdapter:
         self._entry: Entry | None = None
         self._own: list[_tooling.WorkerTool] = []
         self._llm = EngineLLM()
+        _memo.install()
         # Classes of agents and tools are built on first use: done here they are shared by all forks.
         Agent(role="warm", goal="warm", backstory="", llm=self._llm)
 
