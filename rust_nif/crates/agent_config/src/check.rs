@@ -54,7 +54,7 @@ impl Walk<'_> {
         for (key, _) in table {
             let name: &str = key.get_ref();
             if !fields.iter().any(|f| f.name == name) {
-                let near = nearest(name, offered(fields))
+                let near = nearest(name, fields.iter().map(|f| f.name))
                     .map_or_else(|| format!("there are {}", names(fields)), |n| format!("did you mean \"{n}\"?"));
                 self.fault(key.span().start, path, &format!("unknown key \"{name}\", {near}   singularity config check"));
             }
@@ -85,10 +85,6 @@ impl Walk<'_> {
     fn value(&mut self, kind: Kind, value: &Spanned<DeValue<'_>>, path: &str) -> Option<Node> {
         let at = value.span().start;
         let (node, expected) = match (kind, value.get_ref()) {
-            (Kind::Refused(why), _) => {
-                self.fault(at, path, why);
-                return None;
-            }
             (Kind::Text, DeValue::String(s)) => (Some(Node::Text(s.to_string())), ""),
             (Kind::Text, _) => (None, "a text in quotes"),
             (Kind::Bool, DeValue::Boolean(b)) => (Some(Node::Bool(*b)), ""),
@@ -223,12 +219,7 @@ fn join(path: &str, name: &str) -> String {
 }
 
 fn names(fields: &'static [Field]) -> String {
-    offered(fields).collect::<Vec<_>>().join(", ")
-}
-
-/// The keys that do something.
-fn offered(fields: &'static [Field]) -> impl Iterator<Item = &'static str> {
-    fields.iter().filter(|f| !matches!(f.kind, Kind::Refused(_))).map(|f| f.name)
+    fields.iter().map(|f| f.name).collect::<Vec<_>>().join(", ")
 }
 
 fn quoted(words: &[&str]) -> String {

@@ -220,7 +220,7 @@ fn agents(root: &mut Node) {
             (fixed("framework"), pick("framework", text("auto"))),
             (fixed("crew_profile"), profile),
         ];
-        for key in ["project", "entrypoint", "requirements", "python"] {
+        for key in ["project", "entrypoint", "requirements", "python", "concurrency"] {
             if let Some(value) = own.as_ref().and_then(|o| o.get(key)) {
                 entries.push((fixed(key), value.clone()));
             }
@@ -301,6 +301,16 @@ fn references(root: &Node, faults: &mut Vec<String>) {
     for (name, agent) in root.get("agents").map(Node::entries).unwrap_or_default() {
         if agent.get("framework").and_then(Node::str).is_some_and(|f| f.starts_with("custom:")) && agent.get("entrypoint").is_none() {
             faults.push(format!("[agents.{}] entrypoint is missing; a custom framework needs \"module:object\"", name.text()));
+        }
+        if let (Some(framework @ ("crewai" | "native")), Some(Node::Int(2..))) =
+            (agent.get("framework").and_then(Node::str), agent.get("concurrency"))
+        {
+            let why = match framework {
+                "native" => "native tasks have no worker process, and run side by side as they come; remove it",
+                _ => "a crew's objects and events are of its whole process; remove it, and let [workers] max_per_framework say how \
+                      many workers run side by side",
+            };
+            faults.push(format!("[agents.{}] concurrency is not for framework = \"{framework}\": {why}", name.text()));
         }
     }
 }

@@ -28,8 +28,6 @@ pub(crate) enum Kind {
     Named(&'static Kind),
     /// A list of tables.
     Tables(&'static [Field]),
-    /// A key that is meant for later: refused, with what to do instead.
-    Refused(&'static str),
 }
 
 /// A key.
@@ -111,13 +109,7 @@ const AGENT: &[Field] = &[
     f("goal", Kind::Text),
     f("backstory", Kind::Text),
     f("expected_output", Kind::Text),
-    f(
-        "concurrency",
-        Kind::Refused(
-            "several tasks in one worker process have not come yet (UNIMPLEMENTED): each worker runs one task at a time; \
-             remove the key, and let [workers] max_per_framework say how many workers run side by side",
-        ),
-    ),
+    f("concurrency", Kind::Int(1, 64)),
 ];
 
 /// A price list: dollars per 1,000,000 tokens, and per request.

@@ -45,10 +45,14 @@ fn every_fault_is_named_with_line_and_nearest_key() {
 }
 
 #[test]
-fn a_key_that_is_meant_for_later_says_what_to_do_instead() {
-    let e = bad("[agents.a]\nframework = \"langchain\"\nconcurrency = 4\n");
-    assert!(e.contains("t.toml:3: [agents.a.concurrency] concurrency = 4") && e.contains("max_per_framework"), "{e}");
-    assert!(!bad("[agents.a]\nzzz = 1\n").contains("concurrency"), "it is offered to nobody");
+fn tasks_side_by_side_in_a_worker_are_refused_where_there_can_be_none() {
+    let concurrent = |framework: &str, n: u32| format!("[agents.a]\nframework = \"{framework}\"\nconcurrency = {n}\n");
+    assert_eq!(good(&concurrent("langchain", 4))["agents"]["a"]["concurrency"].as_i64(), Some(4));
+    good(&concurrent("crewai", 1));
+    let e = bad(&concurrent("crewai", 2));
+    assert!(e.contains("[agents.a] concurrency") && e.contains("max_per_framework"), "{e}");
+    assert!(bad(&concurrent("native", 2)).contains("no worker process"));
+    assert!(bad(&concurrent("langchain", 65)).contains("from 1 to 64"));
 }
 
 #[test]

@@ -79,6 +79,7 @@ reasons! {
     TaskTimeout "task_timeout" "TASK_TIMEOUT" 4 false;
     HeartbeatTimeout "heartbeat_timeout" "HEARTBEAT_TIMEOUT" 4 false;
     WorkerOom "worker_oom" "WORKER_OOM" 8 false;
+    WorkerShared "worker_shared" "WORKER_SHARED" 14 true;
     WorkerProcessLimit "worker_process_limit" "WORKER_PROCESS_LIMIT" 8 false;
     DelegationTooDeep "delegation_too_deep" "DELEGATION_TOO_DEEP" 9 false;
     WorkerStartFailed "worker_start_failed" "WORKER_START_FAILED" 9 false;

@@ -186,7 +186,7 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
             (atoms::created(), Map::new(env).put(atoms::fence(), fence).put(atoms::attempt(), attempt).end()).encode(env)
         }
         Written::Existing { id } => (atoms::existing(), id).encode(env),
-        Written::Claimed { fence, attempt, header, spec, lost, ran_ms, unjournaled, answers, executor, environments } => {
+        Written::Claimed { fence, attempt, header, spec, lost, ran_ms, unjournaled, answers, executor, environments, alone } => {
             let map = Map::new(env)
                 .put(atoms::fence(), fence)
                 .put(atoms::attempt(), attempt)
@@ -197,6 +197,7 @@ fn written_term(env: Env<'_>, written: Written) -> Term<'_> {
                 .put(atoms::unjournaled_tools(), unjournaled)
                 .put(atoms::executor(), executor)
                 .put(atoms::environments(), environments)
+                .put(atoms::alone(), alone)
                 .end();
             (atoms::claimed(), map).encode(env)
         }

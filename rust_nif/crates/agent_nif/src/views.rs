@@ -132,6 +132,7 @@ fn worker_of(m: Term<'_>) -> pb::Worker {
         host_pid: int(m, atoms::host_pid()),
         state: get::<Term<'_>>(m, atoms::state()).and_then(string).unwrap_or_default(),
         task_id: text(m, atoms::task_id()),
+        task_ids: texts(m, atoms::task_ids()),
         rss: int(m, atoms::rss_bytes()),
         start_time: (started > 0).then(|| agent_core::header::timestamp(started)),
         agent_id: text(m, atoms::agent_id()),

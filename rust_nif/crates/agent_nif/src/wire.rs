@@ -29,6 +29,7 @@ fn wire_encode<'a>(env: Env<'a>, kind: Atom, m: Term<'a>) -> Term<'a> {
             storage_dir: text(m, atoms::storage_dir()),
             tools: texts(m, atoms::tools()),
             engine_version: text(m, atoms::engine_version()),
+            concurrency: u32::try_from(int(m, atoms::concurrency())).unwrap_or(0),
         }
         .encode_to_vec()
     } else if kind == atoms::execute() {

@@ -397,6 +397,8 @@ pub enum Written {
         executor: String,
         /// Locks of the Python environments that they ran in.
         environments: Vec<String>,
+        /// The last attempt ended with a worker that it shared: nobody knows whose fault it was, so this one has its worker alone.
+        alone: bool,
     },
     Sequence(i64),
     Tool(Decision),

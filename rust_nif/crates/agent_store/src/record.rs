@@ -17,6 +17,9 @@ use crate::blob::Parts;
 use crate::op::{AttemptInfo, Finish, Happened, Metrics, Written};
 use crate::questions;
 
+/// Cause of an attempt that ended with a worker which it shared with other tasks.
+const SHARED: &str = "WORKER_SHARED";
+
 /// A task with what only the engine knows of it.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
@@ -198,6 +201,7 @@ impl Record {
         }
         let mut events = Vec::new();
         let ran_ms = self.ran_ms();
+        let alone = self.attempts.last().is_some_and(|attempt| attempt.cause == SHARED);
         self.begin(epoch, now_ms, &mut events);
         let mut spec = Box::new(self.task.spec.clone().unwrap_or_default());
         if !self.task.remembered.is_empty() {
@@ -217,6 +221,7 @@ impl Record {
                 executor: self.task.route.as_ref().map_or_else(String::new, |route| route.executor.clone()),
                 answers: self.task.answers.iter().filter(|a| !questions::is_money(&a.input_id)).cloned().collect(),
                 environments: self.task.environment_lock_hashes.clone(),
+                alone,
             },
         ))
     }
