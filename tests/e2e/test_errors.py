@@ -54,6 +54,7 @@ ELSEWHERE = {
     "WORKER_PROTOCOL_ERROR": ("tests/e2e/test_faults.py", "WORKER_PROTOCOL_ERROR"),
     "WORKER_OOM": ("tests/e2e/test_faults.py", "WORKER_OOM"),
     "WORKER_PROCESS_LIMIT": ("tests/e2e/test_bad_code.py", "WORKER_PROCESS_LIMIT"),
+    "WORKER_SHARED": ("tests/e2e/test_concurrency.py", "WORKER_SHARED"),
     "WORKER_HUNG": ("apps/agent_execution/test/execution_core_tests.erl", "worker_hung"),
     "FRAMEWORK_UNAVAILABLE": ("apps/agent_execution/test/framework_task_SUITE.erl", "reason := framework_unavailable"),
     "UNSUPPORTED_FIELD": ("apps/agent_execution/test/execution_router_tests.erl", "unsupported_field"),

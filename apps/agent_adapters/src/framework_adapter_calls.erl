@@ -12,6 +12,7 @@
 -export([native/4]).
 -export([delegated/3]).
 -export([abort_all/2]).
+-export([add/2]).
 -export([drain/2]).
 -export([forget/1]).
 
@@ -282,6 +283,11 @@ forget(#calls{open = Open}) ->
     maps:foreach(fun(Ref, #call{}) -> agent_providers:cancel(Ref);
                     (_, _) -> ok
                  end, Open).
+
+%% @doc A frame of the task that waits for credit like the answers do.
+-spec add(iodata(), calls()) -> calls().
+add(Frame, C) ->
+    push({Frame, none}, C).
 
 %% @doc Takes the frames that credit allows; the rest waits.
 -spec drain(framework_adapter_credit:credit(), calls()) -> {[iodata()], framework_adapter_credit:credit(), calls()}.

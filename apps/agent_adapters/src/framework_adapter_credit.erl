@@ -1,7 +1,7 @@
 %% @doc Credit of one direction of a worker's data channel. Pure.
 %%
-%% A window is 64 frames and 1 MiB. A sender that follows the rule never has more than that unacknowledged; one
-%% frame larger than the window may go when nothing is. The receiver grants back at half a window.
+%% A window is 64 frames and 1 MiB. The receiver grants back at half a window, so less than that may stay unacknowledged for ever: while it
+%% is less, a frame of any size may go. Otherwise a sender never has more than a window unacknowledged.
 -module(framework_adapter_credit).
 
 -export([new/0]).
@@ -29,7 +29,7 @@ new() ->
 %% @doc Sender: takes credit for a frame of `Bytes', or `wait'.
 -spec take(non_neg_integer(), credit()) -> {ok, credit()} | wait.
 take(Bytes, C = #credit{frames = F, bytes = B}) ->
-    case F =:= 0 orelse (F < ?WINDOW_FRAMES andalso B + Bytes =< ?WINDOW_BYTES) of
+    case (F * 2 < ?WINDOW_FRAMES andalso B * 2 < ?WINDOW_BYTES) orelse (F < ?WINDOW_FRAMES andalso B + Bytes =< ?WINDOW_BYTES) of
         true -> {ok, C#credit{frames = F + 1, bytes = B + Bytes}};
         false -> wait
     end.

@@ -10,6 +10,7 @@
 -export([available/1]).
 -export([lock_hash/1]).
 -export([project/1]).
+-export([concurrency/2]).
 -export([installer_args/2]).
 -export([zygote_args/2]).
 -export([worker_args/1]).
@@ -75,6 +76,11 @@ installer_args(#{framework := Framework, requirements := Lock, python := Version
             "--locks", Locks, "--into", filename:absname(python_environment:folder()), "--framework", Framework]
         ++ lists:append([["--requirements", filename:absname(Lock)] || Lock =/= none])
         ++ lists:append([["--python", Version] || Version =/= <<>>]).
+
+%% @doc Tasks of an agent that one worker of a framework runs side by side. Crews and their events are objects of a whole process.
+-spec concurrency(Framework :: binary(), Agent :: map()) -> pos_integer().
+concurrency(<<"crewai">>, _) -> 1;
+concurrency(_, Agent) -> maps:get(concurrency, Agent, 1).
 
 %% @doc Folder of an agent's code, as a worker in a folder of its own finds it; empty where there is none.
 -spec project(map()) -> binary().

@@ -45,7 +45,7 @@
     %% Environments of agents as they were found a moment ago: to find one takes several questions to the file system.
     found = #{} :: #{term() => {framework_adapter_lock:env(), UntilMs :: integer()}},
     %% Leases that their worker has not confirmed: one that ends before gives its request back.
-    granted = #{} :: #{binary() => {framework_adapter_leases:key(), map()}}
+    granted = #{} :: #{reference() => {WorkerId :: binary(), framework_adapter_leases:key(), map()}}
 }).
 
 %% @doc Starts the manager.
@@ -95,15 +95,19 @@ handle_continue(start, M) ->
 
 -spec handle_call({restart_workers, binary()}, gen_server:from(), #manager{}) -> {reply, {ok, non_neg_integer()}, #manager{}}.
 handle_call({restart_workers, Framework}, _From, M = #manager{leases = Leases, pids = Pids}) ->
-    Idle = [Id || {Id, Key, idle} <- framework_adapter_leases:workers(Leases), element(1, Key) =:= Framework],
-    lists:foreach(fun(Id) -> {Pid, _} = maps:get(Id, Pids), framework_adapter_worker:stop(Pid) end, Idle),
+    Mine = [{State, maps:get(Id, Pids)} || {Id, Key, State} <- framework_adapter_leases:workers(Leases), element(1, Key) =:= Framework,
+                                           is_map_key(Id, Pids)],
+    Idle = [Pid || {idle, {Pid, _}} <- Mine],
+    lists:foreach(fun framework_adapter_worker:stop/1, Idle),
+    lists:foreach(fun framework_adapter_worker:retire/1, [Pid || {leased, {Pid, _}} <- Mine]),
     {reply, {ok, length(Idle)}, M}.
 
 -spec handle_cast(term(), #manager{}) -> {noreply, #manager{}}.
 handle_cast({lease, Ref, #{framework := F, agent := Given, tenant := Tenant, task_id := TaskId, owner := Owner} = Asked}, M0) ->
     {Env, M} = environment(F, Given, maps:get(environments, Asked, []), M0),
     Agent = Given#{environment => Env},
-    Request = #{ref => Ref, owner => Owner, task_id => TaskId, agent => Agent, depth => maps:get(depth, Asked, 0)},
+    Request = #{ref => Ref, owner => Owner, task_id => TaskId, agent => Agent, depth => maps:get(depth, Asked, 0),
+                alone => maps:get(alone, Asked, false)},
     Key = key(F, Agent, Env, Tenant),
     case usable(F, Env, M) of
         ok ->
@@ -132,20 +136,25 @@ handle_cast({attach, Remote}, M = #manager{attached = N, monitors = Monitors}) -
         {error, _} -> {noreply, M}
     end;
 handle_cast({cancel, Ref}, M = #manager{granted = Granted}) ->
-    Others = maps:filter(fun(_, {_, #{ref := R}}) -> R =/= Ref end, Granted),
-    {noreply, forget_owner(Ref, taken_back(Ref, M#manager{granted = Others}))}.
+    {noreply, forget_owner(Ref, taken_back(Ref, M#manager{granted = maps:remove(Ref, Granted)}))}.
 
 -spec handle_info(term(), #manager{}) -> {noreply, #manager{}}.
 handle_info({worker, Id, {ready, View}}, M) ->
-    view(Id, View#{state => idle}),
-    {noreply, run(framework_adapter_leases:idle(Id, M#manager.leases), M)};
-handle_info({worker, Id, {idle, View}}, M) ->
-    view(Id, View#{state => idle, task_id => <<>>}),
-    {noreply, run(framework_adapter_leases:idle(Id, M#manager.leases), M)};
-handle_info({worker, Id, leased}, M = #manager{granted = Granted}) ->
-    {noreply, M#manager{granted = maps:remove(Id, Granted)}};
-handle_info({worker, Id, {busy, TaskId}}, M) ->
-    view(Id, #{state => busy, task_id => TaskId, since_ms => erlang:system_time(millisecond)}),
+    view(Id, View),
+    {noreply, run(framework_adapter_leases:ready(Id, M#manager.leases), M)};
+handle_info({worker, Id, {released, Ref, View}}, M) ->
+    view(Id, View),
+    {noreply, run(framework_adapter_leases:released(Id, Ref, M#manager.leases), M)};
+handle_info({worker, Id, retiring}, M = #manager{leases = Leases}) ->
+    {noreply, M#manager{leases = framework_adapter_leases:retiring(Id, Leases)}};
+handle_info({worker, _, {leased, Ref}}, M = #manager{granted = Granted}) ->
+    {noreply, M#manager{granted = maps:remove(Ref, Granted)}};
+%% It takes no more: that crossed the lease.
+handle_info({worker, Id, {declined, Ref}}, M = #manager{granted = Granted}) ->
+    M1 = run(framework_adapter_leases:released(Id, Ref, M#manager.leases), M#manager{granted = maps:remove(Ref, Granted)}),
+    {noreply, again([R || {R, {W, _, _}} <- maps:to_list(Granted), R =:= Ref, W =:= Id], Granted, M1)};
+handle_info({worker, Id, {busy, View}}, M) ->
+    view(Id, View#{since_ms => erlang:system_time(millisecond)}),
     {noreply, M};
 handle_info({worker, Id, {killing, _Why}}, M) ->
     view(Id, #{state => killing}),
@@ -193,12 +202,16 @@ effect({grant, Id, #{ref := Ref, owner := Owner} = Request}, M = #manager{pids =
     {Pid, _} = maps:get(Id, Pids),
     {Id, Key, _} = lists:keyfind(Id, 1, framework_adapter_leases:workers(Leases)),
     framework_adapter_worker:lease(Pid, Ref, Owner),
-    forget_owner(Ref, M#manager{granted = Granted#{Id => {Key, Request}}});
+    forget_owner(Ref, M#manager{granted = Granted#{Ref => {Id, Key, Request}}});
 effect({stop, Id}, M = #manager{pids = Pids}) ->
     case Pids of
         #{Id := {Pid, _}} -> framework_adapter_worker:stop(Pid);
         #{} -> ok
     end,
+    M;
+effect({retire, Id}, M = #manager{pids = Pids}) ->
+    {Pid, _} = maps:get(Id, Pids),
+    framework_adapter_worker:retire(Pid),
     M;
 effect({refuse, #{ref := Ref, owner := Owner}, Why}, M) ->
     Owner ! {adapter, Ref, {refused, refusal(Why)}},
@@ -248,11 +261,15 @@ worker_down(Id, Reason, M = #manager{pids = Pids, leases = Leases}) ->
           end,
     count_restart(Id, Reason, Leases),
     M2 = run(framework_adapter_leases:ended(Id, How, Leases), M1),
-    %% It was killed while the lease was on its way: the task knows of no worker yet, and waits for another one.
-    case maps:take(Id, M2#manager.granted) of
-        {{Key, Request}, Granted} -> request(Key, Request, M2#manager{granted = Granted});
-        error -> M2
-    end.
+    again([Ref || {Ref, {W, _, _}} <- maps:to_list(M2#manager.granted), W =:= Id], M2#manager.granted, M2).
+
+%% Leases that their worker never confirmed: these tasks know of no worker yet, and wait for another one.
+-spec again([reference()], #{reference() => {binary(), framework_adapter_leases:key(), map()}}, #manager{}) -> #manager{}.
+again(Refs, Granted, M) ->
+    lists:foldl(fun(Ref, Acc = #manager{granted = Left}) ->
+                    {_, Key, Request} = maps:get(Ref, Granted),
+                    request(Key, Request, Acc#manager{granted = maps:remove(Ref, Left)})
+                end, M, Refs).
 
 -spec count_restart(binary(), term(), framework_adapter_leases:leases()) -> ok.
 count_restart(_, {shutdown, Normal}, _) when Normal =:= stopped; Normal =:= recycled ->

@@ -1,14 +1,14 @@
 %% @doc Payloads of the two frames that tell a worker what to do: INIT, which agent it is, and EXECUTE, which task it runs.
 -module(framework_adapter_payloads).
 
--export([init/3]).
+-export([init/4]).
 -export([execute/2]).
 
 %% @doc Binds a worker to one agent and tenant; `Dir' is the worker's own folder.
--spec init(map(), binary(), file:filename()) -> binary().
-init(Agent, Tenant, Dir) ->
+-spec init(Framework :: binary(), map(), binary(), file:filename()) -> binary().
+init(Framework, Agent, Tenant, Dir) ->
     agent_native:wire_encode(init, #{
-        agent => maps:get(payload, Agent, <<>>), tenant => Tenant,
+        agent => maps:get(payload, Agent, <<>>), tenant => Tenant, concurrency => framework_adapter_env:concurrency(Framework, Agent),
         entrypoint => maps:get(entrypoint, Agent, <<>>), project => framework_adapter_env:project(Agent),
         tools => maps:get(tools, Agent, []), storage_dir => iolist_to_binary(Dir),
         engine_version => <<"0.1.0">>, config_json => maps:get(config_json, Agent, <<"{}">>)}).

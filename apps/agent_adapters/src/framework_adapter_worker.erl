@@ -1,11 +1,12 @@
 %% @doc One framework worker: the Erlang process that owns a guard (control) and a socket (frames).
 %%
-%% Life: `opening -> hello -> binding -> idle <-> busy -> draining -> killing -> end'. It is leased by the manager to one owner (the
-%% task's coordinator) at a time and speaks to it only by message, `{adapter, LeaseRef, What}'; it never calls upward. It is
-%% `temporary': after a kill or a loss the manager starts another.
+%% Life: `opening -> hello -> binding -> ready -> draining -> killing -> end'. It is leased by the manager to the owners of tasks (their
+%% coordinators), one at a time or as many as the agent's `concurrency' says, and speaks to them only by message, `{adapter, LeaseRef,
+%% What}'; it never calls upward. A cancelled task that does not end takes the process with it, and the tasks beside it are lost: they hear
+%% that they shared it. It is `temporary': after a kill or a loss the manager starts another.
 %%
-%% Longer than most modules: it is the whole lifecycle in one place. The opening, codecs, payloads, credit, pace of events, liveness, calls
-%% and the guard's report are modules of their own.
+%% Longer than most modules: it is the whole lifecycle in one place. A task's own part is {@link framework_adapter_lease}; the opening,
+%% codecs, payloads, credit, pace of events, liveness, calls and the guard's report are modules of their own.
 -module(framework_adapter_worker).
 -behaviour(gen_statem).
 
@@ -20,6 +21,7 @@
 -export([give_back/2]).
 -export([delegated/4]).
 -export([stop/1]).
+-export([retire/1]).
 -export([bind/2]).
 
 %% gen_statem
@@ -62,26 +64,6 @@
     remote => agent_native:remote()
 }.
 
--record(lease, {
-    ref :: reference(),
-    owner :: pid(),
-    monitor :: reference(),
-    task_id = <<>> :: binary(),
-    fence = 0 :: non_neg_integer(),
-    %% For the journal; none for an ephemeral task.
-    attempt = none :: none | pos_integer(),
-    %% Which step of a plan it is, and whether its record alone answers it; empty for a whole task.
-    scope = #{} :: map(),
-    %% What the task may spend, and what happens then.
-    money = #{} :: map(),
-    %% The task itself, whose context names its memory.
-    task :: agent_native:payload() | undefined,
-    %% How long it may be blocked.
-    block_grace_ms = 0 :: non_neg_integer(),
-    gate = open :: open | closed,
-    %% Between TERM and KILL, in ms; none where the caller said "now".
-    term_ms = ?TERM_GRACE_MS :: non_neg_integer()
-}).
 -record(worker, {
     spec :: spec(),
     dir :: file:filename(),
@@ -97,8 +79,10 @@
     layers = [] :: [binary()],
     in = framework_adapter_credit:new() :: framework_adapter_credit:credit(),
     out = framework_adapter_credit:new() :: framework_adapter_credit:credit(),
-    calls = framework_adapter_calls:new() :: framework_adapter_calls:calls(),
-    lease = none :: none | #lease{},
+    leases = #{} :: #{reference() => framework_adapter_lease:lease()},
+    %% Whose turn it is to send first, and whether no more tasks are taken.
+    turn = 0 :: non_neg_integer(),
+    retiring = false :: boolean(),
     pace = framework_adapter_pace:new() :: framework_adapter_pace:pace(),
     live = none :: none | framework_adapter_liveness:liveness(),
     rss = 0 :: non_neg_integer(),
@@ -154,6 +138,11 @@ delegated(Pid, LeaseRef, Call, Answer) ->
 -spec stop(pid()) -> ok.
 stop(Pid) ->
     gen_statem:cast(Pid, stop).
+
+%% @doc Manager only: no more tasks; it ends once those that it has are done.
+-spec retire(pid()) -> ok.
+retire(Pid) ->
+    gen_statem:cast(Pid, retire).
 
 %% @doc Manager only: an offered worker of another machine becomes one of an agent and a tenant.
 -spec bind(pid(), spec()) -> ok.
@@ -235,39 +224,44 @@ handle_event(info, {'EXIT', _, _}, _, _) ->
     keep_state_and_data;
 
 %% answers of the native side
-handle_event(info, {agent_native, Ref, Event, Props}, _, W = #worker{calls = Calls}) ->
-    case framework_adapter_calls:native(Ref, Event, Props, Calls) of
-        unknown -> keep_state_and_data;
-        {Notes, Calls1} -> {keep_state, send_waiting(note(Notes, W#worker{calls = Calls1}))}
-    end;
+handle_event(info, {agent_native, Ref, Event, Props}, _, W = #worker{leases = Leases}) ->
+    {keep_state, answered(Ref, Event, Props, maps:values(Leases), W)};
 
-%% the owner
-handle_event(cast, {lease, Ref, Owner}, idle, W = #worker{lease = none, spec = #{id := Id, manager := Manager}}) ->
-    Manager ! {worker, Id, leased},
-    Lease = #lease{ref = Ref, owner = Owner, monitor = monitor(process, Owner)},
-    Owner ! {adapter, Ref, {leased, self(), lease_info(W)}},
-    {keep_state, W#worker{lease = Lease}};
-handle_event(cast, {execute, Ref, Task}, idle, W = #worker{lease = #lease{ref = Ref}}) ->
-    execute_task(Task, W);
-handle_event(cast, {give_back, Ref}, idle, W = #worker{lease = #lease{ref = Ref}}) ->
-    release(idle, W);
-handle_event(cast, {delegated, Ref, Call, Answer}, busy, W = #worker{lease = #lease{ref = Ref}, calls = Calls}) ->
-    {keep_state, send_waiting(W#worker{calls = framework_adapter_calls:delegated(Call, Answer, Calls)})};
-handle_event(cast, {cancel, Ref, GraceMs}, State, W = #worker{lease = #lease{ref = Ref}}) ->
-    cancel_task(GraceMs, State, W);
-handle_event(cast, {kill, Ref}, State, W = #worker{lease = #lease{ref = Ref}}) ->
-    kill_tree(cancelled, W#worker.lease#lease.term_ms, State, W);
-handle_event({timeout, grace}, Ref, busy, #worker{lease = #lease{ref = Ref, owner = Owner}}) ->
-    Owner ! {adapter, Ref, grace_over},
+%% the owners
+handle_event(cast, {lease, Ref, Owner}, ready, W = #worker{leases = Leases, retiring = false, spec = #{id := Id, manager := Manager}}) ->
+    Manager ! {worker, Id, {leased, Ref}},
+    Lease = framework_adapter_lease:new(Ref, Owner, free_slot(maps:values(Leases))),
+    framework_adapter_lease:tell({leased, self(), lease_info(W)}, Lease),
+    {keep_state, put_lease(Lease, W)};
+handle_event(cast, {lease, Ref, _}, ready, #worker{spec = #{id := Id, manager := Manager}}) ->
+    Manager ! {worker, Id, {declined, Ref}},
     keep_state_and_data;
-handle_event(info, {'DOWN', Mon, process, _, _}, State, W = #worker{lease = #lease{monitor = Mon}}) ->
-    case State of
-        busy -> kill_tree(owner_down, 0, State, W);
-        _ -> release(State, W)
+handle_event(cast, {execute, Ref, Task}, ready, W = #worker{leases = Leases}) when is_map_key(Ref, Leases) ->
+    execute_task(Task, maps:get(Ref, Leases), W);
+handle_event(cast, {give_back, Ref}, ready, W = #worker{leases = Leases}) when is_map_key(Ref, Leases) ->
+    release(maps:get(Ref, Leases), W);
+handle_event(cast, {delegated, Ref, Call, Answer}, ready, W = #worker{leases = Leases}) when is_map_key(Ref, Leases) ->
+    Lease = maps:get(Ref, Leases),
+    Calls = framework_adapter_calls:delegated(Call, Answer, framework_adapter_lease:calls(Lease)),
+    {keep_state, send_waiting(put_lease(framework_adapter_lease:set_calls(Calls, Lease), W))};
+handle_event(cast, {cancel, Ref, GraceMs}, State, W = #worker{leases = Leases}) when is_map_key(Ref, Leases) ->
+    cancel_task(GraceMs, State, maps:get(Ref, Leases), W);
+handle_event(cast, {kill, Ref}, State, W = #worker{leases = Leases}) when is_map_key(Ref, Leases) ->
+    Lease = framework_adapter_lease:killed(maps:get(Ref, Leases)),
+    kill_tree(cancelled, framework_adapter_lease:term_ms(Lease), State, put_lease(Lease, W));
+handle_event({timeout, {grace, Ref}}, grace, ready, #worker{leases = Leases}) when is_map_key(Ref, Leases) ->
+    framework_adapter_lease:tell(grace_over, maps:get(Ref, Leases)),
+    keep_state_and_data;
+handle_event(info, {'DOWN', Mon, process, _, _}, State, W = #worker{leases = Leases}) ->
+    case [L || L <- maps:values(Leases), framework_adapter_lease:monitor_of(L) =:= Mon] of
+        [Lease] -> owner_down(framework_adapter_lease:is_running(Lease), State, Lease, W);
+        [] -> keep_state_and_data
     end;
-handle_event(cast, stop, idle, W = #worker{lease = none}) ->
+handle_event(cast, stop, ready, W = #worker{leases = Leases}) when map_size(Leases) =:= 0 ->
     _ = send(framework_adapter_frame:encode(goodbye, <<>>), W),
-    kill_tree(stopped, ?TERM_GRACE_MS, idle, W);
+    kill_tree(stopped, ?TERM_GRACE_MS, ready, W);
+handle_event(cast, retire, ready, W) ->
+    unoccupied(retiring(W));
 handle_event(cast, {bind, Spec}, offered, W = #worker{spec = Offered}) ->
     initialise(W#worker{spec = maps:merge(Offered, Spec)});
 %% The lease that these name has ended.
@@ -381,25 +375,26 @@ frame(ready, #{payload := P, flags := Flags}, binding, W) ->
         true -> refused(P, W);
         false -> bound(P, W)
     end;
-frame(event, #{kind := Kind, fence := F, payload := P}, _, W = #worker{lease = #lease{fence = F} = L}) ->
-    tell(case Kind of
-             1 -> {event, {text, P}};
-             ?BEAT -> beat;
-             _ -> {event, {worker_event, Kind, P}}
-         end, L),
+frame(event, #{kind := Kind, payload := P} = Frame, _, W) ->
+    _ = [framework_adapter_lease:tell(case Kind of
+                                          1 -> {event, {text, P}};
+                                          ?BEAT -> beat;
+                                          _ -> {event, {worker_event, Kind, P}}
+                                      end, Lease) || {ok, Lease} <- [leased(Frame, W)]],
     {keep_state, W};
-frame(call, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F, gate = Gate} = L, calls = Calls}) ->
-    #{tenant := Tenant, agent := Agent} = W#worker.spec,
-    Open = (maps:merge(L#lease.scope, L#lease.money))#{task_id => L#lease.task_id, tenant => Tenant,
-                                                        agent_id => maps:get(id, Agent, <<>>), task => L#lease.task},
-    Ctx = case L#lease.attempt of none -> Open; N -> Open#{fence => F, attempt => N} end,
-    {Notes, Calls1} = framework_adapter_calls:open(Frame, Gate, Ctx, Calls),
-    {keep_state, send_waiting(note(Notes, W#worker{calls = Calls1}))};
-frame(result, #{fence := F} = Frame, busy, W = #worker{lease = #lease{fence = F}}) ->
-    result(Frame, W);
+frame(call, Frame, ready, W = #worker{spec = Spec}) ->
+    case leased(Frame, W) of
+        {ok, Lease} -> {keep_state, send_waiting(put_lease(framework_adapter_lease:call(Frame, Spec, self(), Lease), W))};
+        error -> {keep_state, W}
+    end;
+frame(result, Frame, ready, W) ->
+    case leased(Frame, W) of
+        {ok, Lease} -> result(Frame, Lease, W);
+        error -> {keep_state, W}
+    end;
 frame(goodbye, _, draining, W) ->
     kill_tree(recycled, ?TERM_GRACE_MS, draining, W);
-frame(Type, _, _, W) when Type =:= event; Type =:= call; Type =:= result; Type =:= goodbye; Type =:= health_reply ->
+frame(Type, _, _, W) when Type =:= call; Type =:= result; Type =:= goodbye; Type =:= health_reply ->
     %% Late frames of an attempt that has ended or was fenced: dropped, their credit is given back all the same.
     {keep_state, W};
 frame(Type, _, State, W) ->
@@ -431,8 +426,8 @@ hello(_, W) ->
     protocol_error("HELLO names another worker", hello, W).
 
 -spec initialise(#worker{}) -> gen_statem:event_handler_result(atom()).
-initialise(W = #worker{spec = #{agent := Agent, tenant := Tenant}, dir = Dir}) ->
-    Init = framework_adapter_payloads:init(Agent, Tenant, Dir),
+initialise(W = #worker{spec = #{agent := Agent, framework := Framework, tenant := Tenant}, dir = Dir}) ->
+    Init = framework_adapter_payloads:init(Framework, Agent, Tenant, Dir),
     W1 = send(framework_adapter_frame:encode(init, Init), W),
     {next_state, binding, W1, [{state_timeout, ?START_TIMEOUT_MS, start}]}.
 
@@ -446,7 +441,7 @@ bound(P, W = #worker{spec = #{id := Id, manager := Manager}}) ->
            end,
     W1 = W#worker{ready = Ready#{env_lock_hash => Hash}, live = framework_adapter_liveness:new(now_ms())},
     Manager ! {worker, Id, {ready, view(W1)}},
-    {next_state, idle, W1, [{{timeout, tick}, ?TICK_MS, tick}]}.
+    {next_state, ready, W1, [{{timeout, tick}, ?TICK_MS, tick}]}.
 
 %% The user's code could not be loaded: the same would happen again, so the manager is told the worker's own words.
 -spec refused(binary(), #worker{}) -> gen_statem:event_handler_result(atom()).
@@ -457,36 +452,67 @@ refused(P, W) ->
             end,
     lose(worker_start_failed, Error, binding, W).
 
-%% ---- a task
+%% ---- tasks
 
--spec execute_task(map(), #worker{}) -> gen_statem:event_handler_result(atom()).
-execute_task(#{task_id := TaskId, payload := Payload, attempt := Attempt, fence := Fence} = Task,
-             W = #worker{lease = Lease, out = Out, spec = #{agent := Agent, id := Id, manager := Manager}}) ->
-    Header = maps:get(header, Task, #{}),
+-spec put_lease(framework_adapter_lease:lease(), #worker{}) -> #worker{}.
+put_lease(Lease, W = #worker{leases = Leases}) ->
+    W#worker{leases = Leases#{framework_adapter_lease:ref(Lease) => Lease}}.
+
+%% The lowest one that nobody has.
+-spec free_slot([framework_adapter_lease:lease()]) -> non_neg_integer().
+free_slot(Leases) ->
+    Taken = [framework_adapter_lease:slot(L) || L <- Leases],
+    hd([N || N <- lists:seq(0, length(Taken)), not lists:member(N, Taken)]).
+
+%% Whose frame it is; late ones of an attempt that has ended or was fenced are nobody's, their credit is given back all the same.
+-spec leased(framework_adapter_frame:frame(), #worker{}) -> {ok, framework_adapter_lease:lease()} | error.
+leased(#{slot := Slot, fence := Fence}, #worker{leases = Leases}) ->
+    case [L || L <- maps:values(Leases), framework_adapter_lease:is_running(L), framework_adapter_lease:slot(L) =:= Slot,
+               framework_adapter_lease:fence(L) =:= Fence] of
+        [Lease] -> {ok, Lease};
+        [] -> error
+    end.
+
+-spec answered(reference(), atom(), term(), [framework_adapter_lease:lease()], #worker{}) -> #worker{}.
+answered(_, _, _, [], W) ->
+    W;
+answered(Ref, Event, Props, [Lease | Others], W) ->
+    case framework_adapter_calls:native(Ref, Event, Props, framework_adapter_lease:calls(Lease)) of
+        unknown ->
+            answered(Ref, Event, Props, Others, W);
+        {Notes, Calls} ->
+            ok = framework_adapter_lease:note({Notes, self()}, Lease),
+            send_waiting(put_lease(framework_adapter_lease:set_calls(Calls, Lease), W))
+    end.
+
+-spec execute_task(map(), framework_adapter_lease:lease(), #worker{}) -> gen_statem:event_handler_result(atom()).
+execute_task(#{payload := Payload, fence := Fence} = Task, Lease0, W0) ->
+    #worker{spec = #{agent := Agent, id := Id, manager := Manager, recycle_after := Max} = Spec} = W = at_work(W0),
     Flags = [want_text || maps:get(stream_text, Task, true)],
     Execute = framework_adapter_payloads:execute(Task, Agent),
-    Frame = framework_adapter_frame:encode(execute, 0, Flags, {0, 0}, Fence, Execute),
-    %% Nothing else is unacknowledged on an idle worker, so there is credit for any size.
-    Out1 = case framework_adapter_credit:take(iolist_size(Frame), Out) of {ok, O} -> O; wait -> Out end,
-    Manager ! {worker, Id, {busy, TaskId}},
-    Journaled = case Header of #{durability := ephemeral} -> none; #{} -> Attempt end,
-    W1 = W#worker{lease = Lease#lease{task_id = TaskId, task = Payload, fence = Fence, attempt = Journaled, gate = open,
-                                 scope = maps:merge(maps:with([scope, life], Task), maps:with([replay], Header)),
-                                 money = maps:get(money, Header, #{}),
-                                 block_grace_ms = block_grace(Header, W#worker.spec), term_ms = ?TERM_GRACE_MS},
-                  out = Out1, tasks = W#worker.tasks + 1, log = [],
-                  live = framework_adapter_liveness:new(now_ms())},
-    {next_state, busy, send(Frame, W1)}.
+    Frame = framework_adapter_frame:encode(execute, 0, Flags, {framework_adapter_lease:slot(Lease0), 0}, Fence, Execute),
+    Lease1 = framework_adapter_lease:started(Task, Payload, maps:get(block_grace_ms, Spec), Lease0),
+    Calls = framework_adapter_calls:add(Frame, framework_adapter_lease:calls(Lease1)),
+    W1 = send_waiting(put_lease(framework_adapter_lease:set_calls(Calls, Lease1), W#worker{tasks = W#worker.tasks + 1})),
+    Manager ! {worker, Id, {busy, view(W1)}},
+    {keep_state, case W1#worker.tasks >= Max of true -> retiring(W1); false -> W1 end}.
 
--spec result(framework_adapter_frame:frame(), #worker{}) -> gen_statem:event_handler_result(atom()).
-result(#{kind := Kind, payload := P}, W = #worker{lease = Lease, calls = Calls}) ->
+%% The clocks and the log of one that had nothing to do begin anew.
+-spec at_work(#worker{}) -> #worker{}.
+at_work(W = #worker{leases = Leases}) ->
+    case lists:any(fun framework_adapter_lease:is_running/1, maps:values(Leases)) of
+        true -> W;
+        false -> W#worker{log = [], live = framework_adapter_liveness:new(now_ms())}
+    end.
+
+-spec result(framework_adapter_frame:frame(), framework_adapter_lease:lease(), #worker{}) -> gen_statem:event_handler_result(atom()).
+result(#{kind := Kind, payload := P}, Lease, W) ->
     case {result_kind(Kind), agent_native:wire_decode(result, P)} of
         {Status, {ok, Props}} when Status =/= unknown ->
-            tell({result, Status, result_props(Props, W)}, Lease),
-            framework_adapter_calls:forget(Calls),
-            release(busy, W#worker{calls = framework_adapter_calls:new()});
+            framework_adapter_lease:tell({result, Status, result_props(Props, W)}, Lease),
+            release(Lease, W);
         _ ->
-            protocol_error("malformed RESULT", busy, W)
+            protocol_error("malformed RESULT", ready, W)
     end.
 
 -spec result_props(map(), #worker{}) -> map().
@@ -500,60 +526,72 @@ result_kind(3) -> cancelled;
 result_kind(4) -> input_requested;
 result_kind(_) -> unknown.
 
-%% Back to the pool, or to an end if it has run enough.
--spec release(atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
-release(_State, W = #worker{spec = #{id := Id, manager := Manager, recycle_after := Max}, tasks = Tasks}) ->
-    W1 = unlease(W),
-    case Tasks >= Max orelse aged(W) of
-        true ->
-            %% It writes out what it holds and says GOODBYE.
-            {next_state, draining, send(framework_adapter_frame:encode(drain, <<>>), W1),
-             [{state_timeout, ?DRAIN_TIMEOUT_MS, drain}, {{timeout, grace}, infinity, none}]};
-        false ->
-            Manager ! {worker, Id, {idle, view(W1)}},
-            {next_state, idle, W1, [{{timeout, grace}, infinity, none}]}
-    end.
+%% A slot goes back to the pool; the last one of a worker that has run enough is its end.
+-spec release(framework_adapter_lease:lease(), #worker{}) -> gen_statem:event_handler_result(atom()).
+release(Lease, W = #worker{leases = Leases, spec = #{id := Id, manager := Manager}}) ->
+    Ref = framework_adapter_lease:ref(Lease),
+    ok = framework_adapter_lease:ended(Lease),
+    W1 = W#worker{leases = maps:remove(Ref, Leases)},
+    W2 = case aged(W1) of true -> retiring(W1); false -> W1 end,
+    Manager ! {worker, Id, {released, Ref, view(W2)}},
+    with(unoccupied(W2), {{timeout, {grace, Ref}}, infinity, grace}).
+
+-spec unoccupied(#worker{}) -> gen_statem:event_handler_result(atom()).
+unoccupied(W = #worker{retiring = true, leases = Leases}) when map_size(Leases) =:= 0 ->
+    %% It writes out what it holds and says GOODBYE.
+    {next_state, draining, send(framework_adapter_frame:encode(drain, <<>>), W), [{state_timeout, ?DRAIN_TIMEOUT_MS, drain}]};
+unoccupied(W) ->
+    {keep_state, W}.
+
+-spec with(gen_statem:event_handler_result(atom()), gen_statem:action()) -> gen_statem:event_handler_result(atom()).
+with({keep_state, W}, Action) -> {keep_state, W, [Action]};
+with({next_state, State, W, Actions}, Action) -> {next_state, State, W, [Action | Actions]}.
+
+-spec retiring(#worker{}) -> #worker{}.
+retiring(W = #worker{retiring = true}) ->
+    W;
+retiring(W = #worker{spec = #{id := Id, manager := Manager}}) ->
+    Manager ! {worker, Id, retiring},
+    W#worker{retiring = true}.
 
 -spec aged(#worker{}) -> boolean().
 aged(#worker{stream = none}) -> false;
 aged(#worker{started_ms = Started}) -> erlang:system_time(millisecond) - Started > ?REMOTE_AGE_MS.
 
--spec unlease(#worker{}) -> #worker{}.
-unlease(W = #worker{lease = #lease{monitor = Mon}}) ->
-    true = demonitor(Mon, [flush]),
-    W#worker{lease = none}.
-
 %% ---- cancel and kill
 
--spec cancel_task(non_neg_integer(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
-cancel_task(0, busy, W = #worker{lease = Lease}) ->
-    tell(grace_over, Lease),
-    {keep_state, close_gate(W#worker{lease = Lease#lease{term_ms = 0}})};
-cancel_task(GraceMs, busy, W = #worker{lease = #lease{ref = Ref, fence = Fence}}) ->
-    W1 = close_gate(W),
-    Frame = framework_adapter_frame:encode(cancel, 0, [], {0, GraceMs}, Fence, <<>>),
-    {keep_state, send(Frame, W1), [{{timeout, grace}, GraceMs, Ref}]};
-cancel_task(_, _, #worker{lease = Lease}) ->
-    tell(grace_over, Lease),
-    keep_state_and_data.
+-spec cancel_task(non_neg_integer(), atom(), framework_adapter_lease:lease(), #worker{}) -> gen_statem:event_handler_result(atom()).
+cancel_task(GraceMs, State, Lease, W) ->
+    case State =:= ready andalso framework_adapter_lease:is_running(Lease) of
+        true when GraceMs > 0 ->
+            Slot = framework_adapter_lease:slot(Lease),
+            Frame = framework_adapter_frame:encode(cancel, 0, [], {Slot, GraceMs}, framework_adapter_lease:fence(Lease), <<>>),
+            W1 = send_waiting(put_lease(framework_adapter_lease:close(Lease), W)),
+            {keep_state, send(Frame, W1), [{{timeout, {grace, framework_adapter_lease:ref(Lease)}}, GraceMs, grace}]};
+        true ->
+            framework_adapter_lease:tell(grace_over, Lease),
+            {keep_state, send_waiting(put_lease(framework_adapter_lease:close(framework_adapter_lease:now(Lease)), W))};
+        false ->
+            framework_adapter_lease:tell(grace_over, Lease),
+            keep_state_and_data
+    end.
 
--spec close_gate(#worker{}) -> #worker{}.
-close_gate(W = #worker{lease = Lease, calls = Calls}) ->
-    Error = agent_error:new(task_cancelled, <<"the task is being cancelled">>),
-    send_waiting(W#worker{lease = Lease#lease{gate = closed},
-                          calls = framework_adapter_calls:abort_all(Error, Calls)}).
+%% The task of an owner that is no more cannot go on: it may be running elsewhere soon.
+-spec owner_down(Running :: boolean(), atom(), framework_adapter_lease:lease(), #worker{}) -> gen_statem:event_handler_result(atom()).
+owner_down(true, ready, _, W) -> kill_tree(owner_down, 0, ready, W);
+owner_down(false, ready, Lease, W) -> release(Lease, W);
+owner_down(_, _, _, _) -> keep_state_and_data.
 
 -spec kill_tree(term(), non_neg_integer(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
-kill_tree(_, _, killing, _) ->
-    keep_state_and_data;
-kill_tree(Why, GraceMs, State, W = #worker{calls = Calls, spec = #{id := Id, manager := Manager}}) ->
-    framework_adapter_calls:forget(Calls),
+kill_tree(_, _, killing, W) ->
+    {keep_state, W};
+kill_tree(Why, GraceMs, State, W = #worker{spec = #{id := Id, manager := Manager}}) ->
+    forget(W),
     Manager ! {worker, Id, {killing, Why}},
     Now = erlang:system_time(millisecond),
     Signals = [#{name => <<"TERM">>, at_ms => Now} || GraceMs > 0]
         ++ [#{name => <<"KILL">>, at_ms => Now + GraceMs}],
-    W1 = W#worker{calls = framework_adapter_calls:new(),
-                  killing = #{why => Why, at_us => erlang:monotonic_time(microsecond), signals => Signals}},
+    W1 = W#worker{killing = #{why => Why, at_us => erlang:monotonic_time(microsecond), signals => Signals}},
     Gone = State =:= opening orelse guard_kill(GraceMs, W) =:= gone,
     case {Gone, framework_adapter_report:proof(W#worker.report)} of
         {_, {ok, Proof}} -> gone(Proof, W1);
@@ -561,30 +599,35 @@ kill_tree(Why, GraceMs, State, W = #worker{calls = Calls, spec = #{id := Id, man
         {false, error} -> {next_state, killing, W1, [{state_timeout, ?PROOF_TIMEOUT_MS, proof}]}
     end.
 
+%% No answer of the native side is wanted any more.
+-spec forget(#worker{}) -> ok.
+forget(#worker{leases = Leases}) ->
+    lists:foreach(fun(L) -> framework_adapter_calls:forget(framework_adapter_lease:calls(L)) end, maps:values(Leases)).
+
 -spec guard_kill(non_neg_integer(), #worker{}) -> ok | gone.
 guard_kill(_, #worker{port = none, remote = none}) -> gone;
 guard_kill(GraceMs, #worker{port = none, remote = Remote}) -> framework_adapter_remote:kill(Remote, GraceMs);
 guard_kill(GraceMs, #worker{port = Port}) -> port_guard:kill(Port, GraceMs).
 
-%% The end: the proof goes to the owner, a loss to the manager, and the process stops.
+%% The end: the proof goes to whoever asked for it, a loss to the others and the manager, and the process stops.
 -spec gone(map(), #worker{}) -> gen_statem:event_handler_result(atom()).
 gone(#{proof := Proof, survivors := Survivors},
-     W = #worker{killing = #{why := Why, at_us := At, signals := Signals}, host_pid = HostPid, lease = Lease}) ->
-    case Lease of
-        none ->
-            ok;
-        #lease{} when Why =:= cancelled ->
-            tell({gone, #{witness => Proof, host_pid => HostPid, signals => Signals,
-                          confirmed_dead => Proof =/= unconfirmed, survivors => Survivors,
-                          duration_us => erlang:monotonic_time(microsecond) - At}}, Lease);
-        #lease{} ->
-            tell({lost, lost(Why, Proof, W)}, Lease)
-    end,
-    {stop, {shutdown, ended(Why)}, W#worker{lease = none}}.
+     W = #worker{killing = #{why := Why, at_us := At, signals := Signals}, host_pid = HostPid, leases = Leases}) ->
+    Asked = #{witness => Proof, host_pid => HostPid, signals => Signals, confirmed_dead => Proof =/= unconfirmed,
+              survivors => Survivors, duration_us => erlang:monotonic_time(microsecond) - At},
+    maps:foreach(fun(_, Lease) ->
+                     case Why =:= cancelled andalso framework_adapter_lease:is_killed(Lease) of
+                         true -> framework_adapter_lease:tell({gone, Asked}, Lease);
+                         false -> framework_adapter_lease:tell({lost, (lost(Why, Proof, W))#{beside => map_size(Leases) - 1}}, Lease)
+                     end
+                 end, Leases),
+    {stop, {shutdown, ended(Why)}, W#worker{leases = #{}}}.
 
 -spec lost(term(), port_guard:proof(), #worker{}) -> map().
 lost({_, _} = Why, Proof, #worker{report = Report, log = Log, host_pid = HostPid}) ->
     framework_adapter_report:lost(Why, Proof, HostPid, Log, Report);
+lost(cancelled, Proof, W) ->
+    lost({worker_crashed, <<"another task of it did not end when it was cancelled">>}, Proof, W);
 lost(Why, Proof, W) ->
     lost({worker_crashed, atom_to_binary(Why)}, Proof, W).
 
@@ -637,12 +680,16 @@ stream_closed(State, W) ->
 -spec control(port_guard:message(), atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
 control({up, #{host_pid := HostPid, layers := Layers}} = Message, _, W) ->
     {keep_state, reported(Message, W#worker{host_pid = HostPid, layers = Layers})};
-control({log, Stream, Line}, _, W = #worker{log = Log, lease = Lease}) ->
+control({log, Stream, Line}, _, W = #worker{log = Log}) ->
     Level = case Stream of stderr -> <<"warning">>; stdout -> <<"info">> end,
-    tell({event, {log, #{level => Level, source => <<"worker">>, message => Line}}}, Lease),
+    _ = case concurrency(W) of
+            %% Where tasks run side by side the pipe does not say whose line it is, and the worker sends its tasks' lines as events.
+            1 -> tell_all({event, {log, #{level => Level, source => <<"worker">>, message => Line}}}, W);
+            _ -> ok
+        end,
     {keep_state, W#worker{log = lists:sublist([Line | Log], ?LOG_LINES)}};
-control({stack, Text} = Message, _, W = #worker{lease = Lease}) ->
-    tell({event, {log, #{level => <<"warning">>, source => <<"stack">>, message => Text}}}, Lease),
+control({stack, Text} = Message, _, W) ->
+    tell_all({event, {log, #{level => <<"warning">>, source => <<"stack">>, message => Text}}}, W),
     {keep_state, reported(Message, W)};
 control({limit, _, _, _} = Message, killing, W) ->
     {keep_state, reported(Message, W)};
@@ -709,16 +756,21 @@ survivors(#worker{host_pid = 0}) -> [];
 survivors(#worker{stream = Ref}) when Ref =/= none -> [];
 survivors(#worker{host_pid = Pid}) -> [Pid || not lists:member(framework_adapter_proc:state(Pid), [gone, zombie])].
 
-%% The task's own, or the node's where it names none.
--spec block_grace(map(), spec()) -> non_neg_integer().
-block_grace(#{block_grace_ms := Ms}, _) when Ms > 0 -> Ms;
-block_grace(_, #{block_grace_ms := Ms}) -> Ms.
+-spec concurrency(#worker{}) -> pos_integer().
+concurrency(#worker{spec = #{framework := Framework, agent := Agent}}) ->
+    framework_adapter_env:concurrency(Framework, Agent).
+
+-spec tell_all(term(), #worker{}) -> ok.
+tell_all(What, #worker{leases = Leases}) ->
+    maps:foreach(fun(_, Lease) -> framework_adapter_lease:tell(What, Lease) end, Leases).
 
 %% ---- clocks
 
 -spec tick(atom(), #worker{}) -> gen_statem:event_handler_result(atom()).
-tick(State, W = #worker{live = Live, spec = Spec}) when State =:= idle; State =:= busy ->
-    Grace = case W#worker.lease of #lease{block_grace_ms = Ms} when State =:= busy -> Ms; _ -> maps:get(block_grace_ms, Spec) end,
+tick(State, W = #worker{live = Live, spec = Spec, leases = Leases}) when State =:= ready ->
+    %% The most patient of the tasks: which one of them blocks is not known.
+    Graces = [framework_adapter_lease:block_grace_ms(L) || L <- maps:values(Leases), framework_adapter_lease:is_running(L)],
+    Grace = case Graces of [] -> maps:get(block_grace_ms, Spec); _ -> lists:max(Graces) end,
     Limits = #{tick_ms => ?TICK_MS, block_grace_ms => Grace},
     {Verdict, Live1} = framework_adapter_liveness:tick(now_ms(), fun() -> process_state(W) end, Limits, Live),
     W1 = W#worker{live = Live1},
@@ -755,10 +807,18 @@ grant(none, W) ->
 grant({Frames, Bytes}, W) ->
     send(framework_adapter_frame:encode(credit, 0, [], {0, Frames}, Bytes, <<>>), W).
 
+%% Frames that wait for credit, task by task; each time another one is first.
 -spec send_waiting(#worker{}) -> #worker{}.
-send_waiting(W = #worker{out = Out, calls = Calls}) ->
-    {Frames, Out1, Calls1} = framework_adapter_calls:drain(Out, Calls),
-    lists:foldl(fun send/2, W#worker{out = Out1, calls = Calls1}, Frames).
+send_waiting(W = #worker{leases = Leases, turn = Turn}) ->
+    Refs = maps:keys(Leases),
+    {Later, First} = lists:split(Turn rem max(1, length(Refs)), Refs),
+    lists:foldl(fun send_waiting/2, W#worker{turn = Turn + 1}, First ++ Later).
+
+-spec send_waiting(reference(), #worker{}) -> #worker{}.
+send_waiting(Ref, W = #worker{out = Out, leases = Leases}) ->
+    Lease = maps:get(Ref, Leases),
+    {Frames, Out1, Calls} = framework_adapter_calls:drain(Out, framework_adapter_lease:calls(Lease)),
+    lists:foldl(fun send/2, put_lease(framework_adapter_lease:set_calls(Calls, Lease), W#worker{out = Out1}), Frames).
 
 %% A worker that does not read for a second loses its channel (`send_timeout_close'), and `tcp_closed' ends it.
 -spec send(iodata(), #worker{}) -> #worker{}.
@@ -781,28 +841,16 @@ send(Frame, W = #worker{socket = S}) ->
             W
     end.
 
--spec note([framework_adapter_calls:note()], #worker{}) -> #worker{}.
-note(Notes, W = #worker{lease = Lease}) ->
-    lists:foreach(fun({delegate, Call, Request}) -> tell({delegate, self(), Call, Request}, Lease);
-                     (Note) -> tell(Note, Lease)
-                  end, Notes),
-    W.
-
--spec tell(term(), none | #lease{}) -> ok.
-tell(_, none) ->
-    ok;
-tell(What, #lease{ref = Ref, owner = Owner}) ->
-    Owner ! {adapter, Ref, What},
-    ok.
-
 -spec lease_info(#worker{}) -> map().
 lease_info(#worker{spec = #{id := Id}, host_pid = HostPid, ready = Ready}) ->
     #{worker => Id, host_pid => HostPid, env_lock_hash => maps:get(env_lock_hash, Ready, <<>>),
       unjournaled_tools => maps:get(unjournaled_tools, Ready, [])}.
 
 -spec view(#worker{}) -> map().
-view(#worker{host_pid = HostPid, rss = Rss, tasks = Tasks, layers = Layers, started_ms = Started, hello = Hello}) ->
-    #{host_pid => HostPid, rss_bytes => Rss, tasks => Tasks, isolation => Layers, started_ms => Started,
+view(#worker{host_pid = HostPid, rss = Rss, tasks = Tasks, layers = Layers, started_ms = Started, hello = Hello, leases = Leases}) ->
+    Running = [framework_adapter_lease:task_id(L) || L <- maps:values(Leases), framework_adapter_lease:is_running(L)],
+    #{state => case Running of [] -> idle; _ -> busy end, task_ids => Running, task_id => hd(Running ++ [<<>>]),
+      host_pid => HostPid, rss_bytes => Rss, tasks => Tasks, isolation => Layers, started_ms => Started,
       host => maps:get(worker_id, Hello, <<>>)}.
 
 -spec now_ms() -> integer().
@@ -811,9 +859,9 @@ now_ms() ->
 
 %% The guard sees the end of its port and takes the tree down; the proof is not waited for when we are shut down.
 -spec terminate(term(), atom(), #worker{}) -> ok.
-terminate(_Reason, _State, #worker{port = Port, remote = Remote, socket = S, calls = Calls, dir = Dir, lease = Lease}) ->
-    framework_adapter_calls:forget(Calls),
-    _ = case Lease of none -> ok; _ -> tell({lost, #{cause => worker_crashed, detail => <<"the worker's process ended">>}}, Lease) end,
+terminate(_Reason, _State, W = #worker{port = Port, remote = Remote, socket = S, dir = Dir, leases = Leases}) ->
+    forget(W),
+    tell_all({lost, #{cause => worker_crashed, detail => <<"the worker's process ended">>, beside => max(0, map_size(Leases) - 1)}}, W),
     _ = [gen_tcp:close(S) || S =/= none],
     port_guard:close(Port),
     framework_adapter_remote:close(Remote),
@@ -825,7 +873,7 @@ terminate(_Reason, _State, #worker{port = Port, remote = Remote, socket = S, cal
 format_status(Status) ->
     maps:map(fun(data, W = #worker{spec = Spec, log = Log, report = Report}) ->
                      W#worker{spec = maps:with([id, framework, tenant], Spec), ready = #{},
-                              calls = framework_adapter_calls:new(), log = [integer_to_binary(length(Log))],
+                              leases = #{}, log = [integer_to_binary(length(Log))],
                               report = framework_adapter_report:format(Report)};
                 (messages, Messages) -> [{count, length(Messages)}];
                 (queue, Queue) -> [{count, length(Queue)}];

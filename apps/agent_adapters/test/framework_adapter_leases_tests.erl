@@ -33,33 +33,102 @@ langgraph_shares_the_environment_of_langchain_test() ->
     {[], L2} = framework_adapter_leases:request(Key, Request, L1),
     ?assertMatch({[{start, _, Key, _}], _}, framework_adapter_leases:extra(<<"langchain">>, 0, L2)).
 
+%% The lease that an effect grants.
+granted({grant, _, #{ref := Ref}}) -> Ref.
+
 what_is_deeper_has_more_workers_and_goes_first_test() ->
     Nested = fun(Depth, L) -> framework_adapter_leases:request(?KEY, #{ref => make_ref(), owner => self(), task_id => <<"n">>,
                                                                        agent => #{}, depth => Depth}, L) end,
     {[{start, One, ?KEY, _}], L1} = request(1, new()),
-    {[{grant, One, _}], L2} = framework_adapter_leases:idle(One, L1),
+    {[{grant, One, _} = First], L2} = framework_adapter_leases:ready(One, L1),
     {[], L3} = request(2, L2),
     %% The one worker waits for this, and a task without a worker stands before it.
     {[{start, Two, ?KEY, _}], L4} = Nested(1, L3),
-    {[{grant, Two, #{task_id := <<"n">>}}], L5} = framework_adapter_leases:idle(Two, L4),
+    {[{grant, Two, #{task_id := <<"n">>}} = Second], L5} = framework_adapter_leases:ready(Two, L4),
     {[], L6} = Nested(1, L5),
     {[{start, Three, ?KEY, _}], L7} = Nested(2, L6),
-    {[{grant, Three, #{depth := 2}}], L8} = framework_adapter_leases:idle(Three, L7),
+    {[{grant, Three, #{depth := 2}} = Third], L8} = framework_adapter_leases:ready(Three, L7),
     %% One level's places are not taken by what is less deep: it waits for its own.
-    {[{stop, Three}], L9} = framework_adapter_leases:idle(Three, L8),
+    {[{stop, Three}], L9} = framework_adapter_leases:released(Three, granted(Third), L8),
     {[], L10} = framework_adapter_leases:ended(Three, normal, L9),
-    {[{grant, Two, #{depth := 1}}], L11} = framework_adapter_leases:idle(Two, L10),
-    {[{stop, Two}], L12} = framework_adapter_leases:idle(Two, L11),
+    {[{grant, Two, #{depth := 1}} = Fourth], L11} = framework_adapter_leases:released(Two, granted(Second), L10),
+    {[{stop, Two}], L12} = framework_adapter_leases:released(Two, granted(Fourth), L11),
     {[], L13} = framework_adapter_leases:ended(Two, normal, L12),
-    {[{grant, One, #{task_id := <<"2">>}}], L14} = framework_adapter_leases:idle(One, L13),
-    ?assertMatch({[], _}, framework_adapter_leases:idle(One, L14)).
+    {[{grant, One, #{task_id := <<"2">>}} = Last], L14} = framework_adapter_leases:released(One, granted(First), L13),
+    ?assertMatch({[], _}, framework_adapter_leases:released(One, granted(Last), L14)).
 
 an_agent_is_warm_as_far_as_there_is_room_test() ->
     L0 = framework_adapter_leases:new(#{max_per_framework => 3, max_waiting => 10}),
-    {[{start, One, ?KEY, agent}, {start, _, ?KEY, agent}], L1} = framework_adapter_leases:warm(?KEY, agent, 2, L0),
-    ?assertMatch({[], _}, framework_adapter_leases:warm(?KEY, agent, 2, L1)),
-    ?assertMatch({[], _}, framework_adapter_leases:warm(?KEY, agent, 1, L1)),
+    {[{start, One, ?KEY, #{}}, {start, _, ?KEY, #{}}], L1} = framework_adapter_leases:warm(?KEY, #{}, 2, L0),
+    ?assertMatch({[], _}, framework_adapter_leases:warm(?KEY, #{}, 2, L1)),
+    ?assertMatch({[], _}, framework_adapter_leases:warm(?KEY, #{}, 1, L1)),
     Other = {<<"langchain">>, <<"b">>, 1, <<"default">>},
-    {[{start, _, Other, agent}], L2} = framework_adapter_leases:warm(Other, agent, 2, L1),
-    {[], L3} = framework_adapter_leases:idle(One, L2),
+    {[{start, _, Other, #{}}], L2} = framework_adapter_leases:warm(Other, #{}, 2, L1),
+    {[], L3} = framework_adapter_leases:ready(One, L2),
     ?assertMatch({[{grant, One, _}], _}, request(1, L3)).
+
+%% ---- several tasks in one worker
+
+-define(OTHER, {<<"langchain">>, <<"b">>, 1, <<"default">>}).
+
+ask(Key, More, L) ->
+    Request = maps:merge(#{ref => make_ref(), owner => self(), task_id => <<"t">>, agent => #{concurrency => 3}}, More),
+    framework_adapter_leases:request(Key, Request, L).
+
+a_worker_takes_as_many_tasks_as_it_has_slots_test() ->
+    {[{start, One, ?KEY, _}], L1} = ask(?KEY, #{}, new()),
+    {[], L2} = ask(?KEY, #{}, L1),
+    {[{grant, One, _} = First, {grant, One, _}], L3} = framework_adapter_leases:ready(One, L2),
+    {[{grant, One, _}], L4} = ask(?KEY, #{}, L3),
+    {[], L5} = ask(?KEY, #{task_id => <<"fourth">>}, L4),
+    {[{grant, One, #{task_id := <<"fourth">>}}], L6} = framework_adapter_leases:released(One, granted(First), L5),
+    ?assertMatch([{One, ?KEY, leased}], framework_adapter_leases:workers(L6)),
+    ?assertEqual(0, framework_adapter_leases:waiting(L6)).
+
+an_idle_worker_goes_before_a_busy_one_test() ->
+    L0 = framework_adapter_leases:new(#{max_per_framework => 2, max_waiting => 10}),
+    {[{start, One, _, _}, {start, Two, _, _}], L1} = framework_adapter_leases:warm(?KEY, #{concurrency => 3}, 2, L0),
+    {[], L2} = framework_adapter_leases:ready(One, L1),
+    {[], L3} = framework_adapter_leases:ready(Two, L2),
+    {[{grant, A, _}], L4} = ask(?KEY, #{}, L3),
+    {[{grant, B, _}], L5} = ask(?KEY, #{}, L4),
+    ?assertEqual(lists:sort([One, Two]), lists:sort([A, B])),
+    ?assertMatch({[{grant, _, _}], _}, ask(?KEY, #{}, L5)).
+
+one_that_wants_to_be_alone_waits_for_an_empty_worker_and_fills_it_test() ->
+    {[{start, One, _, _}], L1} = ask(?KEY, #{}, new()),
+    {[{grant, One, _} = First], L2} = framework_adapter_leases:ready(One, L1),
+    {[], L3} = ask(?KEY, #{alone => true}, L2),
+    %% It is not overtaken, though there is a slot.
+    {[], L4} = ask(?KEY, #{task_id => <<"behind">>}, L3),
+    {[{grant, One, #{alone := true}} = Alone], L5} = framework_adapter_leases:released(One, granted(First), L4),
+    {[], L6} = ask(?KEY, #{}, L5),
+    ?assertMatch({[{grant, One, #{task_id := <<"behind">>}}, {grant, One, _}], _},
+                 framework_adapter_leases:released(One, granted(Alone), L6)).
+
+one_that_retires_takes_no_more_and_another_one_is_started_in_its_place_test() ->
+    {[{start, One, _, _}], L1} = ask(?KEY, #{}, new()),
+    {[{grant, One, _} = First], L2} = framework_adapter_leases:ready(One, L1),
+    {[], L3} = ask(?KEY, #{}, framework_adapter_leases:retiring(One, L2)),
+    {[], L4} = framework_adapter_leases:released(One, granted(First), L3),
+    ?assertMatch({[{start, _, ?KEY, _}], _}, framework_adapter_leases:ended(One, normal, L4)).
+
+%% A flood of one agent's tasks leaves room for another agent's within a bounded number of them.
+a_key_without_a_worker_is_not_passed_over_for_ever_test() ->
+    {[{start, One, _, _}], L1} = request(1, new()),
+    {[{grant, One, _} = First], L2} = framework_adapter_leases:ready(One, L1),
+    Flood = lists:foldl(fun(N, L) -> {[], More} = request(N, L), More end, L2, lists:seq(1, 9)),
+    {[], Asked} = ask(?OTHER, #{}, Flood),
+    Until = fun Until(Granted, L, N) when N < 100 ->
+                    {Effects, L9} = framework_adapter_leases:released(One, granted(Granted), L),
+                    case Effects of
+                        [{grant, One, _} = Next] ->
+                            {[], Refilled} = request(N, L9),
+                            Until(Next, Refilled, N + 1);
+                        [{grant, One, _}, {retire, One}] ->
+                            {N, L9}
+                    end
+            end,
+    {Passed, Stopping} = Until(First, Asked, 0),
+    ?assert(Passed =< 16),
+    ?assertMatch({[{start, _, ?OTHER, _}], _}, framework_adapter_leases:ended(One, normal, Stopping)).

@@ -4,6 +4,7 @@
 
 -export([types/0]).
 -export([configured/0]).
+-export([concurrency/0]).
 -export([is_built_in/1]).
 
 -define(BUILT_IN, [<<"researcher">>, <<"coder">>, <<"planner">>, <<"assistant">>]).
@@ -26,13 +27,22 @@ configured() ->
     [agent(Name, engine_names:binary(maps:get(agent_type, A, <<"assistant">>)), A)
      || {Name, A} <- maps:to_list(Agents), not is_built_in(Name)].
 
+%% @doc The most tasks side by side that an agent of a framework has; nothing for frameworks whose agents have one.
+-spec concurrency() -> #{Framework :: binary() => pos_integer()}.
+concurrency() ->
+    Agents = [A || {_, A} <- types()] ++ configured(),
+    lists:foldl(fun(#{framework := F, concurrency := N}, Acc) when N > 1 -> maps:update_with(F, fun(M) -> max(M, N) end, N, Acc);
+                   (_, Acc) -> Acc
+                end, #{}, Agents).
+
 -spec agent(binary(), binary(), map()) -> map().
 agent(Id, Type, Given) ->
     Profile = maps:get(crew_profile, Given, maps:with([role, goal, backstory, expected_output], Given)),
     Default = #{id => Id, agent_type => Type, framework => <<"auto">>, instructions => instructions(Type),
                 model => <<"default">>, tools => [<<"now">>, <<"calculate">>], memory_namespace => <<>>, labels => #{},
                 configured => true, etag => <<"configured">>, create_ms => 0},
-    Known = maps:with([framework, instructions, model, tools, memory_namespace, project, entrypoint, requirements, python], Given),
+    Known = maps:with([framework, instructions, model, tools, memory_namespace, project, entrypoint, requirements, python,
+                       concurrency], Given),
     (maps:merge(Default, maps:filter(fun(_, V) -> V =/= undefined end, Known)))#{crew_profile => Profile}.
 
 %% For a node without configuration; `singularity_config' writes fuller ones.

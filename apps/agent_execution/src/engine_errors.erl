@@ -23,6 +23,6 @@ from(Other) ->
 -spec retryable(atom()) -> boolean().
 retryable(Reason) ->
     lists:member(Reason, [rate_limited, queue_full, overloaded, store_unavailable, native_down, commit_ambiguous, unknown,
-                          worker_crashed, worker_protocol_error, worker_hung, node_lost, native_panic,
+                          worker_crashed, worker_protocol_error, worker_hung, worker_shared, node_lost, native_panic,
                           provider_rate_limited, provider_overloaded, provider_unavailable, provider_timeout,
                           provider_stream_cut, provider_bad_response, heartbeat_timeout]).

@@ -18,7 +18,9 @@
 
 -type spec() :: #{task_id := binary(), tenant := binary(), executor := binary(), agent := map(), header := map(), payload := term(),
                   attempt := pos_integer(), fence := pos_integer(), scope := binary(), life := pos_integer(),
-                  used := non_neg_integer(), deadline := integer() | infinity, depth => non_neg_integer()}.
+                  used := non_neg_integer(), deadline := integer() | infinity, depth => non_neg_integer(),
+                  %% The try before ended with a worker that it shared.
+                  alone => boolean()}.
 -type out() :: {event, tuple()}
              | beat
              | {worker, map()}
@@ -186,7 +188,8 @@ effects([repair | Rest], Outs, A = #attempt{spec = Spec, repair = {_, Payload}})
 effects([{lease, Framework} | Rest], Outs, A = #attempt{spec = #{agent := Agent, tenant := Tenant, task_id := Id} = Spec}) ->
     Recorded = maps:get(recorded_environments, maps:get(header, Spec, #{}), []),
     {ok, Ref} = framework_adapter_pool:lease(#{framework => Framework, agent => Agent, tenant => Tenant, task_id => Id,
-                                               environments => Recorded, owner => self(), depth => maps:get(depth, Spec, 0)}),
+                                               environments => Recorded, owner => self(), depth => maps:get(depth, Spec, 0),
+                                               alone => maps:get(alone, Spec, false)}),
     effects(Rest, Outs, A#attempt{ref = Ref});
 effects([cancel_lease | Rest], Outs, A = #attempt{ref = Ref}) ->
     ok = framework_adapter_pool:cancel_lease(Ref),

@@ -182,7 +182,8 @@ claim(#{task_id := Id, tenant := Tenant, class := Class} = Item) ->
     case agent_store:write({claim, Id}) of
         {ok, {claimed, #{header := Header, payload := Payload} = Claimed}} ->
             claimed(Claimed,
-                    #task{header = Header#{recorded_environments => maps:get(environments, Claimed, [])}, payload = Payload,
+                    #task{header = Header#{recorded_environments => maps:get(environments, Claimed, []),
+                                           alone => maps:get(alone, Claimed, false)}, payload = Payload,
                           ran_ms = maps:get(ran_ms, Claimed, 0),
                           row = Row#row{tenant = maps:get(tenant, Header, Tenant),
                                         create_ms = maps:get(create_ms, Header, Now)}});
@@ -490,6 +491,7 @@ effects([repair | Rest], Actions, T = #task{repair = {_, Payload}}) ->
 effects([{lease, Framework} | Rest], Actions, T = #task{agent = Agent, row = Row}) ->
     {ok, Ref} = framework_adapter_pool:lease(#{framework => Framework, agent => Agent, tenant => Row#row.tenant,
                                                task_id => Row#row.task_id, owner => self(),
+                                               alone => maps:get(alone, T#task.header, false),
                                                environments => maps:get(recorded_environments, T#task.header, [])}),
     effects(Rest, Actions, put_task_row(Row#row{waiting = <<"a worker of ", Framework/binary>>}, T#task{ref = Ref}));
 effects([cancel_lease | Rest], Actions, T = #task{ref = Ref}) ->

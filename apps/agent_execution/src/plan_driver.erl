@@ -33,6 +33,8 @@
     %% Tries of it in this attempt of the task, and those among them that count.
     life = 0 :: non_neg_integer(),
     used = 0 :: non_neg_integer(),
+    %% The try before ended with a worker that it shared.
+    alone = false :: boolean(),
     meter = execution_meter:new() :: execution_meter:meter(),
     start_ms :: integer(),
     start_tick :: integer(),
@@ -255,7 +257,8 @@ begin_attempt(Run = #run{life = Life, used = Used, wish = Wish, executor = Execu
     #{header := #{tenant := Tenant} = Header, payload := Payload, scope := Scope} = Wish,
     Base = maps:with([task_id, fence, attempt, deadline, depth], Spec),
     Started = execution_attempt:start(Base#{tenant => Tenant, executor => Executor, agent => Agent, header => Header,
-                                            payload => Payload, scope => Scope, life => Life + 1, used => Used}),
+                                            payload => Payload, scope => Scope, life => Life + 1, used => Used,
+                                            alone => Run#run.alone}),
     outs(Started, Run#run{life = Life + 1}, D).
 
 %% What an attempt says, in order; its end is the last of it.
@@ -310,10 +313,11 @@ attempt_ended(_, _, #run{key = Key}, D = #driver{stopping = Grace, runs = Runs})
     settle(D#driver{runs = maps:remove(Key, Runs)});
 attempt_ended(requeue, _, Run = #run{tools = [_ | _] = Tools, wish = #{header := #{allow_replay := false}}}, D) ->
     ended({failed, execution_core:replay_not_allowed(Tools)}, Run, D);
-attempt_ended(requeue, #{counts := Counts, delay := Delay}, Run = #run{overdue = false}, D = #driver{runs = Runs}) ->
+attempt_ended(requeue, #{counts := Counts, delay := Delay} = End, Run = #run{overdue = false}, D = #driver{runs = Runs}) ->
     #run{key = Key, used = Used} = Run,
     Timer = erlang:start_timer(execution_attempt:pause_ms(Delay), self(), {retry, Key}),
-    Run1 = Run#run{used = Used + case Counts of true -> 1; false -> 0 end, retry = Timer},
+    Run1 = Run#run{used = Used + case Counts of true -> 1; false -> 0 end, retry = Timer,
+                   alone = maps:get(cause, End, <<>>) =:= execution_core:text(worker_shared)},
     {noreply, D#driver{runs = Runs#{Key := Run1}}};
 attempt_ended(finish, #{state := succeeded} = End, Run = #run{key = Key}, D = #driver{journals = Journals}) ->
     ended({succeeded, maps:get(result, End)}, Run, D#driver{journals = Journals#{Key => maps:get(journal, End, [])}});

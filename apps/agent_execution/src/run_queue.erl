@@ -169,6 +169,7 @@ listen() ->
 
 -spec init([]) -> {ok, #state{}, {continue, rebuild}}.
 init([]) ->
+    ok = persistent_term:put({?MODULE, slots}, engine_agents:concurrency()),
     {ok, #state{}, {continue, rebuild}}.
 
 -spec handle_continue(rebuild, #state{}) -> {noreply, #state{}}.
@@ -447,7 +448,18 @@ count(Key) ->
 
 -spec limit(binary()) -> pos_integer().
 limit(<<"native">>) -> agent_config:get([agent_execution, max_running], ?MAX_RUNNING);
-limit(_) -> agent_config:get([workers, max_per_framework], ?MAX_PER_FRAMEWORK).
+limit(Class) -> agent_config:get([workers, max_per_framework], ?MAX_PER_FRAMEWORK) * slots(Class).
+
+%% Tasks that one worker of the class may run at most. Those of an agent whose workers run fewer wait for a lease, in order.
+-spec slots(binary()) -> pos_integer().
+slots(Class) ->
+    case persistent_term:get({?MODULE, slots}, #{}) of
+        Known when map_size(Known) =:= 0 ->
+            1;
+        Known ->
+            Most = max(maps:get(Class, Known, 1), maps:get(<<"auto">>, Known, 1)),
+            framework_adapter_env:concurrency(Class, #{concurrency => Most})
+    end.
 
 -spec quota(binary()) -> pos_integer() | none.
 quota(Tenant) ->

@@ -55,6 +55,20 @@ a_task_whose_attempts_kill_their_workers_is_poison_test() ->
     ?assertMatch({finish, #{state := failed, error := #{reason := poison_task}, attempt_outcome := lost}},
                  lists:last(effects([start, {leased, #{}}, Lost], core(<<"langchain">>, 4, 5)))).
 
+what_shared_a_worker_does_not_count_whatever_ended_it_test() ->
+    Lost = fun(Beside) -> {lost, #{cause => worker_oom, detail => <<"too much memory">>, beside => Beside}} end,
+    Five = core(<<"langchain">>, 4, 5),
+    [Event, Requeue] = lists:nthtail(4, effects([start, {leased, #{}}, Lost(2)], Five)),
+    ?assertMatch({event, {worker_lost, #{cause := <<"WORKER_SHARED">>,
+                                         detail := <<"2 more ran in the same worker: too much memory">>}}}, Event),
+    ?assertMatch({requeue, #{outcome := lost, counts := false, delay := none, cause := <<"WORKER_SHARED">>}}, Requeue),
+    %% Alone it is its own fault.
+    ?assertMatch({finish, #{error := #{reason := worker_oom}}},
+                 lists:last(effects([start, {leased, #{}}, Lost(0)], core(<<"langchain">>, 0, 5)))),
+    %% Who is being ended is ended.
+    ?assertMatch({finish, #{state := cancelled}},
+                 lists:last(effects([start, {leased, #{}}, {stop, cancelled, 10}, Lost(1)], core(<<"langchain">>, 0, 5)))).
+
 one_attempt_keeps_its_own_cause_test() ->
     Lost = {lost, #{cause => worker_hung, detail => <<"blocked">>}},
     ?assertMatch({finish, #{error := #{reason := worker_hung}}},

@@ -389,6 +389,8 @@ class Worker(Value):
     agent_id: str = ""
     #: Of a worker of another machine, as it says itself.
     host: str = ""
+    #: Every task that it runs: more than one only where its agent has `concurrency`.
+    task_ids: tuple[str, ...] = ()
 
 
 class FrameworkEnvironment(Value):

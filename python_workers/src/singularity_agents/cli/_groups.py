@@ -162,7 +162,7 @@ def get_framework(ctx: Context) -> int:
         ctx.io.line(f"  environment {e.name}   {e.state}   lock {e.lock_hash[:12] or '-'}   of {', '.join(e.agent_ids)}{why}")
     ctx.io.line(f"  isolation: {', '.join(framework.isolation) or 'unknown until a worker starts'}")
     for w in framework.workers:
-        task = f"   task {short(w.task_id)}" if w.task_id else ""
+        task = f"   task {', '.join(short(task_id) for task_id in w.task_ids)}" if w.task_ids else ""
         place = f" on {w.host}" if w.host else ""
         ctx.io.line(
             f"  worker {w.name}   pid {w.host_pid}{place}   {w.state}   {size(w.rss)}   started {ago(w.start_time)}{task}"

@@ -84,7 +84,7 @@ class View:
                         w.name,
                         str(w.host_pid),
                         w.state,
-                        short(w.task_id),
+                        short(w.task_id) + (f" +{len(w.task_ids) - 1}" if len(w.task_ids) > 1 else ""),
                         size(w.rss),
                         ago(w.start_time),
                         str(f.restarts),

@@ -158,7 +158,10 @@ class SendCredit:
 
     def may_send(self, size: int) -> bool:
         """True when a counted frame of `size` bytes (header included) may go now."""
-        return self.frames == 0 or (self.frames < WINDOW_FRAMES and self.bytes + size <= WINDOW_BYTES)
+        # The other side grants at half a window: what it owes may be less than that for ever, and no frame may wait for it.
+        if self.frames * 2 < WINDOW_FRAMES and self.bytes * 2 < WINDOW_BYTES:
+            return True
+        return self.frames < WINDOW_FRAMES and self.bytes + size <= WINDOW_BYTES
 
     def sent(self, size: int) -> None:
         """Charges a frame."""

@@ -468,22 +468,36 @@ fn journal(store: &TaskStore, id: &str, fence: i64, key: journal::Key, change: j
 }
 
 fn lose(store: &TaskStore, id: &str, fence: i64) {
-    lose_only(store, id, fence);
+    lose_only(store, id, fence, "WORKER_CRASHED");
     write(store, WriteOp::Claim { id: id.into() }).unwrap();
 }
 
-fn lose_only(store: &TaskStore, id: &str, fence: i64) {
+fn lose_only(store: &TaskStore, id: &str, fence: i64, cause: &str) {
     let requeue = WriteOp::Requeue {
         id: id.into(),
         fence,
         outcome: "lost".into(),
-        cause: "WORKER_CRASHED".into(),
+        cause: cause.into(),
         counts: true,
         not_before_ms: 0,
         ran_ms: None,
         events: Vec::new(),
     };
     write(store, requeue).unwrap();
+}
+
+#[test]
+fn after_a_worker_that_was_shared_the_next_attempt_is_alone_and_the_one_after_it_is_not() {
+    for place in places("shared") {
+        let store = place.open();
+        let (id, _) = submit(&store, false, None, "x", true);
+        for (fence, cause, alone_after) in [(1, "WORKER_SHARED", true), (2, "WORKER_CRASHED", false)] {
+            lose_only(&store, &id, fence, cause);
+            let claimed = write(&store, WriteOp::Claim { id: id.clone() }).unwrap();
+            assert!(matches!(claimed, Written::Claimed { alone, .. } if alone == alone_after), "{cause}");
+        }
+        place.stop(&store);
+    }
 }
 
 #[test]
