@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from .._errors import SingularityError
@@ -79,12 +81,15 @@ def definition(tool: _T, make: Callable[[_T], common.ToolDefinition]) -> common.
 
 
 def definition_as(name: str, description: str | None, parameters: Mapping[str, Any] | None) -> common.ToolDefinition:
-    """What the model reads of a tool that runs in this worker; without a schema it takes no arguments."""
+    """What the model reads of a tool that runs in this worker; without a schema it takes no arguments. It must not be changed."""
+    return _definition_of(name, description or "", json.dumps(parameters or {"type": "object", "properties": {}}))
+
+
+# By content: some frameworks write their tools' schemas anew for every call of a model.
+@lru_cache(_MAX_DEFINITIONS)
+def _definition_of(name: str, description: str, parameters: str) -> common.ToolDefinition:
     return common.ToolDefinition(
-        name=name,
-        description=description or "",
-        parameters=to_struct(parameters or {"type": "object", "properties": {}}),
-        kind=common.TOOL_KIND_PYTHON,
+        name=name, description=description, parameters=to_struct(json.loads(parameters)), kind=common.TOOL_KIND_PYTHON
     )
 
 

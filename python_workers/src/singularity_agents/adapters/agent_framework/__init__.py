@@ -29,4 +29,5 @@ def load() -> Adapter:
         del os.environ[name]
     os.environ.update(ENABLE_INSTRUMENTATION="false", AGENT_FRAMEWORK_USER_AGENT_DISABLED="true")
     adapter: Adapter = import_module("._adapter", __name__).AgentFrameworkAdapter()
+    _lazy.ahead("agent_framework._harness._tool_approval", "agent_framework._mcp", "urllib.request")
     return adapter

@@ -43,6 +43,7 @@ def load() -> Adapter:
     folder = os.environ["CREWAI_STORAGE_DIR"] = tempfile.mkdtemp(prefix="singularity-crewai-")
     try:
         adapter: Adapter = import_module("._adapter", __name__).CrewAIAdapter()
+        _lazy.ahead("crewai.hooks.contexts", "crewai.llms.cache", "crewai.skills.tool")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return adapter

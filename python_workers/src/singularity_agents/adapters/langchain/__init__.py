@@ -32,4 +32,5 @@ def load() -> Adapter:
         del os.environ[name]
     os.environ["LANGSMITH_TRACING"] = "false"
     adapter: Adapter = import_module("._adapter", __name__).LangChainAdapter()
+    _lazy.ahead("langchain_core.tracers.context", "langchain_core.tracers.run_collector", "langchain_core.tracers.stdout")
     return adapter

@@ -28,4 +28,9 @@ def load() -> Adapter:
     metrics = import_module("opentelemetry.metrics")
     metrics.set_meter_provider(metrics.NoOpMeterProvider())
     adapter: Adapter = import_module("._adapter", __name__).SemanticKernelAdapter()
+    _lazy.ahead(
+        "semantic_kernel.connectors.ai.function_call_choice_configuration",
+        "semantic_kernel.template_engine.protocols.code_renderer",
+        "semantic_kernel.template_engine.protocols.text_renderer",
+    )
     return adapter
