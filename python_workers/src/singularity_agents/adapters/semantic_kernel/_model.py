@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Callable, Mapping
-from functools import lru_cache
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field
 from semantic_kernel.connectors.ai.chat_completion_client_base import ChatCompletionClientBase
@@ -17,9 +15,6 @@ from semantic_kernel.contents.utils.author_role import AuthorRole
 from ...worker._wire import common, providers
 from .. import _chat
 from . import _messages
-
-#: Definitions of tools that are kept.
-_MAX_DEFINITIONS: Final = 1000
 
 
 class EngineSettings(PromptExecutionSettings):
@@ -98,14 +93,7 @@ def _offered(settings: Any) -> list[str]:
 
 
 def _definition(function: Mapping[str, Any]) -> common.ToolDefinition:
-    # The framework makes the dictionary anew for each call: its text is what stays the same.
-    return _defined(json.dumps((function["name"], function.get("description"), function.get("parameters")), default=str))
-
-
-@lru_cache(maxsize=_MAX_DEFINITIONS)
-def _defined(text: str) -> common.ToolDefinition:
-    name, description, parameters = json.loads(text)
-    return _chat.definition_as(_messages.short(name), description, parameters)
+    return _chat.definition_as(_messages.short(function["name"]), function.get("description"), function.get("parameters"))
 
 
 def _schema(wanted: Any) -> Mapping[str, Any] | None:
