@@ -49,6 +49,9 @@ OWN_CLIENT: Final = {
 }
 NATIVE: Final = "native"
 IN_FLIGHT: Final = (1, 16, 64)
+#: Tasks side by side in one process, and frameworks that have none.
+BESIDE: Final = 16
+ALONE: Final = (NATIVE, "crewai")
 SECONDS: Final = 3.0
 #: In which a zygote has imported its framework.
 START_S: Final = 8.0
@@ -82,13 +85,19 @@ PROMISES: Final = {
 
 
 def config(frameworks: list[str]) -> str:
-    """A node with an agent of each framework, and one of each whose tool never ends."""
+    """A node with an agent of each framework, one whose tasks run side by side, and one whose tool never ends."""
     agents = "".join(
         f'[agents.of_{name}]\nframework = "{name}"\nproject = "{HERE}"\ninstructions = "{TOLD}"\n'
         'tools = ["bench_agents:multiply"]\n'
         f'[agents.lingers_{name}]\nframework = "{name}"\nproject = "{HERE}"\ntools = ["bench_agents:linger"]\n'
         for name in frameworks
         if name != NATIVE
+    )
+    agents += "".join(
+        f'[agents.beside_{name}]\nframework = "{name}"\nproject = "{HERE}"\ninstructions = "{TOLD}"\n'
+        f'tools = ["bench_agents:multiply"]\nconcurrency = {BESIDE}\n'
+        for name in frameworks
+        if name not in ALONE
     )
     return f"""
 [providers.echo]
@@ -105,11 +114,11 @@ recycle_after = 1000000
 """
 
 
-def load(node: LocalNode, name: str, in_flight: int, seconds: float, warm_up: float = 1.0) -> dict[str, Any]:
+def load(node: LocalNode, name: str, in_flight: int, seconds: float, warm_up: float = 1.0, kind: str = "of") -> dict[str, Any]:
     """One run of the load generator."""
     model = NATIVE_MODEL if name == NATIVE else MODEL
     done = subprocess.run(
-        [str(TOOL), "load", "--address", node.address, "--agent", f"of_{name}", "--model", model, "--bytes", str(len(ASKED)),
+        [str(TOOL), "load", "--address", node.address, "--agent", f"{kind}_{name}", "--model", model, "--bytes", str(len(ASKED)),
          "--in-flight", str(in_flight), "--seconds", str(seconds), "--warm-up", str(warm_up)],
         capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
@@ -125,12 +134,25 @@ def beam(node: LocalNode) -> int:
     return int(found.split("pid=")[1].split(",")[0])
 
 
-def on_engine(node: LocalNode, name: str, seconds: float = BLOCK_S) -> float:
-    """CPU ms of a task, of the node and all below it, one task at a time."""
+def on_engine(node: LocalNode, name: str, in_flight: int = 1, kind: str = "of") -> tuple[float, float]:
+    """CPU ms of a task, of the node and all below it, and tasks a second; one task at a time unless told otherwise."""
     root = beam(node)
     before = demo.tree_cpu_s(root)
-    count = load(node, name, 1, seconds, warm_up=0)["ok"]
-    return (demo.tree_cpu_s(root) - before) * 1000 / count
+    run = load(node, name, in_flight, BLOCK_S, warm_up=0, kind=kind)
+    return (demo.tree_cpu_s(root) - before) * 1000 / run["ok"], run["per_second"]
+
+
+def beside(node: LocalNode, name: str) -> dict[str, Any]:
+    """As many tasks at once in one process, and in processes of their own, in turn; medians."""
+    load(node, name, BESIDE, 1.0, kind="beside")
+    blocks = [(on_engine(node, name, BESIDE), on_engine(node, name, BESIDE, "beside")) for _ in range(PAIRS)]
+    return {
+        kind: {
+            "cpu_ms": statistics.median(pair[at][0] for pair in blocks),
+            "per_second": statistics.median(pair[at][1] for pair in blocks),
+        }
+        for at, kind in enumerate(("own", "shared"))
+    }
 
 
 def alone(name: str, tasks: int, environment: str = "", url: str = "") -> dict[str, float]:
@@ -284,15 +306,17 @@ def measured(node: LocalNode, name: str) -> dict[str, Any]:
         run = load(node, name, in_flight, SECONDS)
         row[f"c{in_flight}"] = {"p50_ms": run["p50_us"] / 1000, "p99_ms": run["p99_us"] / 1000, "per_second": run["per_second"]}
     if name == NATIVE:
-        row["engine_cpu_ms"] = statistics.median(on_engine(node, name) for _ in range(PAIRS))
+        row["engine_cpu_ms"] = statistics.median(on_engine(node, name)[0] for _ in range(PAIRS))
         return row
     row["uss_mib"] = memory(node, name)
     tasks = max(SETTLED, int(BLOCK_S * 1000 / max(alone(name, SETTLED)["wall_ms"], 0.1)))
-    pairs = [(alone(name, tasks)["cpu_ms"], on_engine(node, name)) for _ in range(PAIRS)]
+    pairs = [(alone(name, tasks)["cpu_ms"], on_engine(node, name)[0]) for _ in range(PAIRS)]
     row["in_process_cpu_ms"] = statistics.median(pair[0] for pair in pairs)
     row["engine_cpu_ms"] = statistics.median(pair[1] for pair in pairs)
     row["added_cpu_ms"] = statistics.median(pair[1] - pair[0] for pair in pairs)
     row["own_client_cpu_ms"] = with_own_client(name, min(tasks, 200))
+    if name not in ALONE:
+        row["beside"] = beside(node, name)
     late = kills(node, name)
     row["killed"] = {"p50_ms": at(late, 50), "p99_ms": at(late, 99), "retried": f"{len(late)}/{KILLS}"}
     fresh = forks(name)
@@ -306,8 +330,8 @@ def figures(rows: list[dict[str, Any]]) -> str:
     lines = [
         "| | p50 / p99 ms at 1 | rate at 1 / 16 / 64 | CPU ms engine / alone / added (must) | own client, ratio (must 0.5)"
         " | fork to READY / first call p99 ms (must 50, CrewAI 200) | kill -9 to running again p50 / p99 ms (must 100)"
-        " | USS MiB (must 40) |",
-        "|---|---|---|---|---|---|---|---|",
+        f" | USS MiB (must 40) | {BESIDE} at once, own processes / one: CPU ms, rate |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [
@@ -316,7 +340,7 @@ def figures(rows: list[dict[str, Any]]) -> str:
             " / ".join(f"{row[f'c{n}']['per_second']:.0f}" for n in IN_FLIGHT),
         ]
         if row["name"] == NATIVE:
-            cells += [f"{row['engine_cpu_ms']:.2f}", "", "", "", ""]
+            cells += [f"{row['engine_cpu_ms']:.2f}", "", "", "", "", ""]
         else:
             alone_ms, own = row["in_process_cpu_ms"], row["own_client_cpu_ms"]
             cells += [
@@ -325,9 +349,16 @@ def figures(rows: list[dict[str, Any]]) -> str:
                 f"{row['fork']['ready']['p99_ms']:.0f} / {row['fork']['first_call']['p99_ms']:.0f}",
                 f"{row['killed']['p50_ms']:.0f} / {row['killed']['p99_ms']:.0f}",
                 f"{row['uss_mib']:.1f}",
+                "" if "beside" not in row else side_by_side(row["beside"]),
             ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def side_by_side(blocks: dict[str, Any]) -> str:
+    """The cell of tasks at once."""
+    own, shared = blocks["own"], blocks["shared"]
+    return f"{own['cpu_ms']:.2f} / {shared['cpu_ms']:.2f}, {own['per_second']:.0f} / {shared['per_second']:.0f}"
 
 
 def comparison(rows: list[dict[str, Any]]) -> str:

@@ -307,8 +307,10 @@ fn references(root: &Node, faults: &mut Vec<String>) {
         {
             let why = match framework {
                 "native" => "native tasks have no worker process, and run side by side as they come; remove it",
-                _ => "a crew's objects and events are of its whole process; remove it, and let [workers] max_per_framework say how \
-                      many workers run side by side",
+                _ => {
+                    "a crew's objects and events are of its whole process; remove it, and let [workers] max_per_framework say how \
+                      many workers run side by side"
+                }
             };
             faults.push(format!("[agents.{}] concurrency is not for framework = \"{framework}\": {why}", name.text()));
         }

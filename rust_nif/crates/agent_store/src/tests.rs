@@ -840,7 +840,7 @@ fn a_namespace_goes_on_with_its_conversation_and_every_attempt_sees_the_same() {
         let third = start("me too");
         claim(&third);
         write(&store, finish(&third, 1)).unwrap();
-        lose_only(&store, &second, 1);
+        lose_only(&store, &second, 1, "WORKER_CRASHED");
         assert_eq!(claim(&second), said);
         write(&store, finish(&second, 2)).unwrap();
         let r = pb::ListMessagesRequest { namespace: "chat/1".into(), conversation_id: "default".into(), ..Default::default() };

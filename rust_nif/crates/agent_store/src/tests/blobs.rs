@@ -58,7 +58,7 @@ fn a_large_task_is_read_as_it_was_written_also_after_a_new_start() {
         let fence = claim(&store, &id);
         journal(&store, &id, fence, key(1, Kind::Chat), Change::Answer(large("paid").into())).unwrap();
         journal(&store, &id, fence, key(2, Kind::Tool), Change::Answer(large("tool").into())).unwrap();
-        lose_only(&store, &id, fence);
+        lose_only(&store, &id, fence, "WORKER_CRASHED");
         place.stop(&store);
         drop(store);
 
