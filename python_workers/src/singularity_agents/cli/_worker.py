@@ -33,7 +33,7 @@ def add(commands: _SubParsersAction[Parser], shared: Parser) -> None:
     )
     worker.add_argument("--framework", required=True, metavar="F", help="framework whose environment is installed here")
     worker.add_argument("--key-file", metavar="FILE", help="key of [workers] remote_keys of the node (SINGULARITY_API_KEY)")
-    worker.add_argument("--count", type=int, default=1, metavar="N", help="processes, each with one task at a time (default 1)")
+    worker.add_argument("--count", type=int, default=1, metavar="N", help="processes (default 1)")
     worker.add_argument(
         "--project", action="append", default=[], metavar="DIR", help="user code that tasks may import; repeatable"
     )
