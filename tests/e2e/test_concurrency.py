@@ -95,10 +95,23 @@ def test_one_that_does_not_end_is_killed_and_the_others_run_again_uncounted(clie
     done = asks.wait("30s")
     # The answer that it had paid for was not asked again.
     assert done.result.metrics.provider_calls == 1
-    assert done.state == "SUCCEEDED" and causes(client, asks) == ["WORKER_SHARED", ""]
+    assert done.state == "SUCCEEDED" and causes(client, asks) == ["WORKER_CRASHED", ""]
     [lost] = [e.data for e in client.watch(asks.id) if e.kind == "worker_lost"]
-    assert lost["cause"] == "WORKER_SHARED" and "did not end when it was cancelled" in lost["detail"]
+    assert "did not end when it was cancelled" in lost["detail"]
     assert done.result.output != str(answer.proof.host_pid)
+
+
+def test_a_clock_that_rings_leaves_the_others_alone(client: Client) -> None:
+    other = ask(client, "stays")
+    late = client.submit("stays", agent="mixed", max_attempts=1, max_duration="1s")
+    assert late.wait("20s").state == "TIMED_OUT"
+    assert client.get(other.id).state == "RUNNING" and causes(client, other) == [""]
+    # Nor does one that is ended at once, and obeys.
+    now = ask(client, "stays")
+    together(client, other, now)
+    assert now.cancel(grace="0s").task.state == "CANCELLED"
+    assert client.get(other.id).state == "RUNNING" and causes(client, other) == [""]
+    other.cancel(grace="5s")
 
 
 def test_what_ends_the_process_is_found_out_alone_and_costs_its_neighbours_nothing(client: Client) -> None:

@@ -13,6 +13,7 @@
 -export([delegated/3]).
 -export([abort_all/2]).
 -export([add/2]).
+-export([cancel/2]).
 -export([drain/2]).
 -export([forget/1]).
 
@@ -40,7 +41,7 @@
     waiting = queue:new() :: queue:queue(out())
 }).
 -opaque calls() :: #calls{}.
--type out() :: {iodata(), After :: none | {grant, reference()}}.
+-type out() :: {iodata(), After :: none | free | {grant, reference()}}.
 %% A frame for the worker; after it left, the provider is granted another chunk.
 -type note() :: {usage, map()} | {event, tuple()} | {delegate, reference(), Request :: binary()}.
 %% What the owner of the lease must hear.
@@ -289,6 +290,11 @@ forget(#calls{open = Open}) ->
 add(Frame, C) ->
     push({Frame, none}, C).
 
+%% @doc A frame that costs no credit, behind those that wait: what it cancels may be among them.
+-spec cancel(iodata(), calls()) -> calls().
+cancel(Frame, C) ->
+    push({Frame, free}, C).
+
 %% @doc Takes the frames that credit allows; the rest waits.
 -spec drain(framework_adapter_credit:credit(), calls()) -> {[iodata()], framework_adapter_credit:credit(), calls()}.
 drain(Credit, C = #calls{waiting = Waiting}) ->
@@ -300,6 +306,8 @@ drain(Credit, Waiting, Acc, C) ->
     case queue:peek(Waiting) of
         empty ->
             {lists:reverse(Acc), Credit, C#calls{waiting = Waiting}};
+        {value, {Frame, free}} ->
+            drain(Credit, queue:drop(Waiting), [Frame | Acc], C);
         {value, {Frame, After}} ->
             case framework_adapter_credit:take(iolist_size(Frame), Credit) of
                 {ok, Credit1} ->

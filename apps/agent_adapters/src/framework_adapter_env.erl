@@ -79,7 +79,7 @@ installer_args(#{framework := Framework, requirements := Lock, python := Version
 
 %% @doc Tasks of an agent that one worker of a framework runs side by side. Crews and their events are objects of a whole process.
 -spec concurrency(Framework :: binary(), Agent :: map()) -> pos_integer().
-concurrency(<<"crewai">>, _) -> 1;
+concurrency(Framework, _) when Framework =:= <<"crewai">>; Framework =:= <<"native">> -> 1;
 concurrency(_, Agent) -> maps:get(concurrency, Agent, 1).
 
 %% @doc Folder of an agent's code, as a worker in a folder of its own finds it; empty where there is none.

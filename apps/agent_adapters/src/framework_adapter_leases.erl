@@ -82,7 +82,7 @@ request(Key, Request, L = #leases{queues = Queues, waiting = N, limits = #{max_w
     IsNext = case queue:peek(Queue) of {value, First} -> depth(Request) > depth(First); empty -> true end,
     case IsNext andalso place(Key, Request, L) of
         {ok, Id} ->
-            {[{grant, Id, Request}], hold(Id, Request, L)};
+            {[{grant, Id, Request}], pass(element(1, Key), hold(Id, Request, L))};
         _ when N >= Max ->
             {[{refuse, Request, queue_full}], L};
         _ ->
@@ -115,7 +115,7 @@ fits(Id, Request, L = #leases{workers = Workers}) ->
 
 -spec leased(binary(), leases()) -> non_neg_integer().
 leased(Framework, L) ->
-    lists:sum([is_leased(W) || W <- of_framework(Framework, L)]).
+    places([W || W <- of_framework(Framework, L), is_leased(W) =:= 1], max_workers(Framework, L)).
 
 -spec is_leased(#w{}) -> 0 | 1.
 is_leased(#w{held = Held}) -> min(1, map_size(Held)).
@@ -165,21 +165,33 @@ depth(Request) ->
     maps:get(depth, Request, 0).
 
 %% @doc A request that waits is taken back.
--spec cancel(reference(), leases()) -> leases().
-cancel(Ref, L = #leases{queues = Queues}) ->
+-spec cancel(reference(), leases()) -> {[effect()], leases()}.
+cancel(Ref, L = #leases{queues = Queues, open = Open}) ->
     Queues1 = maps:filtermap(
         fun(_, Q) ->
             Q1 = queue:filter(fun(#{ref := R}) -> R =/= Ref end, Q),
             case queue:is_empty(Q1) of true -> false; false -> {true, Q1} end
         end, Queues),
-    L#leases{queues = Queues1, waiting = count(Queues1)}.
+    %% What stood behind it may fit where it did not.
+    Changed = [K || K <- maps:keys(Queues1), map_get(K, Queues1) =/= map_get(K, Queues)],
+    served([Id || K <- Changed, Id <- maps:get(K, Open, [])],
+           L#leases{queues = Queues1, waiting = count(Queues1), passed = maps:with(maps:keys(Queues1), L#leases.passed)}).
+
+-spec served([binary()], leases()) -> {[effect()], leases()}.
+served(Ids, L) ->
+    lists:foldl(fun(Id, {Effects, Acc}) -> {More, Acc1} = fill(Id, Acc), {Effects ++ More, Acc1} end, {[], L}, Ids).
 
 %% @doc A worker has started.
 -spec ready(binary(), leases()) -> {[effect()], leases()}.
 ready(Id, L = #leases{workers = Workers, failures = Failures}) ->
     case Workers of
         #{Id := W = #w{key = Key, state = starting}} ->
-            serve(Id, L#leases{failures = maps:remove(Key, Failures), workers = Workers#{Id => W#w{state = ready}}});
+            %% Its first tasks it gets in any case, whoever else waits.
+            L1 = opened(Id, L#leases{failures = maps:remove(Key, Failures), workers = Workers#{Id => W#w{state = ready}}}),
+            case fill(Id, L1) of
+                {[], L2} -> unserved(Id, element(1, Key), L2);
+                Filled -> Filled
+            end;
         #{} ->
             {[], L}
     end.
@@ -238,7 +250,7 @@ extra(Env, N, L = #leases{extra = Extra, queues = Queues}) ->
 refuse(Key, Why, L = #leases{queues = Queues, waiting = N}) ->
     Requests = queue:to_list(maps:get(Key, Queues, queue:new())),
     {[{refuse, R, Why} || R <- Requests],
-     L#leases{queues = maps:remove(Key, Queues), waiting = N - length(Requests)}}.
+     L#leases{queues = maps:remove(Key, Queues), passed = maps:remove(Key, L#leases.passed), waiting = N - length(Requests)}}.
 
 %% @doc Ids with key and state.
 -spec workers(leases()) -> [{binary(), key(), starting | idle | leased | stopping}].
@@ -254,24 +266,36 @@ workers(#leases{workers = Workers}) ->
 waiting(#leases{waiting = N}) ->
     N.
 
-%% A worker may have a slot for what waits, or is one too many.
+%% A worker that has given a slot back has one for what waits, makes room, or is one too many.
 -spec serve(binary(), leases()) -> {[effect()], leases()}.
-serve(Id, L0 = #leases{workers = Workers0}) ->
-    #w{key = {Framework, _, _, _} = Key, state = State} = maps:get(Id, Workers0),
+serve(Id, L0 = #leases{workers = Workers}) ->
+    #w{key = {Framework, _, _, _}, state = State} = maps:get(Id, Workers),
     L = opened(Id, L0),
-    case State =:= ready andalso passed_over(Framework, L) of
-        false when State =/= ready ->
-            {[], L};
-        true ->
-            make_room(Id, L);
-        false ->
-            case next(Id, Key, L) of
-                {Request, L1} ->
-                    {Effects, L2} = serve(Id, pass(Framework, hold(Id, Request, L1))),
-                    {[{grant, Id, Request} | Effects], L2};
-                none ->
-                    unserved(Id, Framework, L)
-            end
+    case State of
+        ready ->
+            case passed_over(Framework, L) of
+                true ->
+                    make_room(Id, L);
+                false ->
+                    case fill(Id, L) of
+                        {[], L1} -> unserved(Id, Framework, L1);
+                        Filled -> Filled
+                    end
+            end;
+        _ ->
+            {[], L}
+    end.
+
+%% Its slots are given to what waits for its key.
+-spec fill(binary(), leases()) -> {[effect()], leases()}.
+fill(Id, L = #leases{workers = Workers}) ->
+    #w{key = {Framework, _, _, _} = Key} = maps:get(Id, Workers),
+    case next(Id, Key, L) of
+        {Request, L1} ->
+            {Effects, L2} = fill(Id, pass(Framework, hold(Id, Request, L1))),
+            {[{grant, Id, Request} | Effects], L2};
+        none ->
+            {[], L}
     end.
 
 %% The first that waits for the key, if this worker has a slot for it.
@@ -292,7 +316,8 @@ next(Id, Key, L = #leases{queues = Queues, waiting = N, workers = Workers}) ->
 -spec unserved(binary(), binary(), leases()) -> {[effect()], leases()}.
 unserved(Id, Framework, L = #leases{workers = Workers}) ->
     #w{held = Held} = maps:get(Id, Workers),
-    case map_size(Held) =:= 0 andalso length(of_framework(Framework, L)) > max_workers(Framework, L) of
+    Max = max_workers(Framework, L),
+    case map_size(Held) =:= 0 andalso places(of_framework(Framework, L), Max) > Max of
         true ->
             %% It was one of those for subtasks.
             stop(Id, L);
@@ -312,8 +337,8 @@ pass(Framework, L = #leases{queues = Queues, passed = Passed}) ->
 
 %% Whether a worker must go for a key that was passed over too often; one at a time does.
 -spec passed_over(binary(), leases()) -> boolean().
-passed_over(Framework, L = #leases{passed = Passed}) ->
-    lists:any(fun({K, N}) -> element(1, K) =:= Framework andalso N >= ?MAX_PASSED end, maps:to_list(Passed))
+passed_over(Framework, L = #leases{passed = Passed, queues = Queues}) ->
+    lists:any(fun({K, N}) -> element(1, K) =:= Framework andalso N >= ?MAX_PASSED andalso is_map_key(K, Queues) end, maps:to_list(Passed))
         andalso not lists:any(fun(#w{state = S}) -> S =:= stopping orelse S =:= retiring end, of_framework(Framework, L)).
 
 -spec make_room(binary(), leases()) -> {[effect()], leases()}.
@@ -349,13 +374,14 @@ grow_all(Framework, L = #leases{queues = Queues, passed = Passed}) ->
 grow(Key, L = #leases{workers = Workers, queues = Queues}) ->
     Framework = element(1, Key),
     Mine = of_framework(Framework, L),
-    Coming = lists:sum([S || #w{key = K, state = starting, slots = S} <- Mine, K =:= Key]),
     Queue = maps:get(Key, Queues, queue:new()),
+    HeadIsAlone = case queue:peek(Queue) of {value, Head} -> is_alone(Head); empty -> false end,
+    Coming = lists:sum([case HeadIsAlone of true -> 1; false -> S end || #w{key = K, state = starting, slots = S} <- Mine, K =:= Key]),
     case queue:len(Queue) > Coming andalso queue:peek(Queue) of
         false ->
             {[], L};
         {value, #{agent := Agent} = First} ->
-            case length(Mine) < max_workers(Framework, L) * (depth(First) + 1) of
+            case places(Mine, max_workers(Framework, L)) < max_workers(Framework, L) * (depth(First) + 1) of
                 true ->
                     {Id, L1} = new_id(Framework, L),
                     {[{start, Id, Key, Agent}], L1#leases{workers = Workers#{Id => new_worker(Key, Agent)},
@@ -364,6 +390,12 @@ grow(Key, L = #leases{workers = Workers, queues = Queues}) ->
                     evict(Framework, Key, Mine, L)
             end
     end.
+
+%% Places that workers take. One that only ends its last tasks takes none, for as many as there may be: they may be long.
+-spec places([#w{}], integer()) -> non_neg_integer().
+places(Mine, Max) ->
+    Retiring = length([x || #w{state = retiring} <- Mine]),
+    length(Mine) - min(Retiring, max(0, Max)).
 
 -spec new_worker(key(), map()) -> #w{}.
 new_worker({Framework, _, _, _} = Key, Agent) ->

@@ -136,7 +136,7 @@ handle_cast({attach, Remote}, M = #manager{attached = N, monitors = Monitors}) -
         {error, _} -> {noreply, M}
     end;
 handle_cast({cancel, Ref}, M = #manager{granted = Granted}) ->
-    {noreply, forget_owner(Ref, taken_back(Ref, M#manager{granted = maps:remove(Ref, Granted)}))}.
+    {noreply, taken_back(Ref, forget_owner(Ref, M#manager{granted = maps:remove(Ref, Granted)}))}.
 
 -spec handle_info(term(), #manager{}) -> {noreply, #manager{}}.
 handle_info({worker, Id, {ready, View}}, M) ->
@@ -439,7 +439,7 @@ installed(Name, How, M = #manager{held = Held}) ->
 -spec taken_back(reference(), #manager{}) -> #manager{}.
 taken_back(Ref, M = #manager{held = Held, leases = Leases}) ->
     Others = maps:map(fun(_, {Env, Waiting}) -> {Env, [W || W = {_, #{ref := R}} <- Waiting, R =/= Ref]} end, Held),
-    M#manager{held = Others, leases = framework_adapter_leases:cancel(Ref, Leases)}.
+    run(framework_adapter_leases:cancel(Ref, Leases), M#manager{held = Others}).
 
 -spec refuse_starts(binary(), {worker_start_failed, binary()} | {unavailable, agent_error:t()}, #manager{}) -> #manager{}.
 refuse_starts(Name, Why, M) ->

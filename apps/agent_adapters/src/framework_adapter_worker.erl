@@ -33,6 +33,8 @@
 -define(START_TIMEOUT_MS, 10000).
 %% TERM to KILL when the grace was used up before.
 -define(TERM_GRACE_MS, 20).
+%% A task that is ended at once has so long to give way where others run in its process, in ms.
+-define(SHARED_GRACE_MS, 1000).
 %% The guard's own deadline for the proof is 1 s; ours is behind it.
 -define(PROOF_TIMEOUT_MS, 2000).
 %% Time for the guard's report after the channel ended.
@@ -561,16 +563,20 @@ aged(#worker{started_ms = Started}) -> erlang:system_time(millisecond) - Started
 %% ---- cancel and kill
 
 -spec cancel_task(non_neg_integer(), atom(), framework_adapter_lease:lease(), #worker{}) -> gen_statem:event_handler_result(atom()).
-cancel_task(GraceMs, State, Lease, W) ->
+cancel_task(GraceMs, State, Lease, W = #worker{leases = Leases}) ->
+    Closed = framework_adapter_lease:close(case GraceMs of 0 -> framework_adapter_lease:now(Lease); _ -> Lease end),
+    Grace = case map_size(Leases) of 1 -> GraceMs; _ -> max(GraceMs, ?SHARED_GRACE_MS) end,
     case State =:= ready andalso framework_adapter_lease:is_running(Lease) of
-        true when GraceMs > 0 ->
+        true when Grace > 0 ->
             Slot = framework_adapter_lease:slot(Lease),
-            Frame = framework_adapter_frame:encode(cancel, 0, [], {Slot, GraceMs}, framework_adapter_lease:fence(Lease), <<>>),
-            W1 = send_waiting(put_lease(framework_adapter_lease:close(Lease), W)),
-            {keep_state, send(Frame, W1), [{{timeout, {grace, framework_adapter_lease:ref(Lease)}}, GraceMs, grace}]};
+            Frame = framework_adapter_frame:encode(cancel, 0, [], {Slot, Grace}, framework_adapter_lease:fence(Lease), <<>>),
+            %% Behind its EXECUTE, which may wait for credit.
+            Calls = framework_adapter_calls:cancel(Frame, framework_adapter_lease:calls(Closed)),
+            W1 = send_waiting(put_lease(framework_adapter_lease:set_calls(Calls, Closed), W)),
+            {keep_state, W1, [{{timeout, {grace, framework_adapter_lease:ref(Lease)}}, Grace, grace}]};
         true ->
             framework_adapter_lease:tell(grace_over, Lease),
-            {keep_state, send_waiting(put_lease(framework_adapter_lease:close(framework_adapter_lease:now(Lease)), W))};
+            {keep_state, send_waiting(put_lease(Closed, W))};
         false ->
             framework_adapter_lease:tell(grace_over, Lease),
             keep_state_and_data
@@ -587,11 +593,12 @@ kill_tree(_, _, killing, W) ->
     {keep_state, W};
 kill_tree(Why, GraceMs, State, W = #worker{spec = #{id := Id, manager := Manager}}) ->
     forget(W),
+    Forgotten = maps:map(fun(_, L) -> framework_adapter_lease:set_calls(framework_adapter_calls:new(), L) end, W#worker.leases),
     Manager ! {worker, Id, {killing, Why}},
     Now = erlang:system_time(millisecond),
     Signals = [#{name => <<"TERM">>, at_ms => Now} || GraceMs > 0]
         ++ [#{name => <<"KILL">>, at_ms => Now + GraceMs}],
-    W1 = W#worker{killing = #{why => Why, at_us => erlang:monotonic_time(microsecond), signals => Signals}},
+    W1 = W#worker{leases = Forgotten, killing = #{why => Why, at_us => erlang:monotonic_time(microsecond), signals => Signals}},
     Gone = State =:= opening orelse guard_kill(GraceMs, W) =:= gone,
     case {Gone, framework_adapter_report:proof(W#worker.report)} of
         {_, {ok, Proof}} -> gone(Proof, W1);
@@ -618,10 +625,15 @@ gone(#{proof := Proof, survivors := Survivors},
     maps:foreach(fun(_, Lease) ->
                      case Why =:= cancelled andalso framework_adapter_lease:is_killed(Lease) of
                          true -> framework_adapter_lease:tell({gone, Asked}, Lease);
-                         false -> framework_adapter_lease:tell({lost, (lost(Why, Proof, W))#{beside => map_size(Leases) - 1}}, Lease)
+                         false -> framework_adapter_lease:tell({lost, maps:merge(lost(Why, Proof, W), fault(Why, Leases))}, Lease)
                      end
                  end, Leases),
     {stop, {shutdown, ended(Why)}, W#worker{leases = #{}}}.
+
+%% Where the process was ended because of one of its tasks the others are innocent; else it may have been any of them.
+-spec fault(term(), map()) -> map().
+fault(Why, Leases) when Why =:= cancelled, map_size(Leases) > 1 -> #{innocent => true};
+fault(_, Leases) -> #{beside => map_size(Leases) - 1}.
 
 -spec lost(term(), port_guard:proof(), #worker{}) -> map().
 lost({_, _} = Why, Proof, #worker{report = Report, log = Log, host_pid = HostPid}) ->

@@ -106,12 +106,52 @@ one_that_wants_to_be_alone_waits_for_an_empty_worker_and_fills_it_test() ->
     ?assertMatch({[{grant, One, #{task_id := <<"behind">>}}, {grant, One, _}], _},
                  framework_adapter_leases:released(One, granted(Alone), L6)).
 
-one_that_retires_takes_no_more_and_another_one_is_started_in_its_place_test() ->
+one_that_retires_takes_no_more_and_another_one_is_started_meanwhile_test() ->
     {[{start, One, _, _}], L1} = ask(?KEY, #{}, new()),
     {[{grant, One, _} = First], L2} = framework_adapter_leases:ready(One, L1),
-    {[], L3} = ask(?KEY, #{}, framework_adapter_leases:retiring(One, L2)),
-    {[], L4} = framework_adapter_leases:released(One, granted(First), L3),
-    ?assertMatch({[{start, _, ?KEY, _}], _}, framework_adapter_leases:ended(One, normal, L4)).
+    %% Its last task may be long.
+    {[{start, Two, ?KEY, _}], L3} = ask(?KEY, #{}, framework_adapter_leases:retiring(One, L2)),
+    {[{grant, Two, _}], L4} = framework_adapter_leases:ready(Two, L3),
+    {[], L5} = framework_adapter_leases:released(One, granted(First), L4),
+    ?assertMatch({[], _}, framework_adapter_leases:ended(One, normal, L5)).
+
+what_is_taken_back_leaves_its_place_to_the_next_one_test() ->
+    {[{start, One, _, _}], L1} = ask(?KEY, #{}, new()),
+    {[{grant, One, _}], L2} = framework_adapter_leases:ready(One, L1),
+    Ref = make_ref(),
+    {[], L3} = ask(?KEY, #{alone => true, ref => Ref}, L2),
+    {[], L4} = ask(?KEY, #{task_id => <<"behind">>}, L3),
+    ?assertMatch({[{grant, One, #{task_id := <<"behind">>}}], _}, framework_adapter_leases:cancel(Ref, L4)).
+
+%% What was passed over and then taken back keeps nobody from anything.
+a_key_that_waits_no_more_is_forgotten_test() ->
+    {[{start, One, _, _}], L1} = request(1, new()),
+    {[{grant, One, _} = First], L2} = framework_adapter_leases:ready(One, L1),
+    Ref = make_ref(),
+    {[], L3} = ask(?OTHER, #{ref => Ref}, L2),
+    Turn = fun(N, {Granted, L}) ->
+               {[], Asked} = request(N, L),
+               {[Next | _], Left} = framework_adapter_leases:released(One, granted(Granted), Asked),
+               {Next, Left}
+           end,
+    {Last, L4} = lists:foldl(Turn, {First, L3}, lists:seq(1, 16)),
+    {[], L5} = framework_adapter_leases:cancel(Ref, L4),
+    {[], L6} = framework_adapter_leases:released(One, granted(Last), L5),
+    ?assertMatch({[{grant, One, _}], _}, request(99, L6)).
+
+%% Whoever always finds a free slot is counted too.
+a_slot_that_is_always_free_is_no_way_round_it_test() ->
+    {[{start, One, _, _}], L1} = ask(?KEY, #{}, new()),
+    {[{grant, One, _} = First], L2} = framework_adapter_leases:ready(One, L1),
+    {[], L3} = ask(?OTHER, #{}, L2),
+    Turn = fun Turn(N, Granted, L) when N < 100 ->
+                   {[Next], Asked} = ask(?KEY, #{}, L),
+                   case framework_adapter_leases:released(One, granted(Granted), Asked) of
+                       {[], Left} -> Turn(N + 1, Next, Left);
+                       {[{retire, One}], _} -> N
+                   end
+           end,
+    ?assert(Turn(0, First, L3) =< 16).
 
 %% A flood of one agent's tasks leaves room for another agent's within a bounded number of them.
 a_key_without_a_worker_is_not_passed_over_for_ever_test() ->
@@ -125,7 +165,7 @@ a_key_without_a_worker_is_not_passed_over_for_ever_test() ->
                         [{grant, One, _} = Next] ->
                             {[], Refilled} = request(N, L9),
                             Until(Next, Refilled, N + 1);
-                        [{grant, One, _}, {retire, One}] ->
+                        [{stop, One}] ->
                             {N, L9}
                     end
             end,

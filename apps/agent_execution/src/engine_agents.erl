@@ -4,7 +4,6 @@
 
 -export([types/0]).
 -export([configured/0]).
--export([concurrency/0]).
 -export([is_built_in/1]).
 
 -define(BUILT_IN, [<<"researcher">>, <<"coder">>, <<"planner">>, <<"assistant">>]).
@@ -26,14 +25,6 @@ configured() ->
     Agents = agent_config:get([agents], #{}),
     [agent(Name, engine_names:binary(maps:get(agent_type, A, <<"assistant">>)), A)
      || {Name, A} <- maps:to_list(Agents), not is_built_in(Name)].
-
-%% @doc The most tasks side by side that an agent of a framework has; nothing for frameworks whose agents have one.
--spec concurrency() -> #{Framework :: binary() => pos_integer()}.
-concurrency() ->
-    Agents = [A || {_, A} <- types()] ++ configured(),
-    lists:foldl(fun(#{framework := F, concurrency := N}, Acc) when N > 1 -> maps:update_with(F, fun(M) -> max(M, N) end, N, Acc);
-                   (_, Acc) -> Acc
-                end, #{}, Agents).
 
 -spec agent(binary(), binary(), map()) -> map().
 agent(Id, Type, Given) ->

@@ -103,7 +103,7 @@ entry({lost, Lost}) -> lost(Lost).
 submit(#{header := Header, payload := Payload, agent := Agent, route := #{executor := Executor} = Route, cached := Cached,
          from := From}) ->
     #{task_id := Id, tenant := Tenant} = Header,
-    Class = class(Executor, Cached),
+    Class = class(Executor, Agent, Cached),
     Now = now_ms(),
     Later = maps:get(not_before_ms, Header, 0) > Now,
     Slot = case Later orelse run_queue:acquire(Class, Tenant) of ok -> Class; _ -> none end,
@@ -128,9 +128,9 @@ submit(#{header := Header, payload := Payload, agent := Agent, route := #{execut
     end.
 
 %% A task whose answer is at hand needs no worker.
--spec class(binary(), framework_execution_cache:ticket()) -> binary().
-class(_, {hit, _}) -> <<"native">>;
-class(Executor, _) -> Executor.
+-spec class(binary(), map(), framework_execution_cache:ticket()) -> binary().
+class(_, _, {hit, _}) -> <<"native">>;
+class(Executor, Agent, _) -> run_queue:class(Executor, Agent).
 
 -spec submitted({ok, term()} | {error, agent_error:t()} | {unknown, term()}, {pid(), reference()}, #task{}) -> ok.
 submitted({ok, {created, #{attempt := Attempt, fence := Fence}}}, From, T = #task{row = #row{task_id = Id}}) when Attempt > 0 ->
@@ -171,7 +171,8 @@ reply({Pid, Ref}, Answer) ->
 -spec claim(run_queue:item()) -> ok.
 claim(#{task_id := Id, tenant := Tenant, class := Class} = Item) ->
     Now = now_ms(),
-    Row = #row{task_id = Id, pid = self(), state = claiming, tenant = Tenant, executor = Class, slot = Class, since_ms = Now,
+    Row = #row{task_id = Id, pid = self(), state = claiming, tenant = Tenant, since_ms = Now,
+               executor = run_queue:executor(Class), slot = Class,
                agent_id = maps:get(agent_id, Item, <<>>), agent_type = maps:get(agent_type, Item, <<>>),
                create_ms = maps:get(create_ms, Item, Now)},
     true = ets:insert(engine_tables:tasks(), Row),
@@ -244,8 +245,9 @@ start_claimed(#{fence := Fence, attempt := Attempt, lost_count := Used} = Claime
                end,
     case Resolved of
         {ok, Agent, #{executor := Executor} = Route} ->
-            run_queue:swap(Row#row.slot, Executor, Row#row.tenant),
-            Row1 = Row#row{executor = Executor, slot = Executor, agent_id = maps:get(id, Agent, <<>>),
+            Class = run_queue:class(Executor, Agent),
+            run_queue:swap(Row#row.slot, Class, Row#row.tenant),
+            Row1 = Row#row{executor = Executor, slot = Class, agent_id = maps:get(id, Agent, <<>>),
                            agent_type = maps:get(agent_type, Agent, <<>>)},
             Cached = framework_execution_cache:look(T#task.payload, Agent, Executor, Row#row.tenant),
             run(Attempt, Fence, Used, T#task{agent = Agent, route = Route, row = Row1, cached = Cached});
@@ -306,13 +308,15 @@ lost(#{task_id := Id, fence := Fence, cause := Cause} = Lost) ->
     end.
 
 -spec item(non_neg_integer(), #task{}) -> run_queue:item().
-item(Fence, #task{header = Header, row = #row{task_id = Id, tenant = Tenant, executor = Class, create_ms = Created} = Row}) ->
+item(Fence, #task{header = Header, agent = Agent, row = Row}) ->
+    #row{task_id = Id, tenant = Tenant, executor = Executor, create_ms = Created} = Row,
     Expires = case {Fence, maps:get(max_queue_duration_ms, Header, 0)} of
                   {0, N} when N > 0 -> Created + N;
                   _ -> 0
               end,
     NotBefore = maps:get(not_before_ms, Header, 0),
-    #{task_id => Id, tenant => Tenant, priority => maps:get(priority, Header, 4), class => Class, create_ms => Created,
+    #{task_id => Id, tenant => Tenant, priority => maps:get(priority, Header, 4), create_ms => Created,
+      class => run_queue:class(Executor, Agent),
       fence => Fence, expires_ms => Expires, not_before_ms => NotBefore, wake => NotBefore > 0,
       agent_id => Row#row.agent_id, agent_type => Row#row.agent_type}.
 
@@ -325,12 +329,20 @@ run(Attempt, Fence, Used, T = #task{header = Header, route = Route, row = Row = 
     task_recovery:watch(self(), Id),
     put_row(Row1),
     _ = [agent_store:cast({route, Id, Fence, Said}) || not T#task.route_known, Said <- [explained(Route, Header)], Said =/= undefined],
+    T1 = T#task{row = Row1, core = execution_core:new(Header, #{executor => Executor, used => Used}),
+                wait_ms = max(0, Now - Row1#row.create_ms), ref = make_ref()},
+    {Clocks, T2} = clocks(T1),
+    %% An attempt that waits for a worker has not begun; that it waits for ever is for the clock of all attempts to see.
+    Early = case Executor of <<"native">> -> Clocks; _ -> lists:keydelete({timeout, attempt}, 1, Clocks) end,
+    gen_statem:enter_loop(?MODULE, [], ready, T2, [{next_event, internal, start} | Early]).
+
+%% It runs from now on: the clocks of the attempt and of all attempts together.
+-spec clocks(#task{}) -> {[gen_statem:action()], #task{}}.
+clocks(T = #task{header = Header}) ->
     Total = left(T#task.ran_ms, maps:get(max_duration_ms, Header, 0)),
     Mine = left(0, maps:get(max_attempt_duration_ms, Header, 0)),
-    T1 = T#task{row = Row1, core = execution_core:new(Header, #{executor => Executor, used => Used}), started_ms = ticks_ms(),
-                wait_ms = max(0, Now - Row1#row.create_ms), limit_ms = min(Total, Mine), ref = make_ref()},
-    Clocks = [{{timeout, total}, Total, total} || Total =/= infinity] ++ [{{timeout, attempt}, Mine, attempt} || Mine =/= infinity],
-    gen_statem:enter_loop(?MODULE, [], ready, T1, [{next_event, internal, start} | Clocks]).
+    {[{{timeout, total}, Total, total} || Total =/= infinity] ++ [{{timeout, attempt}, Mine, attempt} || Mine =/= infinity],
+     T#task{started_ms = ticks_ms(), limit_ms = min(Total, Mine)}}.
 
 %% Where nothing was chosen there is nothing to explain; an ephemeral task is spared the write.
 -spec explained(map(), map()) -> undefined | map().
@@ -503,14 +515,15 @@ effects([{attempt_info, Info} | Rest], Actions, T = #task{row = #row{task_id = I
                                                 env_lock_hash => maps:get(env_lock_hash, Info, <<>>),
                                                 unjournaled_tools => maps:get(unjournaled_tools, Info, [])}}),
     effects(Rest, Actions, T);
-effects([execute | Rest], Actions, T = #task{worker = {Pid, _}, header = Header, row = #row{executor = Executor} = Row}) ->
+effects([execute | Rest], Actions, T0 = #task{worker = {Pid, _}, header = Header, row = #row{executor = Executor} = Row}) ->
+    {Clocks, T} = clocks(T0),
     {Given, Said} = execution_around:optimize(T#task.payload, T#task.agent, Header, Executor),
     ok = framework_adapter_worker:execute(Pid, T#task.ref, #{
         task_id => Row#row.task_id, payload => Given, tool_limit => execution_around:tool_limit(Executor),
         agent => T#task.agent, attempt => Row#row.attempt,
         fence => Row#row.fence, deadline_ms => time_of_end(T), header => Header,
         stream_text => maps:get(stream_text, Header, true)}),
-    effects(Rest, Actions, said(Said, T));
+    effects(Rest, Clocks ++ Actions, said(Said, T));
 effects([{event, Event} | Rest], Actions, T) ->
     {_, Batch} = execution_events:add(Event, T#task.batch),
     effects(Rest, [{{timeout, batch}, 0, batch} | Actions], T#task{batch = Batch});

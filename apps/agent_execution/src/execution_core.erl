@@ -136,15 +136,13 @@ step({lost, Lost}, C = #core{phase = Phase}) when Phase =:= grace; Phase =:= kil
     Proof = maps:get(proof, Lost, unconfirmed),
     stopped(#{witness => Proof, host_pid => maps:get(host_pid, Lost, 0), signals => [],
               confirmed_dead => Proof =/= unconfirmed, survivors => [], fenced_at_ms => 0, duration_us => 0}, C);
+%% Another task of the process was ended, or its owner was: this one has nothing to do with it.
+step({lost, #{innocent := true} = Lost}, C = #core{phase = Phase}) when Phase =:= working; Phase =:= leasing ->
+    uncounted(worker_crashed, maps:get(detail, Lost, <<>>), C);
 %% Other tasks ran in the same process: whose fault it was nobody knows, so it does not count, and the next attempt runs alone.
 step({lost, #{beside := Others} = Lost}, C = #core{phase = Phase}) when Others > 0, Phase =:= working orelse Phase =:= leasing ->
     Detail = iolist_to_binary(io_lib:format("~b more ran in the same worker: ~s", [Others, maps:get(detail, Lost, <<>>)])),
-    Event = {event, {worker_lost, #{cause => text(worker_shared), detail => Detail}}},
-    {Effects, C1} = case refused_retry(worker_shared, C) of
-                        true -> give_up(agent_error:new(worker_shared, Detail), lost, C);
-                        false -> requeue(lost, worker_shared, false, none, C)
-                    end,
-    {[Event | Effects], C1};
+    uncounted(worker_shared, Detail, C);
 step({lost, Lost}, C = #core{phase = Phase}) when Phase =:= working; Phase =:= leasing ->
     lost(maps:get(cause, Lost, worker_crashed), maps:get(detail, Lost, <<>>), maps:get(metadata, Lost, #{}), C);
 step(step_down, C = #core{phase = native}) ->
@@ -239,6 +237,16 @@ lost(Cause, Detail, Metadata, C = #core{used = Used, max_attempts = Max}) ->
                         lost, C);
             false -> give_up(Error, lost, C)
         end,
+    {[Event | Effects], C1}.
+
+%% The next attempt comes at once.
+-spec uncounted(atom(), binary(), core()) -> {[effect()], core()}.
+uncounted(Cause, Detail, C) ->
+    Event = {event, {worker_lost, #{cause => text(Cause), detail => Detail}}},
+    {Effects, C1} = case refused_retry(Cause, C) of
+                        true -> give_up(agent_error:new(Cause, Detail), lost, C);
+                        false -> requeue(lost, Cause, false, none, C)
+                    end,
     {[Event | Effects], C1}.
 
 -spec give_up(agent_error:t(), failed | lost, core()) -> {[effect()], core()}.

@@ -11,6 +11,8 @@
 
 %% API
 -export([start_link/0]).
+-export([class/2]).
+-export([executor/1]).
 -export([acquire/2]).
 -export([release/3]).
 -export([swap/3]).
@@ -32,6 +34,8 @@
 %% Native tasks that run at once, unless configured.
 -define(MAX_RUNNING, 1000).
 %% Workers of a framework, unless configured; as in the pool.
+%% Between executor and agent in the name of a class; no framework's name holds it.
+-define(OF_AGENT, <<"#">>).
 -define(MAX_PER_FRAMEWORK, 4).
 %% What is due later than this is not kept in memory, in ms.
 -define(HORIZON_MS, 60000).
@@ -62,6 +66,20 @@
 -spec start_link() -> gen_server:start_ret().
 start_link() ->
     gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+
+%% @doc What a task counts for: its executor, or its agent on it where the agent's tasks run side by side in a worker. Those have slots of
+%% their own, so that other agents of the framework are not let in where no worker could take them.
+-spec class(Executor :: binary(), Agent :: map()) -> binary().
+class(Executor, Agent) ->
+    case framework_adapter_env:concurrency(Executor, Agent) of
+        1 -> Executor;
+        _ -> <<Executor/binary, ?OF_AGENT/binary, (maps:get(id, Agent, <<>>))/binary>>
+    end.
+
+%% @doc The executor of a class.
+-spec executor(Class :: binary()) -> binary().
+executor(Class) ->
+    hd(binary:split(Class, ?OF_AGENT)).
 
 %% @doc Takes a slot at once, or says that the task has to wait.
 -spec acquire(Class :: binary(), Tenant :: binary()) -> ok | wait.
@@ -149,7 +167,7 @@ counts() ->
 loads() ->
     Counts = ets:select(engine_tables:slots(), [{{{'$1', '$2'}, '$3'}, [{'>', '$3', 0}], [{{'$1', '$2', '$3'}}]}]),
     lists:foldl(fun({Kind, Class, N}, Acc) when Kind =:= running; Kind =:= queued ->
-                        maps:update_with(Class, fun(L) -> L + N / limit(Class) end, N / limit(Class), Acc);
+                        maps:update_with(executor(Class), fun(L) -> L + N / limit(Class) end, N / limit(Class), Acc);
                    (_, Acc) ->
                         Acc
                 end, #{}, Counts).
@@ -169,7 +187,6 @@ listen() ->
 
 -spec init([]) -> {ok, #state{}, {continue, rebuild}}.
 init([]) ->
-    ok = persistent_term:put({?MODULE, slots}, engine_agents:concurrency()),
     {ok, #state{}, {continue, rebuild}}.
 
 -spec handle_continue(rebuild, #state{}) -> {noreply, #state{}}.
@@ -448,18 +465,12 @@ count(Key) ->
 
 -spec limit(binary()) -> pos_integer().
 limit(<<"native">>) -> agent_config:get([agent_execution, max_running], ?MAX_RUNNING);
-limit(Class) -> agent_config:get([workers, max_per_framework], ?MAX_PER_FRAMEWORK) * slots(Class).
-
-%% Tasks that one worker of the class may run at most. Those of an agent whose workers run fewer wait for a lease, in order.
--spec slots(binary()) -> pos_integer().
-slots(Class) ->
-    case persistent_term:get({?MODULE, slots}, #{}) of
-        Known when map_size(Known) =:= 0 ->
-            1;
-        Known ->
-            Most = max(maps:get(Class, Known, 1), maps:get(<<"auto">>, Known, 1)),
-            framework_adapter_env:concurrency(Class, #{concurrency => Most})
-    end.
+limit(Class) ->
+    agent_config:get([workers, max_per_framework], ?MAX_PER_FRAMEWORK) *
+        case binary:split(Class, ?OF_AGENT) of
+            [_] -> 1;
+            [Executor, Agent] -> framework_adapter_env:concurrency(Executor, agent_config:get([agents, Agent], #{}))
+        end.
 
 -spec quota(binary()) -> pos_integer() | none.
 quota(Tenant) ->

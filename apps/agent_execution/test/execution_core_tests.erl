@@ -62,6 +62,9 @@ what_shared_a_worker_does_not_count_whatever_ended_it_test() ->
     ?assertMatch({event, {worker_lost, #{cause := <<"WORKER_SHARED">>,
                                          detail := <<"2 more ran in the same worker: too much memory">>}}}, Event),
     ?assertMatch({requeue, #{outcome := lost, counts := false, delay := none, cause := <<"WORKER_SHARED">>}}, Requeue),
+    %% Another one's end is nobody's fault here.
+    ?assertMatch({requeue, #{counts := false, cause := <<"WORKER_CRASHED">>}},
+                 lists:last(effects([start, {leased, #{}}, {lost, #{detail => <<"d">>, innocent => true}}], Five))),
     %% Alone it is its own fault.
     ?assertMatch({finish, #{error := #{reason := worker_oom}}},
                  lists:last(effects([start, {leased, #{}}, Lost(0)], core(<<"langchain">>, 0, 5)))),

@@ -24,6 +24,8 @@ from ._wire import worker
 MAX_LINE_BYTES: Final = 16 * 1024
 #: Lines of a task that wait to be sent, and their bytes; what comes beyond them is dropped, and counted.
 MAX_LINES: Final = 10_000
+#: Lines that are sent when their task has ended: the results of its neighbours wait behind them, half a millisecond for each.
+MAX_AT_END: Final = 500
 MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
 #: Under which the lines stand among the task's logs.
 _SOURCE: Final = "worker"
@@ -97,6 +99,9 @@ class _Printed:
         """All that is left when the task ends, lines without an end among it, and how much was dropped."""
         for level, line in self.open.items():
             self._end(level, line)
+        while len(self.waiting) > MAX_AT_END:
+            self.next()
+            self.dropped += 1
         while self.waiting:
             yield self.next()
         if self.dropped:

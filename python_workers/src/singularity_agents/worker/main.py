@@ -286,14 +286,17 @@ class Worker:
             del self._scopes[scope.slot]
         if self._output is not None:
             self._output.end(scope)
-        if self._events.waiting or not self._channel.try_send(f.Type.RESULT, status, 0, scope.slot, 0, scope.fence, payload):
+        # A cancelled task has no more to say, and waits for nobody: its grace is short.
+        waits = self._events.waiting and not scope.cancelled
+        if waits or not self._channel.try_send(f.Type.RESULT, status, 0, scope.slot, 0, scope.fence, payload):
             self._unsent += 1
             self._spawn(self._send_result(scope, status, payload))
         else:
             self._drained()
 
     async def _send_result(self, scope: Scope, status: int, payload: bytes) -> None:
-        await self._events.drain()
+        if not scope.cancelled:
+            await self._events.drain()
         await self._channel.send_counted(f.Type.RESULT, status, 0, scope.slot, 0, scope.fence, payload)
         self._unsent -= 1
         self._drained()
