@@ -38,6 +38,12 @@ BEHAVIOURS: Final = {
     "cancel while computing": "test_is_cancelled_while_it_computes",
     "cancel in a tool's child process": "test_is_cancelled_in_a_child_process",
     "resume after kill -9": "test_resumes_after_a_kill",
+    "tasks side by side in one process": "test_agents_of_the_engines_making",
+}
+#: What a framework cannot have, and why.
+CANNOT: Final = {
+    ("tasks side by side in one process", "crewai"): "no: a crew's objects and events are of its whole process "
+    "([crewai_event_bus](https://docs.crewai.com/en/concepts/event-listener) is one), refused with these words",
 }
 #: Bad code of users', which harms a worker in the same way whatever its framework: what it does, and the beginning of its test's name.
 BAD_CODE: Final = {
@@ -96,7 +102,8 @@ def page(found: dict[tuple[str, str], bool]) -> str:
         "|---" * (len(FRAMEWORKS) + 1) + "|",
     ]
     for behaviour, test in BEHAVIOURS.items():
-        lines.append(f"| {behaviour} | " + " | ".join(cell(found, test, framework) for framework in FRAMEWORKS) + " |")
+        cells = [CANNOT.get((behaviour, framework)) or cell(found, test, framework) for framework in FRAMEWORKS]
+        lines.append(f"| {behaviour} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -516,7 +516,8 @@ effects([{attempt_info, Info} | Rest], Actions, T = #task{row = #row{task_id = I
                                                 unjournaled_tools => maps:get(unjournaled_tools, Info, [])}}),
     effects(Rest, Actions, T);
 effects([execute | Rest], Actions, T0 = #task{worker = {Pid, _}, header = Header, row = #row{executor = Executor} = Row}) ->
-    {Clocks, T} = clocks(T0),
+    %% That it waited for its worker counts as waiting.
+    {Clocks, T} = clocks(T0#task{wait_ms = T0#task.wait_ms + ran_ms(T0)}),
     {Given, Said} = execution_around:optimize(T#task.payload, T#task.agent, Header, Executor),
     ok = framework_adapter_worker:execute(Pid, T#task.ref, #{
         task_id => Row#row.task_id, payload => Given, tool_limit => execution_around:tool_limit(Executor),
