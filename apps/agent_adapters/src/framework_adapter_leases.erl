@@ -110,8 +110,15 @@ fits(Id, Request, L = #leases{workers = Workers}) ->
         true -> false;
         false ->
             lists:any(fun(D) -> D =< Depth end, maps:values(Held))
-                orelse leased(Framework, L) - is_leased(W) < max_workers(Framework, L) * (Depth + 1)
+                orelse leased(Framework, L) - is_leased(W) < room(Request, max_workers(Framework, L))
     end.
+
+%% How many workers there may be at the level of a request. One that wants to be alone holds up the queue of its key: it may have one more.
+-spec room(request(), integer()) -> integer().
+room(Request, Max) when Max > 0 ->
+    Max * (depth(Request) + 1) + case is_alone(Request) of true -> 1; false -> 0 end;
+room(_, _) ->
+    0.
 
 -spec leased(binary(), leases()) -> non_neg_integer().
 leased(Framework, L) ->
@@ -292,7 +299,9 @@ fill(Id, L = #leases{workers = Workers}) ->
     #w{key = {Framework, _, _, _} = Key} = maps:get(Id, Workers),
     case next(Id, Key, L) of
         {Request, L1} ->
-            {Effects, L2} = fill(Id, pass(Framework, hold(Id, Request, L1))),
+            Held = #leases{open = Open} = pass(Framework, hold(Id, Request, L1)),
+            %% Those behind one that is alone may fit where it did not.
+            {Effects, L2} = served(case is_alone(Request) of true -> maps:get(Key, Open, []); false -> [Id] end, Held),
             {[{grant, Id, Request} | Effects], L2};
         none ->
             {[], L}
@@ -381,7 +390,8 @@ grow(Key, L = #leases{workers = Workers, queues = Queues}) ->
         false ->
             {[], L};
         {value, #{agent := Agent} = First} ->
-            case places(Mine, max_workers(Framework, L)) < max_workers(Framework, L) * (depth(First) + 1) of
+            Max = max_workers(Framework, L),
+            case places(Mine, Max) < room(First, Max) of
                 true ->
                     {Id, L1} = new_id(Framework, L),
                     {[{start, Id, Key, Agent}], L1#leases{workers = Workers#{Id => new_worker(Key, Agent)},

@@ -95,16 +95,23 @@ an_idle_worker_goes_before_a_busy_one_test() ->
     ?assertEqual(lists:sort([One, Two]), lists:sort([A, B])),
     ?assertMatch({[{grant, _, _}], _}, ask(?KEY, #{}, L5)).
 
-one_that_wants_to_be_alone_waits_for_an_empty_worker_and_fills_it_test() ->
+one_that_wants_to_be_alone_has_a_worker_of_its_own_for_as_long_as_it_runs_test() ->
     {[{start, One, _, _}], L1} = ask(?KEY, #{}, new()),
-    {[{grant, One, _} = First], L2} = framework_adapter_leases:ready(One, L1),
-    {[], L3} = ask(?KEY, #{alone => true}, L2),
-    %% It is not overtaken, though there is a slot.
+    {[{grant, One, _}], L2} = framework_adapter_leases:ready(One, L1),
+    %% It may have one beyond the maximum, and holds nobody up for longer than the start of that.
+    {[{start, Two, _, _}], L3} = ask(?KEY, #{alone => true}, L2),
     {[], L4} = ask(?KEY, #{task_id => <<"behind">>}, L3),
-    {[{grant, One, #{alone := true}} = Alone], L5} = framework_adapter_leases:released(One, granted(First), L4),
-    {[], L6} = ask(?KEY, #{}, L5),
-    ?assertMatch({[{grant, One, #{task_id := <<"behind">>}}, {grant, One, _}], _},
-                 framework_adapter_leases:released(One, granted(Alone), L6)).
+    {[{grant, Two, #{alone := true}} = Alone, {grant, One, #{task_id := <<"behind">>}}], L5} = framework_adapter_leases:ready(Two, L4),
+    {[{grant, One, _}], L6} = ask(?KEY, #{}, L5),
+    ?assertMatch({[{stop, Two}], _}, framework_adapter_leases:released(Two, granted(Alone), L6)).
+
+an_idle_worker_is_given_whole_to_one_that_wants_to_be_alone_test() ->
+    {[{start, One, _, _}], L1} = framework_adapter_leases:warm(?KEY, #{concurrency => 3}, 1, new()),
+    {[], L2} = framework_adapter_leases:ready(One, L1),
+    {[{grant, One, _} = Alone], L3} = ask(?KEY, #{alone => true}, L2),
+    {[], L4} = ask(?KEY, #{}, L3),
+    {[], L5} = ask(?KEY, #{}, L4),
+    ?assertMatch({[{grant, One, _}, {grant, One, _}], _}, framework_adapter_leases:released(One, granted(Alone), L5)).
 
 one_that_retires_takes_no_more_and_another_one_is_started_meanwhile_test() ->
     {[{start, One, _, _}], L1} = ask(?KEY, #{}, new()),
@@ -119,7 +126,7 @@ what_is_taken_back_leaves_its_place_to_the_next_one_test() ->
     {[{start, One, _, _}], L1} = ask(?KEY, #{}, new()),
     {[{grant, One, _}], L2} = framework_adapter_leases:ready(One, L1),
     Ref = make_ref(),
-    {[], L3} = ask(?KEY, #{alone => true, ref => Ref}, L2),
+    {[{start, _, _, _}], L3} = ask(?KEY, #{alone => true, ref => Ref}, L2),
     {[], L4} = ask(?KEY, #{task_id => <<"behind">>}, L3),
     ?assertMatch({[{grant, One, #{task_id := <<"behind">>}}], _}, framework_adapter_leases:cancel(Ref, L4)).
 
