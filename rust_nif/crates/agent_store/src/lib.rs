@@ -554,10 +554,11 @@ impl TaskStore {
         text: Option<(i32, i64)>,
     ) -> Result<Vec<pb::TaskEvent>, AgentError> {
         loop {
-            let Some(live) = self.hub.get(id) else {
-                return self.stored(tenant, id, after).await;
+            let found = match self.hub.get(id) {
+                Some(live) => self.live_events(&live, id, after, text).await?,
+                None => self.stored(tenant, id, after).await?,
             };
-            if let Some(events) = self.live_events(&live, id, after, text).await? {
+            if let Some(events) = found {
                 return Ok(events);
             }
         }
@@ -620,13 +621,20 @@ impl TaskStore {
         }
     }
 
-    // No live entry: ended, or not touched since the node started.
-    async fn stored(&self, tenant: &str, id: &str, after: i64) -> Result<Vec<pb::TaskEvent>, AgentError> {
+    // No live entry: ended, or not touched since the node started. None: it is live now, look again.
+    async fn stored(&self, tenant: &str, id: &str, after: i64) -> Result<Option<Vec<pb::TaskEvent>>, AgentError> {
         let poll = Duration::from_millis(200);
         loop {
             let events = self.durable.events(id, after, EVENT_PAGE)?;
-            if !events.is_empty() || is_terminal(self.head(tenant, id)?.state()) || self.hub.get(id).is_some() {
-                return Ok(events);
+            if !events.is_empty() {
+                return Ok(Some(events));
+            }
+            if is_terminal(self.head(tenant, id)?.state()) {
+                // Its last events may have been written since they were read.
+                return self.durable.events(id, after, EVENT_PAGE).map(Some);
+            }
+            if self.hub.get(id).is_some() {
+                return Ok(None);
             }
             tokio::time::sleep(poll).await;
         }
