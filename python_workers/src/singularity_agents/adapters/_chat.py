@@ -147,9 +147,9 @@ def wait_for_answer(needed: InputNeeded) -> None:
     if scope is not None and _WAITS not in scope.notes:
         scope.notes[_WAITS] = needed
         scope.gate = SingularityError("the task waits for an answer", reason="WRONG_STATE")
-        wake: asyncio.Event | None = scope.notes.get(_WAKE)
-        if wake is not None:
-            _runtime.engine().soon(wake.set)
+        asked: asyncio.Future[None] | None = scope.notes.get(_WAKE)
+        if asked is not None:
+            _runtime.engine().soon(asked.cancel)
 
 
 async def settled(run: Awaitable[_T]) -> _T:
@@ -160,12 +160,14 @@ async def settled(run: Awaitable[_T]) -> _T:
     """
     scope = CURRENT.get()
     notes: dict[str, Any] = scope.notes if scope is not None else {}
-    # A question may be asked in a task of the framework's own, of whose end the framework never learns.
-    wake = notes[_WAKE] = asyncio.Event()
+    # A question may be asked in a task of the framework's own, of whose end the framework never learns. Ended, this says that one was; a
+    # task in its place would be the run's, and would have to be ended with it.
+    asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    notes[_WAKE] = asked
     work = asyncio.ensure_future(run)
-    asked = asyncio.ensure_future(wake.wait())
     try:
-        await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
+        ends: set[asyncio.Future[Any]] = {work, asked}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if (needed := notes.get(_WAITS)) is not None:
             raise needed
         result = await work
