@@ -183,7 +183,7 @@ def test_a_parent_that_ended_in_another_life_of_the_node_ends_its_child(killable
     with Client(node.address, max_retries=0, timeout="60s") as client:
         parent = client.submit("x", framework="native", not_before=datetime.now(UTC) + timedelta(hours=1))
         child = client.submit(
-            "x", framework="native", parent_task_id=parent.id, not_before=datetime.now(UTC) + timedelta(seconds=6)
+            "x", framework="native", parent_task_id=parent.id, not_before=datetime.now(UTC) + timedelta(seconds=10)
         ).id
     node.kill()
     node.start()
