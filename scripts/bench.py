@@ -66,6 +66,11 @@ tools = []
 framework = "custom:bench"
 project = "{ROOT}/examples/hello"
 entrypoint = "agents:shout"
+[agents.beside]
+framework = "custom:bench"
+project = "{ROOT}/examples/hello"
+entrypoint = "agents:shout"
+concurrency = 16
 [agents.loop]
 framework = "custom:bench"
 project = "{ROOT}/examples/demo"
@@ -188,6 +193,8 @@ def workers(node: LocalNode) -> None:
         )["per_second"]
     )
     record("worker_trivial", value, "/s", wanted="must 3,000/s, aim 8,000/s")
+    beside = ("--agent", "beside", "--in-flight", "16", "--seconds", str(SECONDS))
+    record("worker_trivial_beside", median(lambda: load(node.address, *beside)["per_second"]), "/s", baseline=value)
     done = subprocess.run(
         [str(TOOL), "cancel", "--address", node.address, "--agent", "loop", "--runs", "100"],
         capture_output=True, text=True, check=True, timeout=300,
