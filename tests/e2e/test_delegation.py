@@ -189,4 +189,7 @@ def test_a_parent_that_ended_in_another_life_of_the_node_ends_its_child(killable
     node.start()
     with Client(node.address, max_retries=0, timeout="60s") as client:
         client.cancel(parent.id)
-        assert eventually(lambda: s if (s := client.get(child).state) not in ("WAITING", "QUEUED", "RUNNING") else None) == "CANCELLED"
+        assert (
+            eventually(lambda: s if (s := client.get(child).state) not in ("WAITING", "QUEUED", "RUNNING") else None)
+            == "CANCELLED"
+        )
