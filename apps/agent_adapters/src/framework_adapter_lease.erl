@@ -15,7 +15,7 @@
 -export([is_running/1]).
 -export([is_killed/1]).
 -export([block_grace_ms/1]).
--export([term_ms/1]).
+-export([is_now/1]).
 -export([call/4]).
 -export([note/2]).
 -export([now/1]).
@@ -25,9 +25,6 @@
 -export([ended/1]).
 
 -export_type([lease/0]).
-
-%% TERM to KILL when the grace was used up before, in ms.
--define(TERM_GRACE_MS, 20).
 
 -record(lease, {
     ref :: reference(),
@@ -50,8 +47,8 @@
     %% How long it may be blocked.
     block_grace_ms = 0 :: non_neg_integer(),
     gate = open :: open | closed,
-    %% Between TERM and KILL, in ms; none where the caller said "now".
-    term_ms = ?TERM_GRACE_MS :: non_neg_integer(),
+    %% The caller said "now": nothing is between TERM and KILL.
+    now = false :: boolean(),
     %% Its owner wants the proof of the death of its processes.
     killed = false :: boolean()
 }).
@@ -116,9 +113,9 @@ is_killed(#lease{killed = Killed}) -> Killed.
 -spec block_grace_ms(lease()) -> non_neg_integer().
 block_grace_ms(#lease{block_grace_ms = Ms}) -> Ms.
 
-%% @doc Between TERM and KILL, in ms.
--spec term_ms(lease()) -> non_neg_integer().
-term_ms(#lease{term_ms = Ms}) -> Ms.
+%% @doc Whether its processes are killed without a TERM before.
+-spec is_now(lease()) -> boolean().
+is_now(#lease{now = Now}) -> Now.
 
 %% @doc A CALL frame of its task came; `Worker' is the process that the answer to a delegation goes to.
 -spec call(framework_adapter_frame:frame(), Spec :: map(), Worker :: pid(), lease()) -> lease().
@@ -139,7 +136,7 @@ note({Notes, Worker}, L) ->
 
 %% @doc Nothing is left between TERM and KILL: the caller said "now".
 -spec now(lease()) -> lease().
-now(L) -> L#lease{term_ms = 0}.
+now(L) -> L#lease{now = true}.
 
 %% @doc No call goes out any more, and what is open is told so.
 -spec close(lease()) -> lease().

@@ -152,7 +152,7 @@ handle_info({worker, _, {leased, Ref}}, M = #manager{granted = Granted}) ->
 %% It takes no more: that crossed the lease.
 handle_info({worker, Id, {declined, Ref}}, M = #manager{granted = Granted}) ->
     M1 = run(framework_adapter_leases:released(Id, Ref, M#manager.leases), M#manager{granted = maps:remove(Ref, Granted)}),
-    {noreply, again([R || {R, {W, _, _}} <- maps:to_list(Granted), R =:= Ref, W =:= Id], Granted, M1)};
+    {noreply, again([Ref || is_map_key(Ref, Granted)], Granted, M1)};
 handle_info({worker, Id, {busy, View}}, M) ->
     view(Id, View#{since_ms => erlang:system_time(millisecond)}),
     {noreply, M};

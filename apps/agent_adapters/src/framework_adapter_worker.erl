@@ -250,7 +250,8 @@ handle_event(cast, {cancel, Ref, GraceMs}, State, W = #worker{leases = Leases}) 
     cancel_task(GraceMs, State, maps:get(Ref, Leases), W);
 handle_event(cast, {kill, Ref}, State, W = #worker{leases = Leases}) when is_map_key(Ref, Leases) ->
     Lease = framework_adapter_lease:killed(maps:get(Ref, Leases)),
-    kill_tree(cancelled, framework_adapter_lease:term_ms(Lease), State, put_lease(Lease, W));
+    TermMs = case framework_adapter_lease:is_now(Lease) of true -> 0; false -> ?TERM_GRACE_MS end,
+    kill_tree(cancelled, TermMs, State, put_lease(Lease, W));
 handle_event({timeout, {grace, Ref}}, grace, ready, #worker{leases = Leases}) when is_map_key(Ref, Leases) ->
     framework_adapter_lease:tell(grace_over, maps:get(Ref, Leases)),
     keep_state_and_data;
@@ -873,7 +874,7 @@ now_ms() ->
 -spec terminate(term(), atom(), #worker{}) -> ok.
 terminate(_Reason, _State, W = #worker{port = Port, remote = Remote, socket = S, dir = Dir, leases = Leases}) ->
     forget(W),
-    tell_all({lost, #{cause => worker_crashed, detail => <<"the worker's process ended">>, beside => max(0, map_size(Leases) - 1)}}, W),
+    tell_all({lost, (fault(ended, Leases))#{cause => worker_crashed, detail => <<"the worker's process ended">>}}, W),
     _ = [gen_tcp:close(S) || S =/= none],
     port_guard:close(Port),
     framework_adapter_remote:close(Remote),

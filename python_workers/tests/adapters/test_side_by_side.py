@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,16 @@ def after_a_tool(tool: str, arguments: Callable[[str], str]) -> Callable[[str, i
     )
 
 
+def succeeded(node: Node, cancelled: str) -> Iterator[tuple[str, Any]]:
+    """Name and end of each task that was not cancelled; the one that was has ended so."""
+    for name, (status, result) in node.results.items():
+        if name == cancelled:
+            assert status == f.Status.CANCELLED
+        else:
+            assert status == f.Status.SUCCEEDED, result.error
+            yield name, result
+
+
 @pytest.mark.parametrize("framework", SHARING)
 def test_agents_of_the_engines_making(start: Start, tmp_path: Path, framework: str) -> None:
     peer = bound(start, tmp_path, framework)
@@ -122,11 +132,8 @@ def test_agents_of_the_engines_making(start: Start, tmp_path: Path, framework: s
         node = Node(peer, after_a_tool("double", lambda name: f'{{"n": {len(name)}}}'))
         node.run(cancelled)
         node.heard_of_their_own()
-        for name, (status, result) in node.results.items():
-            if name == cancelled:
-                assert status == f.Status.CANCELLED
-                continue
-            assert (status, result.result.output) == (f.Status.SUCCEEDED, f"done {name}"), result.error
+        for name, result in succeeded(node, cancelled):
+            assert result.result.output == f"done {name}"
             assert node.begun[name][0].arguments == f'{{"n":{len(name)}}}'
             assert node.asked[name][1].messages[-1].content[0].text == str(2 * len(name))
         for slot in range(TASKS):
@@ -161,11 +168,7 @@ def test_what_users_bring(start: Start, tmp_path: Path, framework: str, entrypoi
     node = Node(peer, answer)
     node.run(cancelled)
     node.heard_of_their_own()
-    for name, (status, result) in node.results.items():
-        if name == cancelled:
-            assert status == f.Status.CANCELLED
-            continue
-        assert status == f.Status.SUCCEEDED, result.error
+    for name, result in succeeded(node, cancelled):
         assert f"done {name}" in result.result.output
         if tool:
             assert [name in begin.arguments for begin in node.begun[name]] == [True]

@@ -24,9 +24,9 @@ from ._wire import worker
 MAX_LINE_BYTES: Final = 16 * 1024
 #: Lines of a task that wait to be sent, and their bytes; what comes beyond them is dropped, and counted.
 MAX_LINES: Final = 10_000
+MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
 #: Lines that are sent when their task has ended: the results of its neighbours wait behind them, half a millisecond for each.
 MAX_AT_END: Final = 500
-MAX_WAITING_BYTES: Final = 4 * 1024 * 1024
 #: Under which the lines stand among the task's logs.
 _SOURCE: Final = "worker"
 
